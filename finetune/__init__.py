@@ -1,0 +1,1 @@
+"""Fine-tune BERT, GPT and ViT checkpoints: a recipe goes in, a run directory comes out."""

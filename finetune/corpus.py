@@ -1,0 +1,374 @@
+"""Rows -> checked splits: columns, label map, train/validation/test policy, fingerprint.
+
+Train learns, validation chooses, test is read once, after the choice.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+from sklearn.model_selection import train_test_split
+
+from finetune import sources
+from finetune.errors import Refusal, nearest, refuse_unknown
+from finetune.recipe import Data
+
+# Above this share of bad rows the file is broken, not the rows.
+MOST_REJECTED = 0.01
+# Above this share of test texts that also stand in train, a score no longer means anything.
+MOST_OVERLAP = 0.001
+
+
+@dataclass
+class Corpus:
+    """Checked splits. Each frame has columns id, text, label, and text_pair for pairs.
+
+    ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
+    ``problem_type`` says; ``label_names`` has K names, or none for regression.
+    """
+
+    train: pandas.DataFrame
+    validation: pandas.DataFrame
+    test: pandas.DataFrame
+    label_names: list[str]
+    problem_type: str
+    source: str
+    revision: str | None
+    test_is: str
+    report: dict[str, Any] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over every row of every split, in order."""
+        digest = hashlib.sha256()
+        for frame in (self.train, self.validation, self.test):
+            for row in frame.itertuples(index=False):
+                digest.update(repr(tuple(row)).encode())
+            digest.update(b"|")
+        return digest.hexdigest()[:16]
+
+
+# --- finding the splits ----------------------------------------------------------------------
+
+
+def _is_file(value: str | None) -> bool:
+    return value is not None and (Path(value).suffix in sources.SUFFIXES or Path(value).exists())
+
+
+def _tables(data: Data) -> tuple[dict[str, sources.Table], str, str | None]:
+    """The tables of train and, where they exist, validation and test; their source; the commit."""
+    if _is_file(data.train) or data.dataset is None:
+        files = {"train": data.train, "validation": data.validation, "test": data.test}
+        read = {k: sources.read_table(Path(v), data.encoding) for k, v in files.items() if v}
+        return read, ", ".join(v for v in files.values() if v), None
+    tables, commit = sources.dataset(
+        data.dataset, data.dataset_config, data.dataset_revision, data.label, data.encoding
+    )
+    chosen = {}
+    for split in ("train", "validation", "test"):
+        wanted = getattr(data, split)
+        if wanted is not None and _is_file(wanted):
+            chosen[split] = sources.read_table(Path(wanted), data.encoding)
+        elif wanted is not None and wanted not in tables:
+            refuse_unknown(wanted, list(tables), f"{data.dataset}: split")
+        elif (wanted or split) in tables:
+            chosen[split] = tables[wanted or split]
+    if "train" not in chosen:
+        raise Refusal(f"{data.dataset}: has no split 'train', only {', '.join(tables)}; name one")
+    return chosen, data.dataset, commit
+
+
+# --- checking rows ---------------------------------------------------------------------------
+
+
+def _column(table: sources.Table, name: str, key: str) -> pandas.Series:
+    if name not in table.rows.columns:
+        known = [str(c) for c in table.rows.columns]
+        raise Refusal(
+            f"{table.source}: no column {name!r}; it has {', '.join(known)} "
+            f"(set `{key}:`; {nearest(name, known)})"
+        )
+    return table.rows[name]
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _rows(table: sources.Table, split: str, data: Data) -> pandas.DataFrame:
+    """Text columns as str and labels as read; rows that cannot be used go to ``table.rejected``."""
+    columns = {"text": _column(table, data.text, "text")}
+    if data.text_pair:
+        columns["text_pair"] = _column(table, data.text_pair, "text_pair")
+    columns["label"] = _column(table, data.label, "label")
+    frame = pandas.DataFrame(columns)
+    texts = [c for c in columns if c != "label"]
+    keep = []
+    for line, row in zip(frame.index, frame.itertuples(index=False), strict=True):
+        empty = [data.label if c == "label" else getattr(data, c) for c in columns if _is_missing(getattr(row, c))]
+        if empty:
+            reason = f"empty {' and '.join(empty)}"
+            table.rejected.append({"source": table.source, "line": int(line), "reason": reason})
+        keep.append(not empty)
+    read = len(frame) + sum(r["reason"].startswith("not ") for r in table.rejected)
+    if len(table.rejected) > MOST_REJECTED * read:
+        first = table.rejected[0]
+        raise Refusal(
+            f"{table.source}:{first['line']}: {first['reason']}, and {len(table.rejected)} of {read} "
+            "rows cannot be used; mend the file"
+        )
+    frame = frame[keep].copy()
+    for column in texts:
+        # dtype object keeps "NA" and "007" as written, and turns numbers of JSON into their text.
+        frame[column] = [v if isinstance(v, str) else str(v) for v in frame[column]]
+    labels = [v.item() if isinstance(v, numpy.generic) else v for v in frame["label"]]
+    frame["label"] = pandas.Series(labels, index=frame.index, dtype=object)
+    frame.insert(0, "id", [f"{split}-{line}" for line in frame.index])
+    return frame
+
+
+# --- labels ----------------------------------------------------------------------------------
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _class_names(values: list[Any], given: list[str] | None) -> list[str]:
+    """Label names in ``ClassLabel`` order, else numeric, else sorted: never "10" before "2"."""
+    if given:
+        return given
+    names = {str(v) for v in values}
+    numbers = {name: _number(name) for name in names}
+    if all(number is not None for number in numbers.values()):
+        return sorted(names, key=lambda name: (numbers[name], name))
+    return sorted(names)
+
+
+def _at(source: str, line: Any) -> str:
+    return f"{source}:{line}"
+
+
+def _check_types(frame: pandas.DataFrame, source: str) -> None:
+    first = type(frame["label"].iloc[0])
+    for line, value in frame["label"].items():
+        if type(value) is not first:
+            raise Refusal(
+                f"{_at(source, line)}: label {value!r} is {type(value).__name__} where the rows "
+                f"before have {first.__name__}; write all labels alike"
+            )
+
+
+def _encode_classes(
+    frames: dict[str, pandas.DataFrame], tables: dict[str, sources.Table]
+) -> list[str]:
+    given = tables["train"].label_names
+    names = _class_names(list(frames["train"]["label"]), given)
+    if len(names) < 2:
+        raise Refusal(
+            f"{tables['train'].source}: every label is {names[0]!r}; a classifier needs two classes "
+            "(or set `problem_type: regression`)"
+        )
+    index = {name: i for i, name in enumerate(names)}
+    for split, frame in frames.items():
+        codes = []
+        for line, value in frame["label"].items():
+            where = _at(tables[split].source, line)
+            if str(value) == "-1":
+                raise Refusal(
+                    f"{where}: label -1 means unlabelled; take a labelled split, or rename the class"
+                )
+            if given and isinstance(value, int | numpy.integer) and not isinstance(value, bool):
+                if not 0 <= value < len(given):
+                    raise Refusal(f"{where}: label {value} is outside the {len(given)} names")
+                codes.append(int(value))
+            elif str(value) in index:
+                codes.append(index[str(value)])
+            else:
+                raise Refusal(f"{where}: label {value!r} does not occur in train; {nearest(str(value), names)}")
+        frame["label"] = codes
+    if frames["train"]["label"].nunique() < 2:
+        only = names[frames["train"]["label"].iloc[0]]
+        raise Refusal(f"{tables['train'].source}: every label is {only!r}; a classifier needs two classes")
+    return names
+
+
+def _encode_sets(
+    frames: dict[str, pandas.DataFrame], tables: dict[str, sources.Table], separator: str
+) -> list[str]:
+    def parts(value: Any) -> list[str]:
+        if isinstance(value, str):
+            return [p.strip() for p in value.split(separator) if p.strip()]
+        if isinstance(value, list | tuple | numpy.ndarray):
+            return [str(p) for p in value]
+        return [str(value)]
+
+    sets = {split: [parts(v) for v in frame["label"]] for split, frame in frames.items()}
+    names = _class_names([p for row in sets["train"] for p in row], tables["train"].label_names)
+    index = {name: i for i, name in enumerate(names)}
+    if tables["train"].label_names:
+        index |= {str(i): i for i in range(len(names))}
+    for split, frame in frames.items():
+        vectors = []
+        for line, row in zip(frame.index, sets[split], strict=True):
+            vector = [0.0] * len(names)
+            for part in row:
+                if part not in index:
+                    where = _at(tables[split].source, line)
+                    raise Refusal(f"{where}: label {part!r} does not occur in train; {nearest(part, names)}")
+                vector[index[part]] = 1.0
+            vectors.append(vector)
+        frame["label"] = pandas.Series(vectors, index=frame.index, dtype=object)
+    return names
+
+
+def _encode_numbers(frames: dict[str, pandas.DataFrame], tables: dict[str, sources.Table]) -> None:
+    for split, frame in frames.items():
+        numbers = []
+        for line, value in frame["label"].items():
+            number = _number(str(value))
+            if number is None or not math.isfinite(number):
+                raise Refusal(f"{_at(tables[split].source, line)}: label {value!r} is not a number")
+            numbers.append(number)
+        frame["label"] = numbers
+
+
+# --- splits ----------------------------------------------------------------------------------
+
+
+def _texts(frame: pandas.DataFrame) -> pandas.Series:
+    """What makes two rows the same text."""
+    if "text_pair" in frame:
+        return frame["text"].str.strip() + "\0" + frame["text_pair"].str.strip()
+    return frame["text"].str.strip()
+
+
+def _strata(frame: pandas.DataFrame, taken: int) -> Any:
+    """Labels to stratify by, or None where too few rows of a class make that impossible."""
+    if not len(frame) or isinstance(frame["label"].iloc[0], list | float):
+        return None
+    counts = frame["label"].value_counts()
+    fits = counts.min() >= 2 and min(taken, len(frame) - taken) >= len(counts)
+    return frame["label"] if fits else None
+
+
+def _carve(
+    frame: pandas.DataFrame, size: float, key: str, seed: int
+) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """Take ``size`` rows (a count, or a share below 1): what stays, what was taken.
+
+    Only texts that occur once are taken, so that no text stands on both sides.
+
+    Raises:
+        Refusal: that would leave too few rows.
+    """
+    taken = round(size * len(frame)) if size < 1 else round(size)
+    if taken == 0 and size == 0:
+        return frame, frame.iloc[:0]
+    single = frame[~_texts(frame).duplicated(keep=False)]
+    if taken < 1 or taken > len(single) - 2 or taken > len(frame) * 0.9:
+        raise Refusal(
+            f"{key}: {size:g} of {len(frame)} rows cannot be taken; write a share such as 0.2, "
+            "or bring more rows"
+        )
+    _, chosen = train_test_split(
+        single.index, test_size=taken, random_state=seed, stratify=_strata(single, taken)
+    )
+    inside = frame.index.isin(chosen)
+    return frame[~inside], frame[inside]
+
+
+def _sample(frame: pandas.DataFrame, most: int | None, seed: int) -> pandas.DataFrame:
+    if most is None or most >= len(frame):
+        return frame
+    chosen, _ = train_test_split(
+        frame.index, train_size=most, random_state=seed, stratify=_strata(frame, most)
+    )
+    return frame[frame.index.isin(chosen)]
+
+
+def _findings(train: pandas.DataFrame, test: pandas.DataFrame) -> dict[str, Any]:
+    """Duplicates, contradictions and overlap, counted; contradictions listed by row id."""
+    texts = _texts(train)
+    repeated = train[texts.duplicated(keep=False)]
+    contradictions = [
+        list(rows["id"])
+        for _, rows in repeated.groupby(_texts(repeated), sort=False)
+        if rows["label"].astype(str).nunique() > 1
+    ]
+    return {
+        "duplicates_in_train": int(texts.duplicated().sum()),
+        "contradictions_in_train": len(contradictions),
+        "contradicting_rows": contradictions[:20],
+        "test_texts_in_train": int(_texts(test).isin(set(texts)).sum()),
+    }
+
+
+def load(data: Data) -> Corpus:
+    """Read, check and split what ``data`` names.
+
+    Raises:
+        Refusal: anything of which a run would lie or fail: see the messages.
+    """
+    tables, source, commit = _tables(data)
+    frames = {split: _rows(table, split, data) for split, table in tables.items()}
+    for split, frame in frames.items():
+        if not len(frame):
+            raise Refusal(f"{tables[split].source}: no usable rows")
+        if data.problem_type != "multi_label_classification":
+            _check_types(frame, tables[split].source)
+    names: list[str] = []
+    if data.problem_type == "single_label_classification":
+        names = _encode_classes(frames, tables)
+    elif data.problem_type == "multi_label_classification":
+        names = _encode_sets(frames, tables, data.label_separator)
+    else:
+        _encode_numbers(frames, tables)
+
+    for frame in frames.values():
+        frame.reset_index(drop=True, inplace=True)
+    train, seed = frames["train"], data.split_seed
+    if "test" in frames:
+        test, test_is = frames["test"], "official" if commit else "given"
+    else:
+        train, test = _carve(train, data.holdout, "holdout", seed)
+        test_is = "holdout"
+        if not len(test):
+            raise Refusal("holdout: 0 leaves no test rows; write a share such as 0.2, or give `test`")
+    test = _sample(test, data.max_test_samples, seed)
+    if "validation" in frames:
+        validation = frames["validation"]
+    else:
+        train, validation = _carve(train, data.validation_size, "validation_size", seed)
+    train = _sample(train, data.max_train_samples, seed)
+
+    report = _findings(train, test)
+    overlap = report["test_texts_in_train"]
+    if overlap > MOST_OVERLAP * len(test) and not data.allow_overlap:
+        raise Refusal(
+            f"{source}: {overlap} of {len(test)} test texts also stand in train; remove them, or "
+            "set `allow_overlap: true`"
+        )
+    rejected = [row for table in tables.values() for row in table.rejected]
+    fixed = {k: v for table in tables.values() for k, v in table.fixed.items()}
+    report |= {"rejected": len(rejected), "fixed": fixed}
+    return Corpus(
+        *(frame.reset_index(drop=True) for frame in (train, validation, test)),
+        label_names=names,
+        problem_type=data.problem_type,
+        source=source,
+        revision=commit,
+        test_is=test_is,
+        report=report,
+        rejected=rejected,
+    )

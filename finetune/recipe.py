@@ -1,0 +1,379 @@
+"""What a recipe may say: sections, strict YAML, command-line overrides, the resolved dump."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from finetune.errors import Refusal, nearest, refuse_unknown
+
+
+def key(default: Any, help: str, **kwargs: Any) -> Any:
+    """A dataclass field with the help text that ``--help`` and error messages show."""
+    factory = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**factory, metadata={"help": help, **kwargs})
+
+
+@dataclass
+class Model:
+    checkpoint: str = key("", "embedded:NAME, a hub id, or a local folder")
+    revision: str | None = key(None, "branch, tag or commit of a hub checkpoint")
+    config: dict[str, Any] = key(dict, "values that replace the checkpoint's own config.json")
+    max_length: int = key(512, "tokens a row may have, special tokens included", low=3)
+    truncation: Literal["head", "tail", "head+tail"] = key("head", "which tokens of a long text")
+    head_share: float = key(0.25, "head+tail: the head's share of the tokens kept", low=0, high=1)
+    pooling: Literal["checkpoint", "mean"] = key(
+        "checkpoint", "mean: one more encoder layer that starts as the mean over all tokens"
+    )
+
+
+@dataclass
+class Data:
+    dataset: str | None = key(None, "embedded:NAME, a hub id, or a folder with train.csv, test.csv")
+    dataset_config: str | None = key(None, "configuration of a hub dataset")
+    dataset_revision: str | None = key(None, "branch, tag or commit of a hub dataset")
+    train: str | None = key(None, "file or folder (CSV, JSON lines, Parquet), or a split's name")
+    validation: str | None = key(None, "the same for validation; carved from train if absent")
+    test: str | None = key(None, "the same for test; a holdout of train if absent")
+    text: str = key("text", "column of the text")
+    text_pair: str | None = key(None, "column of the second text of a pair")
+    label: str = key("label", "column of the label")
+    problem_type: Literal[
+        "single_label_classification", "multi_label_classification", "regression"
+    ] = key("single_label_classification", "what a label is")
+    label_separator: str = key(",", "multi-label: what separates labels in a text cell")
+    encoding: str = key("utf-8", "encoding of CSV and JSON lines files")
+    holdout: float = key(0.2, "test rows taken from train: a count, or a share below 1", low=0)
+    validation_size: float = key(0.1, "validation rows taken from train; 0 for none", low=0)
+    split_seed: int = key(0, "seed of the rows taken, the same for every training seed", low=0)
+    max_train_samples: int | None = key(None, "use so many training rows (stratified)", low=1)
+    max_test_samples: int | None = key(None, "use so many test rows (stratified)", low=1)
+    allow_overlap: bool = key(False, "go on when train and test share texts")
+
+
+@dataclass
+class Tuning:
+    method: str = key("full", "which weights learn: full, head or lora")
+    layer_decay: float = key(1.0, "each layer's learning rate over the next one's", low=0, high=1)
+    options: dict[str, Any] = key(dict, "the method's own settings, by peft's names", hidden=True)
+
+
+@dataclass
+class Reference:
+    metric: str = key("", "the metric of the published number")
+    value: float = key(0.0, "the published number")
+    source: str = key("", "where it was published: paper, table, model, split")
+    split: Literal["official", "holdout"] = key("official", "the split it was measured on")
+
+
+@dataclass
+class Recipe:
+    """A whole recipe. ``training`` is ``transformers.TrainingArguments``, key for key."""
+
+    task: str
+    model: Model
+    data: Data
+    tuning: Tuning
+    training: dict[str, Any]
+    reference: Reference | None
+    name: str
+    origin: dict[str, str]
+
+    def dump(self) -> str:
+        """The recipe as YAML that loads to the same recipe, without our defaults."""
+        out: dict[str, Any] = {"task": self.task}
+        for section in SECTIONS:
+            value = getattr(self, section)
+            if value is not None:
+                out[section] = {
+                    f.name: getattr(value, f.name)
+                    for f in fields(value)
+                    if f.name != "options" and getattr(value, f.name) != _default(f)
+                }
+        out["tuning"] = {"method": self.tuning.method, **out["tuning"], **self.tuning.options}
+        out["training"] = self.training
+        order = ["task", "model", "data", "tuning", "training", "reference"]
+        return yaml.safe_dump({k: out[k] for k in order if k in out}, sort_keys=False)
+
+    def where(self, dotted: str) -> str:
+        """The file and line, or the flag, that gave a key its value."""
+        return self.origin.get(dotted, self.name)
+
+
+SECTIONS: dict[str, type] = {"model": Model, "data": Data, "tuning": Tuning, "reference": Reference}
+FLAGS = {
+    f.name: section for section in ("model", "data", "tuning") for f in fields(SECTIONS[section])
+}
+
+
+def _default(f: Any) -> Any:
+    return f.default_factory() if callable(f.default_factory) else f.default
+
+
+# --- strict YAML -----------------------------------------------------------------------------
+
+
+@dataclass
+class Scalar:
+    """A scalar as written: ``text`` is None for null; ``plain`` means it was not quoted."""
+
+    text: str | None
+    plain: bool
+    where: str
+
+    def guess(self) -> Any:
+        """The value where no type is declared: JSON's numbers, booleans and null, else text."""
+        if self.text is None or not self.plain:
+            return self.text
+        try:
+            return json.loads(self.text)
+        except ValueError:
+            return self.text
+
+
+def _tree(node: yaml.Node, name: str) -> Any:
+    where = f"{name}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.ScalarNode):
+        plain = node.style is None
+        if plain and node.value.lower() in {"yes", "no", "on", "off", "y", "n"}:
+            raise Refusal(
+                f"{where}: a bare {node.value} is true or false to some YAML readers and text to "
+                f'others; write true or false, or "{node.value}"'
+            )
+        null = plain and node.value.lower() in {"", "~", "null"}
+        return Scalar(None if null else node.value, plain, where)
+    if isinstance(node, yaml.SequenceNode):
+        return [_tree(item, name) for item in node.value]
+    out: dict[str, Any] = {}
+    for k, v in node.value:
+        if not isinstance(k, yaml.ScalarNode):
+            raise Refusal(f"{where}: a key has to be one word")
+        if k.value in out:
+            line = k.start_mark.line + 1
+            raise Refusal(f"{name}:{line}: key {k.value!r} is given twice; keep one")
+        out[k.value] = _tree(v, name)
+    return out
+
+
+def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """Read YAML into nested dicts of ``Scalar``, refusing all that readers disagree about.
+
+    Raises:
+        Refusal: not YAML, an empty file, another root than a mapping, a second document, an
+            anchor, alias or tag, a duplicate key, a bare yes/no/on/off.
+    """
+    try:
+        documents = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            documents += isinstance(event, yaml.DocumentStartEvent)
+            marked = isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None)
+            if marked or (isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None)):
+                line = event.start_mark.line + 1
+                raise Refusal(f"{name}:{line}: anchors, aliases and tags are not read; spell it out")
+        if documents > 1:
+            raise Refusal(f"{name}: holds {documents} documents; a recipe is one")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        hint = "; indent with spaces" if "\\t" in str(error.problem) else ""
+        raise Refusal(f"{name}:{line}: not YAML: {error.problem}{hint}") from None
+    except yaml.YAMLError as error:
+        raise Refusal(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
+    if root is None:
+        raise Refusal(f"{name}: is empty; a recipe needs task, model and data")
+    if not isinstance(root, yaml.MappingNode):
+        raise Refusal(f"{name}: has to be a mapping of keys at its root, not a list or a word")
+    return _tree(root, name)
+
+
+# --- types -----------------------------------------------------------------------------------
+
+
+def _plain(tree: Any, guess: bool) -> Any:
+    if isinstance(tree, Scalar):
+        return tree.guess() if guess else tree.text
+    if isinstance(tree, list):
+        return [_plain(item, guess) for item in tree]
+    if isinstance(tree, dict):
+        return {k: _plain(v, True) for k, v in tree.items()}
+    return tree
+
+
+def _first_where(tree: Any, fallback: str) -> str:
+    if isinstance(tree, Scalar):
+        return tree.where
+    children = list(tree.values()) if isinstance(tree, dict) else tree
+    return _first_where(children[0], fallback) if isinstance(tree, dict | list) and children else fallback
+
+
+def typed(hint: Any, value: Any, name: str, where: str, low: float = -math.inf, high: float = math.inf):
+    """``value`` as the declared type ``hint``, within ``low`` and ``high``.
+
+    Raises:
+        Refusal: it is not of that type, not finite, or out of range.
+    """
+    try:
+        out = TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        choices = getattr(hint, "__args__", ())
+        if choices and all(isinstance(c, str) for c in choices):
+            problem = nearest(str(value), list(choices))
+        raise Refusal(f"{where}: {name}: {value!r} does not fit: {problem}") from None
+    if isinstance(out, float | int) and not isinstance(out, bool):
+        if not math.isfinite(out):
+            raise Refusal(f"{where}: {name}: {value} is not a finite number")
+        if not low <= out <= high:
+            bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise Refusal(f"{where}: {name}: {value} has to be {bounds}")
+    return out
+
+
+def typed_as(cls: type, values: dict[str, Any], what: str, where: dict[str, str]) -> dict[str, Any]:
+    """``values`` checked against the annotated fields of a dataclass of another library.
+
+    Args:
+        what: names the section in messages, and its keys in ``where``.
+
+    Raises:
+        Refusal: an unknown key, with the nearest known one, or a value of another type.
+    """
+    hints = get_type_hints(cls)
+    known = [f.name for f in fields(cls) if f.init]
+    out = {}
+    for name, value in values.items():
+        place = where.get(f"{what}.{name}", what)
+        if name not in known:
+            refuse_unknown(name, known, f"{place}: {what} key")
+        out[name] = typed(hints[name], value, name, place)
+    return out
+
+
+def _section(cls: type, tree: Any, what: str, name: str, origin: dict[str, str]) -> Any:
+    if not isinstance(tree, dict):
+        raise Refusal(f"{_first_where(tree, name)}: {what} has to be a mapping of keys")
+    hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
+    values: dict[str, Any] = {}
+    for k, v in tree.items():
+        where = _first_where(v, name)
+        origin[f"{what}.{k}"] = where
+        if k not in known or k == "options":
+            if cls is not Tuning:
+                refuse_unknown(k, list(known), f"{where}: {what} key")
+            values.setdefault("options", {})[k] = _plain(v, True)
+            continue
+        bounds = {b: known[k].metadata[b] for b in ("low", "high") if b in known[k].metadata}
+        values[k] = typed(hints[k], _plain(v, False), k, where, **bounds)
+    return cls(**values)
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def parse_flags(arguments: Sequence[str]) -> dict[str, str]:
+    """``--key value``, ``--key=value`` and a bare ``--key`` (true) as a dict.
+
+    Raises:
+        Refusal: a word that belongs to no flag, or a flag given twice.
+    """
+    out: dict[str, str] = {}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise Refusal(f"{word!r} stands alone; overrides are written --key value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+        name = name.replace("-", "_")
+        if name in out:
+            raise Refusal(f"--{name} is given twice; keep one")
+        out[name] = value
+    return out
+
+
+def _override(tree: dict[str, Any], flags: dict[str, str]) -> None:
+    for name, value in flags.items():
+        where = f"--{name}"
+        if name == "task":
+            tree["task"] = Scalar(value, False, where)
+            continue
+        given = tree.get("tuning")
+        ours = "tuning" if isinstance(given, dict) and name in given else "training"
+        section = tree.setdefault(FLAGS.get(name, ours), {})
+        if not isinstance(section, dict):
+            raise Refusal(f"{where}: its section in the recipe is not a mapping of keys")
+        if value[:1] in "[{" and value:
+            section[name] = parse_yaml(f"x: {value}", where)["x"]
+        else:
+            section[name] = Scalar(None if value == "null" else value, True, where)
+
+
+def run_name(path: Path, flags: dict[str, str]) -> str:
+    """The run's folder below ``runs/``: dataset folder and variant, or the user's own data."""
+    own = flags.get("train") or flags.get("dataset")
+    if own:
+        return f"{Path(own.replace(':', '-')).stem}/{path.stem}"
+    inside = path.resolve().parts
+    return f"{inside[-2]}/{path.stem}" if "recipes" in inside[:-2] else path.stem
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and lay command-line overrides over it.
+
+    ``training`` is checked against ``TrainingArguments`` by the runner, because that needs torch.
+
+    Raises:
+        Refusal: the file is missing or breaks a rule of ``parse_yaml``, a key is unknown, a
+            value does not fit its declared type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise Refusal(f"{path}: no such recipe; `finetune recipes` lists what there is")
+    name = str(path)
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"), name)
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{name}: not UTF-8 at byte {error.start}") from None
+    flags = parse_flags(overrides)
+    _override(tree, flags)
+
+    known = ["task", "training", *SECTIONS]
+    for k, v in tree.items():
+        if k not in known:
+            refuse_unknown(k, known, f"{_first_where(v, name)}: key")
+    task = _plain(tree.get("task"), False)
+    if not isinstance(task, str):
+        raise Refusal(f"{name}: needs a line `task: text-classification`")
+    origin: dict[str, str] = {}
+    made: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        if section == "reference" and section not in tree:
+            made[section] = None
+            continue
+        made[section] = _section(cls, tree.get(section, {}), section, name, origin)
+    training = tree.get("training", {})
+    if not isinstance(training, dict):
+        raise Refusal(f"{_first_where(training, name)}: training has to be a mapping of keys")
+    for k, v in training.items():
+        origin[f"training.{k}"] = _first_where(v, name)
+        if k in {"hub_token", "push_to_hub_token"}:
+            raise Refusal(f"{origin[f'training.{k}']}: a token does not belong in a recipe; set HF_TOKEN")
+    training = {k: _plain(v, True) for k, v in training.items()}
+    if not made["model"].checkpoint:
+        raise Refusal(f"{name}: model needs a checkpoint, for example `embedded:minilm`")
+    if made["data"].dataset is None and made["data"].train is None:
+        raise Refusal(f"{name}: data needs a dataset, or a train file")
+    return Recipe(task=task, training=training, name=run_name(path, flags), origin=origin, **made)
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, for results.json."""
+    out = asdict(recipe)
+    del out["origin"]
+    return out

