@@ -5,16 +5,17 @@ Train learns, validation chooses, test is read once, after the choice.
 
 import hashlib
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 import pandas
 from sklearn.model_selection import train_test_split
 
 from finetune import sources
-from finetune.errors import Refusal, nearest, refuse_unknown
+from finetune.errors import Refusal, nearest
 from finetune.recipe import Data
 
 # Above this share of bad rows the file is broken, not the rows.
@@ -62,7 +63,7 @@ def _is_file(value: str | None) -> bool:
 
 def _tables(data: Data) -> tuple[dict[str, sources.Table], str, str | None]:
     """The tables of train and, where they exist, validation and test; their source; the commit."""
-    if _is_file(data.train) or data.dataset is None:
+    if data.dataset is None:
         files = {"train": data.train, "validation": data.validation, "test": data.test}
         read = {k: sources.read_table(Path(v), data.encoding) for k, v in files.items() if v}
         return read, ", ".join(v for v in files.values() if v), None
@@ -75,12 +76,20 @@ def _tables(data: Data) -> tuple[dict[str, sources.Table], str, str | None]:
         if wanted is not None and _is_file(wanted):
             chosen[split] = sources.read_table(Path(wanted), data.encoding)
         elif wanted is not None and wanted not in tables:
-            refuse_unknown(wanted, list(tables), f"{data.dataset}: split")
+            _refuse_name(data.dataset, "split", wanted, list(tables), split)
         elif (wanted or split) in tables:
             chosen[split] = tables[wanted or split]
     if "train" not in chosen:
-        raise Refusal(f"{data.dataset}: has no split 'train', only {', '.join(tables)}; name one")
-    return chosen, data.dataset, commit
+        _refuse_name(data.dataset, "split", "train", list(tables), "train")
+    own = [
+        str(getattr(data, s)) for s in chosen if tables.get(getattr(data, s) or s) is not chosen[s]
+    ]
+    return chosen, ", ".join([data.dataset, *own]), commit
+
+
+def _refuse_name(source: str, what: str, name: str, known: list[str], key: str) -> NoReturn:
+    hint = f"set `{key}:`; {nearest(name, known)}".rstrip("; ")
+    raise Refusal(f"{source}: no {what} {name!r}; it has {', '.join(known)} ({hint})")
 
 
 # --- checking rows ---------------------------------------------------------------------------
@@ -88,12 +97,8 @@ def _tables(data: Data) -> tuple[dict[str, sources.Table], str, str | None]:
 
 def _column(table: sources.Table, name: str, key: str) -> pandas.Series:
     if name not in table.rows.columns:
-        known = [str(c) for c in table.rows.columns]
-        raise Refusal(
-            f"{table.source}: no column {name!r}; it has {', '.join(known)} "
-            f"(set `{key}:`; {nearest(name, known)})"
-        )
-    return table.rows[name]
+        _refuse_name(table.source, "column", name, [str(c) for c in table.rows.columns], key)
+    return table.rows.loc[:, name]
 
 
 def _is_missing(value: Any) -> bool:
@@ -112,19 +117,24 @@ def _rows(table: sources.Table, split: str, data: Data) -> pandas.DataFrame:
     texts = [c for c in columns if c != "label"]
     keep = []
     for line, row in zip(frame.index, frame.itertuples(index=False), strict=True):
-        empty = [data.label if c == "label" else getattr(data, c) for c in columns if _is_missing(getattr(row, c))]
+        empty = [
+            data.label if c == "label" else getattr(data, c)
+            for c in columns
+            if _is_missing(getattr(row, c))
+        ]
         if empty:
             reason = f"empty {' and '.join(empty)}"
-            table.rejected.append({"source": table.source, "line": int(line), "reason": reason})
+            source, at = table.place(line)
+            table.rejected.append({"source": source, "line": at, "reason": reason})
         keep.append(not empty)
     read = len(frame) + sum(r["reason"].startswith("not ") for r in table.rejected)
     if len(table.rejected) > MOST_REJECTED * read:
         first = table.rejected[0]
         raise Refusal(
-            f"{table.source}:{first['line']}: {first['reason']}, and {len(table.rejected)} of {read} "
-            "rows cannot be used; mend the file"
+            f"{first['source']}:{first['line']}: {first['reason']}; {len(table.rejected)} of "
+            f"{read} rows cannot be used, mend the file"
         )
-    frame = frame[keep].copy()
+    frame = frame.loc[keep].copy()
     for column in texts:
         # dtype object keeps "NA" and "007" as written, and turns numbers of JSON into their text.
         frame[column] = [v if isinstance(v, str) else str(v) for v in frame[column]]
@@ -155,16 +165,12 @@ def _class_names(values: list[Any], given: list[str] | None) -> list[str]:
     return sorted(names)
 
 
-def _at(source: str, line: Any) -> str:
-    return f"{source}:{line}"
-
-
-def _check_types(frame: pandas.DataFrame, source: str) -> None:
+def _check_types(frame: pandas.DataFrame, table: sources.Table) -> None:
     first = type(frame["label"].iloc[0])
     for line, value in frame["label"].items():
         if type(value) is not first:
             raise Refusal(
-                f"{_at(source, line)}: label {value!r} is {type(value).__name__} where the rows "
+                f"{table.at(line)}: label {value!r} is {type(value).__name__} where the rows "
                 f"before have {first.__name__}; write all labels alike"
             )
 
@@ -176,30 +182,39 @@ def _encode_classes(
     names = _class_names(list(frames["train"]["label"]), given)
     if len(names) < 2:
         raise Refusal(
-            f"{tables['train'].source}: every label is {names[0]!r}; a classifier needs two classes "
-            "(or set `problem_type: regression`)"
+            f"{tables['train'].source}: every label is {names[0]!r}; a classifier needs two "
+            "classes (or set `problem_type: regression`)"
         )
     index = {name: i for i, name in enumerate(names)}
     for split, frame in frames.items():
         codes = []
         for line, value in frame["label"].items():
-            where = _at(tables[split].source, line)
-            if str(value) == "-1":
+            where = tables[split].at(line)
+            if _number(str(value)) == -1:
                 raise Refusal(
-                    f"{where}: label -1 means unlabelled; take a labelled split, or rename the class"
+                    f"{where}: label -1 means unlabelled; take a labelled split, or rename the "
+                    "class"
                 )
             if given and isinstance(value, int | numpy.integer) and not isinstance(value, bool):
                 if not 0 <= value < len(given):
-                    raise Refusal(f"{where}: label {value} is outside the {len(given)} names")
+                    raise Refusal(
+                        f"{where}: label {value} is outside 0 to {len(given) - 1}, the numbers of "
+                        f"{', '.join(given[:12])}; mend the row"
+                    )
                 codes.append(int(value))
             elif str(value) in index:
                 codes.append(index[str(value)])
             else:
-                raise Refusal(f"{where}: label {value!r} does not occur in train; {nearest(str(value), names)}")
+                raise Refusal(
+                    f"{where}: label {value!r} does not occur in train; "
+                    f"{nearest(str(value), names)}"
+                )
         frame["label"] = codes
-    if frames["train"]["label"].nunique() < 2:
+    if len(set(frames["train"]["label"])) < 2:
         only = names[frames["train"]["label"].iloc[0]]
-        raise Refusal(f"{tables['train'].source}: every label is {only!r}; a classifier needs two classes")
+        raise Refusal(
+            f"{tables['train'].source}: every label is {only!r}; a classifier needs two classes"
+        )
     return names
 
 
@@ -224,8 +239,10 @@ def _encode_sets(
             vector = [0.0] * len(names)
             for part in row:
                 if part not in index:
-                    where = _at(tables[split].source, line)
-                    raise Refusal(f"{where}: label {part!r} does not occur in train; {nearest(part, names)}")
+                    where = tables[split].at(line)
+                    raise Refusal(
+                        f"{where}: label {part!r} does not occur in train; {nearest(part, names)}"
+                    )
                 vector[index[part]] = 1.0
             vectors.append(vector)
         frame["label"] = pandas.Series(vectors, index=frame.index, dtype=object)
@@ -238,7 +255,10 @@ def _encode_numbers(frames: dict[str, pandas.DataFrame], tables: dict[str, sourc
         for line, value in frame["label"].items():
             number = _number(str(value))
             if number is None or not math.isfinite(number):
-                raise Refusal(f"{_at(tables[split].source, line)}: label {value!r} is not a number")
+                raise Refusal(
+                    f"{tables[split].at(line)}: label {value!r} is not a number; write one, or "
+                    "set `problem_type: single_label_classification`"
+                )
             numbers.append(number)
         frame["label"] = numbers
 
@@ -275,7 +295,7 @@ def _carve(
     taken = round(size * len(frame)) if size < 1 else round(size)
     if taken == 0 and size == 0:
         return frame, frame.iloc[:0]
-    single = frame[~_texts(frame).duplicated(keep=False)]
+    single = frame.loc[~_texts(frame).duplicated(keep=False)]
     if taken < 1 or taken > len(single) - 2 or taken > len(frame) * 0.9:
         raise Refusal(
             f"{key}: {size:g} of {len(frame)} rows cannot be taken; write a share such as 0.2, "
@@ -285,7 +305,7 @@ def _carve(
         single.index, test_size=taken, random_state=seed, stratify=_strata(single, taken)
     )
     inside = frame.index.isin(chosen)
-    return frame[~inside], frame[inside]
+    return frame.loc[~inside], frame.loc[inside]
 
 
 def _sample(frame: pandas.DataFrame, most: int | None, seed: int) -> pandas.DataFrame:
@@ -294,23 +314,25 @@ def _sample(frame: pandas.DataFrame, most: int | None, seed: int) -> pandas.Data
     chosen, _ = train_test_split(
         frame.index, train_size=most, random_state=seed, stratify=_strata(frame, most)
     )
-    return frame[frame.index.isin(chosen)]
+    return frame.loc[frame.index.isin(chosen)]
 
 
 def _findings(train: pandas.DataFrame, test: pandas.DataFrame) -> dict[str, Any]:
-    """Duplicates, contradictions and overlap, counted; contradictions listed by row id."""
+    """Duplicates, contradictions and overlap, counted; the last two also listed by row id."""
     texts = _texts(train)
-    repeated = train[texts.duplicated(keep=False)]
+    repeated = train.loc[texts.duplicated(keep=False)]
+    shared = _texts(test).isin(set(texts))
     contradictions = [
         list(rows["id"])
         for _, rows in repeated.groupby(_texts(repeated), sort=False)
-        if rows["label"].astype(str).nunique() > 1
+        if len(set(rows["label"].astype(str))) > 1
     ]
     return {
         "duplicates_in_train": int(texts.duplicated().sum()),
         "contradictions_in_train": len(contradictions),
         "contradicting_rows": contradictions[:20],
-        "test_texts_in_train": int(_texts(test).isin(set(texts)).sum()),
+        "test_texts_in_train": int(shared.sum()),
+        "overlapping_rows": list(test["id"][shared])[:20],
     }
 
 
@@ -325,8 +347,8 @@ def load(data: Data) -> Corpus:
     for split, frame in frames.items():
         if not len(frame):
             raise Refusal(f"{tables[split].source}: no usable rows")
-        if data.problem_type != "multi_label_classification":
-            _check_types(frame, tables[split].source)
+        if data.problem_type == "single_label_classification":
+            _check_types(frame, tables[split])
     names: list[str] = []
     if data.problem_type == "single_label_classification":
         names = _encode_classes(frames, tables)
@@ -335,33 +357,35 @@ def load(data: Data) -> Corpus:
     else:
         _encode_numbers(frames, tables)
 
-    for frame in frames.values():
-        frame.reset_index(drop=True, inplace=True)
+    frames = {split: frame.reset_index(drop=True) for split, frame in frames.items()}
     train, seed = frames["train"], data.split_seed
     if "test" in frames:
         test, test_is = frames["test"], "official" if commit else "given"
     else:
-        train, test = _carve(train, data.holdout, "holdout", seed)
+        train, test = _carve(train, data.holdout, f"{source}: holdout", seed)
         test_is = "holdout"
         if not len(test):
-            raise Refusal("holdout: 0 leaves no test rows; write a share such as 0.2, or give `test`")
+            raise Refusal(
+                f"{source}: holdout: 0 leaves no test rows; write a share such as 0.2, or give "
+                "`test`"
+            )
     test = _sample(test, data.max_test_samples, seed)
     if "validation" in frames:
         validation = frames["validation"]
     else:
-        train, validation = _carve(train, data.validation_size, "validation_size", seed)
+        train, validation = _carve(train, data.validation_size, f"{source}: validation_size", seed)
     train = _sample(train, data.max_train_samples, seed)
 
     report = _findings(train, test)
     overlap = report["test_texts_in_train"]
     if overlap > MOST_OVERLAP * len(test) and not data.allow_overlap:
         raise Refusal(
-            f"{source}: {overlap} of {len(test)} test texts also stand in train; remove them, or "
-            "set `allow_overlap: true`"
+            f"{source}: {overlap} of {len(test)} test texts also stand in train, the first is "
+            f"{report['overlapping_rows'][0]}; remove them, or set `allow_overlap: true`"
         )
     rejected = [row for table in tables.values() for row in table.rejected]
-    fixed = {k: v for table in tables.values() for k, v in table.fixed.items()}
-    report |= {"rejected": len(rejected), "fixed": fixed}
+    fixed = sum((Counter(table.fixed) for table in tables.values()), Counter())
+    report |= {"rejected": len(rejected), "fixed": dict(fixed)}
     return Corpus(
         *(frame.reset_index(drop=True) for frame in (train, validation, test)),
         label_names=names,

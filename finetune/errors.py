@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - the mistake is not the program's
     """A mistake that only the user can mend.
 
     The message is one line: what is wrong, where, and what to write instead. Commands print it

@@ -15,21 +15,20 @@ from finetune.errors import Refusal, nearest, refuse_unknown
 
 def key(default: Any, help: str, **kwargs: Any) -> Any:
     """A dataclass field with the help text that ``--help`` and error messages show."""
-    factory = {"default_factory": default} if callable(default) else {"default": default}
-    return field(**factory, metadata={"help": help, **kwargs})
+    metadata = {"help": help, **kwargs}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class Model:
     checkpoint: str = key("", "embedded:NAME, a hub id, or a local folder")
     revision: str | None = key(None, "branch, tag or commit of a hub checkpoint")
-    config: dict[str, Any] = key(dict, "values that replace the checkpoint's own config.json")
+    config: dict[str, Any] = key(dict, "values that replace the checkpoint's own config.json")  # noqa: RUF009
     max_length: int = key(512, "tokens a row may have, special tokens included", low=3)
     truncation: Literal["head", "tail", "head+tail"] = key("head", "which tokens of a long text")
     head_share: float = key(0.25, "head+tail: the head's share of the tokens kept", low=0, high=1)
-    pooling: Literal["checkpoint", "mean"] = key(
-        "checkpoint", "mean: one more encoder layer that starts as the mean over all tokens"
-    )
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Data:
 class Tuning:
     method: str = key("full", "which weights learn: full, head or lora")
     layer_decay: float = key(1.0, "each layer's learning rate over the next one's", low=0, high=1)
-    options: dict[str, Any] = key(dict, "the method's own settings, by peft's names", hidden=True)
+    options: dict[str, Any] = key(dict, "the method's own settings, by peft's names", hidden=True)  # noqa: RUF009
 
 
 @dataclass
@@ -98,7 +97,7 @@ class Recipe:
         out["tuning"] = {"method": self.tuning.method, **out["tuning"], **self.tuning.options}
         out["training"] = self.training
         order = ["task", "model", "data", "tuning", "training", "reference"]
-        return yaml.safe_dump({k: out[k] for k in order if k in out}, sort_keys=False)
+        return yaml.dump({k: out[k] for k in order if k in out}, Dumper=Dumper, sort_keys=False)
 
     def where(self, dotted: str) -> str:
         """The file and line, or the flag, that gave a key its value."""
@@ -116,6 +115,20 @@ def _default(f: Any) -> Any:
 
 
 # --- strict YAML -----------------------------------------------------------------------------
+
+BARE = {"yes", "no", "on", "off", "y", "n"}
+
+
+class Block(dict[str, Any]):
+    """A mapping as written; ``where`` is its key's place."""
+
+    where = ""
+
+
+class Items(list[Any]):
+    """A list as written; ``where`` is its key's place."""
+
+    where = ""
 
 
 @dataclass
@@ -136,11 +149,26 @@ class Scalar:
             return self.text
 
 
-def _tree(node: yaml.Node, name: str) -> Any:
-    where = f"{name}:{node.start_mark.line + 1}"
+class Dumper(yaml.SafeDumper):
+    """YAML that ``parse_yaml`` reads back as it was: no aliases, and quotes where it needs them."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _quoted(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    plain = text.lower() not in BARE and Scalar(text, True, "").guess() == text
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, None if plain else "'")
+
+
+Dumper.add_representer(str, _quoted)
+
+
+def _tree(node: yaml.Node, name: str, line: int) -> Any:
+    where = f"{name}:{line}"
     if isinstance(node, yaml.ScalarNode):
         plain = node.style is None
-        if plain and node.value.lower() in {"yes", "no", "on", "off", "y", "n"}:
+        if plain and node.value.lower() in BARE:
             raise Refusal(
                 f"{where}: a bare {node.value} is true or false to some YAML readers and text to "
                 f'others; write true or false, or "{node.value}"'
@@ -148,20 +176,23 @@ def _tree(node: yaml.Node, name: str) -> Any:
         null = plain and node.value.lower() in {"", "~", "null"}
         return Scalar(None if null else node.value, plain, where)
     if isinstance(node, yaml.SequenceNode):
-        return [_tree(item, name) for item in node.value]
-    out: dict[str, Any] = {}
+        items = Items(_tree(item, name, item.start_mark.line + 1) for item in node.value)
+        items.where = where
+        return items
+    out = Block()
+    out.where = where
     for k, v in node.value:
+        line = k.start_mark.line + 1
         if not isinstance(k, yaml.ScalarNode):
-            raise Refusal(f"{where}: a key has to be one word")
+            raise Refusal(f"{name}:{line}: a key has to be one word")
         if k.value in out:
-            line = k.start_mark.line + 1
             raise Refusal(f"{name}:{line}: key {k.value!r} is given twice; keep one")
-        out[k.value] = _tree(v, name)
+        out[k.value] = _tree(v, name, line)
     return out
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """Read YAML into nested dicts of ``Scalar``, refusing all that readers disagree about.
+    """Read YAML into nested ``Block`` of ``Scalar``, refusing all that readers disagree about.
 
     Raises:
         Refusal: not YAML, an empty file, another root than a mapping, a second document, an
@@ -170,13 +201,15 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         documents = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1
             documents += isinstance(event, yaml.DocumentStartEvent)
+            if documents > 1:
+                raise Refusal(f"{name}:{line}: a second document starts; a recipe is one")
             marked = isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None)
             if marked or (isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None)):
-                line = event.start_mark.line + 1
-                raise Refusal(f"{name}:{line}: anchors, aliases and tags are not read; spell it out")
-        if documents > 1:
-            raise Refusal(f"{name}: holds {documents} documents; a recipe is one")
+                raise Refusal(
+                    f"{name}:{line}: anchors, aliases and tags are not read; spell it out"
+                )
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -185,10 +218,13 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise Refusal(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
     if root is None:
-        raise Refusal(f"{name}: is empty; a recipe needs task, model and data")
+        raise Refusal(f"{name}:1: is empty; a recipe needs task, model and data")
     if not isinstance(root, yaml.MappingNode):
-        raise Refusal(f"{name}: has to be a mapping of keys at its root, not a list or a word")
-    return _tree(root, name)
+        raise Refusal(
+            f"{name}:{root.start_mark.line + 1}: has to be a mapping of keys at its root, "
+            "not a list or a word"
+        )
+    return _tree(root, name, root.start_mark.line + 1)
 
 
 # --- types -----------------------------------------------------------------------------------
@@ -204,14 +240,13 @@ def _plain(tree: Any, guess: bool) -> Any:
     return tree
 
 
-def _first_where(tree: Any, fallback: str) -> str:
-    if isinstance(tree, Scalar):
-        return tree.where
-    children = list(tree.values()) if isinstance(tree, dict) else tree
-    return _first_where(children[0], fallback) if isinstance(tree, dict | list) and children else fallback
+def _where(tree: Any, fallback: str) -> str:
+    return tree.where if isinstance(tree, Scalar | Block | Items) else fallback
 
 
-def typed(hint: Any, value: Any, name: str, where: str, low: float = -math.inf, high: float = math.inf):
+def typed(
+    hint: Any, value: Any, name: str, where: str, low: float = -math.inf, high: float = math.inf
+) -> Any:
     """``value`` as the declared type ``hint``, within ``low`` and ``high``.
 
     Raises:
@@ -256,11 +291,11 @@ def typed_as(cls: type, values: dict[str, Any], what: str, where: dict[str, str]
 
 def _section(cls: type, tree: Any, what: str, name: str, origin: dict[str, str]) -> Any:
     if not isinstance(tree, dict):
-        raise Refusal(f"{_first_where(tree, name)}: {what} has to be a mapping of keys")
+        raise Refusal(f"{_where(tree, name)}: {what} has to be a mapping of keys")
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
     values: dict[str, Any] = {}
     for k, v in tree.items():
-        where = _first_where(v, name)
+        where = _where(v, name)
         origin[f"{what}.{k}"] = where
         if k not in known or k == "options":
             if cls is not Tuning:
@@ -298,6 +333,10 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _override(tree: dict[str, Any], flags: dict[str, str]) -> None:
+    if "train" in flags or "dataset" in flags:
+        # The recipe's columns, sizes and published number belong to the recipe's own data.
+        tree["data"] = Block()
+        tree.pop("reference", None)
     for name, value in flags.items():
         where = f"--{name}"
         if name == "task":
@@ -305,7 +344,7 @@ def _override(tree: dict[str, Any], flags: dict[str, str]) -> None:
             continue
         given = tree.get("tuning")
         ours = "tuning" if isinstance(given, dict) and name in given else "training"
-        section = tree.setdefault(FLAGS.get(name, ours), {})
+        section = tree.setdefault(FLAGS.get(name, ours), Block())
         if not isinstance(section, dict):
             raise Refusal(f"{where}: its section in the recipe is not a mapping of keys")
         if value[:1] in "[{" and value:
@@ -346,11 +385,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     known = ["task", "training", *SECTIONS]
     for k, v in tree.items():
         if k not in known:
-            refuse_unknown(k, known, f"{_first_where(v, name)}: key")
+            refuse_unknown(k, known, f"{_where(v, name)}: key")
     task = _plain(tree.get("task"), False)
     if not isinstance(task, str):
         raise Refusal(f"{name}: needs a line `task: text-classification`")
-    origin: dict[str, str] = {}
+    origin: dict[str, str] = {"task": _where(tree["task"], name)}
     made: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
         if section == "reference" and section not in tree:
@@ -359,11 +398,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         made[section] = _section(cls, tree.get(section, {}), section, name, origin)
     training = tree.get("training", {})
     if not isinstance(training, dict):
-        raise Refusal(f"{_first_where(training, name)}: training has to be a mapping of keys")
+        raise Refusal(f"{_where(training, name)}: training has to be a mapping of keys")
     for k, v in training.items():
-        origin[f"training.{k}"] = _first_where(v, name)
-        if k in {"hub_token", "push_to_hub_token"}:
-            raise Refusal(f"{origin[f'training.{k}']}: a token does not belong in a recipe; set HF_TOKEN")
+        origin[f"training.{k}"] = _where(v, name)
+        if k.rpartition("_")[2] == "token":
+            raise Refusal(
+                f"{origin[f'training.{k}']}: a token does not belong in a recipe; set HF_TOKEN"
+            )
     training = {k: _plain(v, True) for k, v in training.items()}
     if not made["model"].checkpoint:
         raise Refusal(f"{name}: model needs a checkpoint, for example `embedded:minilm`")

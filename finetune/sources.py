@@ -4,12 +4,14 @@ import csv
 import importlib.util
 import io
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas
+from safetensors import SafetensorError, safe_open
 
 from finetune.errors import Refusal, refuse_unknown
 
@@ -46,7 +48,8 @@ class Checkpoint:
 class Table:
     """Rows as they were read; the index is the line (or row) they stood at, from 1.
 
-    ``fixed`` counts what was normalised, ``rejected`` holds the rows set aside.
+    Where ``source`` is a folder of files, the index is ``FILE:LINE``. ``fixed`` counts what was
+    normalised, ``rejected`` holds the rows set aside.
     """
 
     rows: pandas.DataFrame
@@ -54,6 +57,15 @@ class Table:
     label_names: list[str] | None = None
     fixed: dict[str, int] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    def place(self, index: object) -> tuple[str, int]:
+        """The file and line of a row."""
+        file, _, line = str(index).rpartition(":")
+        return (f"{self.source}/{file}" if file else self.source), int(line)
+
+    def at(self, index: object) -> str:
+        """The file and line of a row, as a message names them."""
+        return "{}:{}".format(*self.place(index))
 
 
 def embedded(name: str, table: dict[str, tuple[str, str]], what: str) -> Path:
@@ -74,12 +86,51 @@ def embedded(name: str, table: dict[str, tuple[str, str]], what: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / inside
 
 
+def _hub_answers(name: str, revision: str | None, repo_type: str) -> bool:
+    """Whether the hub says anything within ``HUB_SECONDS``, be it no.
+
+    Asked in a thread, because a request's own timeout starts anew for the name look-up and for
+    every address of the host, and ``snapshot_download`` asks with no timeout at all.
+    """
+    from huggingface_hub import HfApi
+
+    # HTTPError is httpx's or httpx2's, whichever this version of the hub's library speaks.
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    )
+
+    answers = []
+
+    def ask() -> None:
+        try:
+            HfApi().repo_info(name, revision=revision, repo_type=repo_type, timeout=HUB_SECONDS)
+        except HfHubHTTPError:
+            pass
+        except HTTPError:
+            return
+        answers.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return bool(answers)
+
+
 def _snapshot(name: str, revision: str | None, repo_type: str, patterns: list[str]) -> Path:
     """A hub repository as a folder of the local cache, fetched if the hub can be reached."""
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import validate_repo_id
 
-    def fetch(local: bool) -> Path:
+    try:
+        validate_repo_id(name)
+        offline = constants.HF_HUB_OFFLINE or not _hub_answers(name, revision, repo_type)
         return Path(
             snapshot_download(
                 name,
@@ -87,12 +138,9 @@ def _snapshot(name: str, revision: str | None, repo_type: str, patterns: list[st
                 repo_type=repo_type,
                 allow_patterns=patterns,
                 etag_timeout=HUB_SECONDS,
-                local_files_only=local,
+                local_files_only=offline,
             )
         )
-
-    try:
-        return fetch(local=constants.HF_HUB_OFFLINE)
     except LocalEntryNotFoundError:
         raise Refusal(
             f"{name}: the hub cannot be reached and the local cache does not hold it; "
@@ -100,6 +148,11 @@ def _snapshot(name: str, revision: str | None, repo_type: str, patterns: list[st
         ) from None
     except HFValidationError:
         raise Refusal(f"{name}: no such folder, and no hub id either") from None
+    except RepositoryNotFoundError:
+        raise Refusal(
+            f"{name}: the hub has no such {repo_type}, or shows it only to some; check the name, "
+            "or set HF_TOKEN"
+        ) from None
     except HfHubHTTPError as error:
         raise Refusal(f"{name}: the hub says: {str(error).splitlines()[0]}") from None
 
@@ -108,7 +161,7 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """Find a checkpoint and make sure that loading it runs no code but ours.
 
     Raises:
-        Refusal: it cannot be found, holds no safetensors, no tokenizer, or asks to run code.
+        Refusal: it cannot be found, holds no safetensors or broken ones, or asks to run code.
     """
     commit = None
     if name.startswith("embedded:"):
@@ -124,10 +177,27 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     config = folder / "config.json"
     if not config.is_file():
         raise Refusal(f"{name}: has no config.json, so it is no checkpoint")
-    if "auto_map" in json.loads(config.read_text(encoding="utf-8")):
-        raise Refusal(f"{name}: asks to run its own code (auto_map); only built-in models are run")
-    if not any(folder.glob("*.safetensors")):
-        raise Refusal(f"{name}: has no safetensors weights; pickled weights are not loaded")
+    for file in (config, folder / "tokenizer_config.json"):
+        try:
+            asked = file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise Refusal(f"{file}: not JSON: {error}; fetch the checkpoint anew") from None
+        if asked:
+            raise Refusal(
+                f"{file}: asks to run the checkpoint's own code (auto_map); only built-in models "
+                "are run, take one of those"
+            )
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise Refusal(
+            f"{name}: has no safetensors weights, and pickled ones are not loaded; convert them"
+        )
+    for file in weights:
+        try:
+            with safe_open(file, "np"):
+                pass
+        except SafetensorError as error:
+            raise Refusal(f"{file}: broken: {error}; fetch the checkpoint anew") from None
     return Checkpoint(name, folder, commit)
 
 
@@ -135,19 +205,25 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
 
 
 def _decode(path: Path, encoding: str, table: Table) -> str:
-    data = path.read_bytes()
-    if data.startswith(b"\xef\xbb\xbf"):
+    data, mark = path.read_bytes(), b"\xef\xbb\xbf"
+    start = len(mark) if data.startswith(mark) else 0
+    if start:
         table.fixed["byte-order mark"] = table.fixed.get("byte-order mark", 0) + 1
-        data = data[3:]
     try:
-        return data.decode(encoding)
+        return data[start:].decode(encoding)
     except LookupError:
         raise Refusal(f"encoding {encoding!r} is unknown; for example utf-8 or latin-1") from None
     except UnicodeDecodeError as error:
         raise Refusal(
-            f"{path}: not {encoding} at byte {error.start}; say what it is, "
+            f"{path}: not {encoding} at byte {start + error.start}; say what it is, "
             "for example `encoding: latin-1`"
         ) from None
+
+
+def _refuse_twice(columns: list[str], path: Path) -> None:
+    twice = [name for name in columns if columns.count(name) > 1]
+    if twice:
+        raise Refusal(f"{path}:1: column {twice[0]!r} stands twice in the header; rename one")
 
 
 def _read_csv(path: Path, encoding: str, table: Table) -> pandas.DataFrame:
@@ -157,12 +233,11 @@ def _read_csv(path: Path, encoding: str, table: Table) -> pandas.DataFrame:
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
     )
-    header: list[str] = next(reader, [])
-    twice = {name for name in header if header.count(name) > 1}
-    if twice:
-        raise Refusal(f"{path}: column {sorted(twice)[0]!r} stands twice in the header; rename one")
-    rows, lines, line = [], [], reader.line_num + 1
+    rows, lines, line = [], [], 1
     try:
+        header: list[str] = next(reader, [])
+        _refuse_twice(header, path)
+        line = reader.line_num + 1
         for row in reader:
             if len(row) != len(header) and row:
                 raise Refusal(
@@ -218,23 +293,44 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
         elif file.suffix == ".parquet":
             parts.append(_read_parquet(file))
         else:
-            raise Refusal(f"{file}: {file.suffix or 'no suffix'} is not read; {sorted(SUFFIXES)} are")
-    if sum(len(part) for part in parts) == 0 and not table.rejected:
-        raise Refusal(f"{path}: holds no rows")
+            read = ", ".join(sorted(SUFFIXES))
+            raise Refusal(f"{file}: {file.suffix or 'no suffix'} is not read; {read} are")
+    if sum(len(part) for part in parts) == 0:
+        if table.rejected:
+            first = table.rejected[0]
+            raise Refusal(
+                f"{first['source']}:{first['line']}: {first['reason']}, and no row can be used; "
+                "mend the file"
+            )
+        raise Refusal(
+            f"{path}: holds no rows; a header and at least a row of each class are needed"
+        )
     for file, part in zip(files, parts, strict=True):
         if list(part.columns) != list(parts[0].columns):
-            raise Refusal(f"{file}: columns {list(part.columns)} differ from {files[0].name}'s")
-    table.rows = pandas.concat(parts) if len(parts) > 1 else parts[0]
+            raise Refusal(
+                f"{file}:1: columns {', '.join(part.columns)} differ from {files[0].name}'s "
+                f"{', '.join(parts[0].columns)}; write all files alike"
+            )
+        if path.is_dir():
+            part.index = pandas.Index([f"{file.name}:{line}" for line in part.index], dtype=object)
+    table.rows = pandas.concat(parts)
     return table
 
 
 def _read_parquet(path: Path) -> pandas.DataFrame:
-    import pyarrow
+    from pyarrow import ArrowInvalid, parquet
 
     try:
-        rows = pandas.read_parquet(path).astype(object)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        table = parquet.ParquetFile(path).read()
+    except (ArrowInvalid, OSError) as error:
         raise Refusal(f"{path}: not Parquet: {str(error).splitlines()[0]}") from None
+    _refuse_twice(table.column_names, path)
+    return _frame(table.to_pydict())
+
+
+def _frame(columns: dict[str, list[Any]]) -> pandas.DataFrame:
+    """Values as Python has them: a missing label beside integers does not make them floats."""
+    rows = pandas.DataFrame(columns, dtype=object)
     rows.index = pandas.RangeIndex(1, len(rows) + 1)
     return rows
 
@@ -249,10 +345,8 @@ def _from_datasets(folder: Path, config: str | None, name: str, label: str) -> d
     tables = {}
     for split, rows in loaded.items():
         feature = rows.features.get(label)
-        frame = rows.to_pandas().astype(object)
-        frame.index = pandas.RangeIndex(1, len(frame) + 1)
         names = feature.names if isinstance(feature, ClassLabel) else None
-        tables[str(split)] = Table(frame, f"{name} [{split}]", label_names=names)
+        tables[str(split)] = Table(_frame(rows[:]), f"{name} [{split}]", label_names=names)
     return tables
 
 
@@ -274,10 +368,12 @@ def dataset(
     if name.startswith("embedded:"):
         short = name.removeprefix("embedded:")
         table = read_table(embedded(short, EMBEDDED_DATASETS, "dataset"))
-        rows = table.rows[table.rows["source"] == short].drop(columns="source")
+        rows = table.rows.loc[table.rows["source"] == short].drop(columns="source")
         rows["label"] = rows["label"].astype(int)
         named = Table(rows, name, label_names=["negative", "positive"])
         return {"train": named}, None
+    if Path(name).is_file():
+        raise Refusal(f"{name}: is a file; give it as `train:`, a dataset is a folder or a hub id")
     if Path(name).is_dir():
         files = dict(_split_files(Path(name)))
         if not files:

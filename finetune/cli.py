@@ -1,0 +1,186 @@
+"""The ``finetune`` command: train, predict, compare, recipes, report.
+
+Imports torch only when a command needs it, so that help and tables are there at once.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from finetune import launching, ledger, recipe
+from finetune.errors import Refusal
+
+DESCRIPTION = """\
+Fine-tune BERT, GPT and ViT checkpoints. A recipe goes in, a run directory comes out.
+
+  finetune train recipes/imdb/minilm.yaml                 train a recipe into runs/imdb/minilm
+  finetune train recipes/your-data/text.yaml --train mine.csv --text review --label stars
+  finetune predict runs/imdb/minilm "A waste of two hours."
+  finetune compare runs/imdb/*
+  finetune recipes
+"""
+
+
+def train(arguments: Sequence[str], default: str | None = None) -> None:
+    """``[RECIPE] [--key value ...] [--overwrite | --resume]``: train a recipe and show its results.
+
+    Args:
+        default: the recipe where none is named: what a recipe module is launched with.
+
+    Raises:
+        Refusal: anything the user has to mend.
+    """
+    words = list(arguments)
+    if {"-h", "--help"} & set(words):
+        print(train_help(default))
+        return
+    path = words.pop(0) if words and not words[0].startswith("--") else default
+    if path is None:
+        raise Refusal("train needs a recipe; `finetune recipes` lists what there is")
+    said = [word for word in ("--overwrite", "--resume") if word in words]
+    if len(said) == 2:
+        raise Refusal("--overwrite and --resume contradict each other; keep one")
+    read = recipe.load(path, [word for word in words if word not in said])
+
+    launching.start_dropped_processes()
+    from finetune import runner, tasks
+
+    run = runner.train(read, tasks.find(read).build, "--overwrite" in said, "--resume" in said)
+    if run:
+        from finetune.report import tables
+
+        print(tables.summary(run))
+
+
+def train_help(default: str | None) -> str:
+    """Every key a recipe may have, as a flag, with its help."""
+    lines = [
+        f"usage: finetune train {'[RECIPE]' if default else 'RECIPE'} [--key value ...] "
+        "[--overwrite | --resume]",
+        *([f"RECIPE is {default} unless named."] if default else []),
+        "",
+        "Every key of a recipe is a flag, and a flag wins over the file.",
+    ]
+    for section, cls in recipe.SECTIONS.items():
+        lines += ["", f"{section}:"]
+        for f in fields(cls):
+            if not f.metadata.get("hidden"):
+                flag = f"({f.name})" if section == "reference" else f"--{f.name}"
+                lines.append(f"  {flag:<24} {f.metadata['help']}")
+    lines += [
+        "",
+        "training: every field of transformers.TrainingArguments by its own name, such as",
+        "  --learning_rate 3e-5 --num_train_epochs 3 --per_device_train_batch_size 16 --bf16 true",
+        "  --seed 1 --output_dir runs/mine --report_to tensorboard --push_to_hub true",
+        "",
+        "  --overwrite              start anew in a directory that holds a run",
+        "  --resume                 go on with the run that the directory holds",
+    ]
+    return "\n".join(lines)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    if bool(options.text) == bool(options.file):
+        raise Refusal("predict needs texts, or --file FILE (- for standard input), and not both")
+    run = ledger.one(options.run)
+
+    from finetune import inference
+
+    rows = inference.read_rows(options.text, options.file, run)
+    answers = inference.predict(run, rows)
+    if options.format == "jsonl":
+        for row, answer in zip(rows, answers, strict=True):
+            print(json.dumps({**row, **answer}, ensure_ascii=False))
+        return
+    names = list(answers[0].get("probabilities", {}))
+    writer = csv.writer(sys.stdout)
+    writer.writerow([*rows[0], "prediction", *names])
+    for row, answer in zip(rows, answers, strict=True):
+        said = answer["prediction"]
+        cell = ",".join(said) if isinstance(said, list) else said
+        writer.writerow([*row.values(), cell, *answer.get("probabilities", {}).values()])
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from finetune.report import tables
+
+    print(tables.compare(ledger.find(options.runs)))
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    from finetune.report import tables
+
+    print(tables.recipes(Path(options.folder)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from finetune.report import page, tables
+
+    run = ledger.one(options.run)
+    run.write_report(page.render(run))
+    print(tables.summary(run))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finetune",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    commands.add_parser("train", help="train a recipe; `finetune train --help` lists every key")
+
+    command = commands.add_parser("predict", help="label texts with a run's model")
+    command.add_argument("run", help="a run directory")
+    command.add_argument("text", nargs="*", help="texts to label")
+    command.add_argument("--file", help="CSV, TSV, JSON lines or Parquet; - reads lines of text")
+    command.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
+    command.set_defaults(go=_predict)
+
+    command = commands.add_parser("compare", help="one table of runs, best first")
+    command.add_argument("runs", nargs="+", help="run directories, or folders of them")
+    command.set_defaults(go=_compare)
+
+    command = commands.add_parser(
+        "recipes", help="what there is, with measured and published numbers"
+    )
+    command.add_argument("folder", nargs="?", default="recipes")
+    command.set_defaults(go=_recipes)
+
+    command = commands.add_parser(
+        "report", help="show a run's results and write its report.html anew"
+    )
+    command.add_argument("run", help="a run directory")
+    command.set_defaults(go=_report)
+    return parser
+
+
+def guarded(action: object, *arguments: object) -> None:
+    """Call ``action``; a user's mistake ends with one line and status 2, Ctrl-C with 130."""
+    assert callable(action)
+    try:
+        action(*arguments)
+    except Refusal as refusal:
+        print(f"finetune: {refusal}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("finetune: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has seen enough.
+        sys.stderr.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["train"]:
+        guarded(train, words[1:])
+    else:
+        options = _parser().parse_args(words)
+        guarded(options.go, options)

@@ -1,0 +1,179 @@
+"""What a run directory holds; the only reader and writer of it.
+
+``results.json`` is written last and at once, so a directory that has it holds a finished run.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas
+
+from finetune.errors import Refusal
+
+RESULTS, RECIPE, HISTORY = "results.json", "recipe.yaml", "history.jsonl"
+REJECTED, PREDICTIONS, REPORT = "rejected.jsonl", "predictions.parquet", "report.html"
+MODEL, CHECKPOINTS, LOCK = "model", "checkpoints", ".lock"
+OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT, MODEL, CHECKPOINTS]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old text or the new, never a part."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    staged.write_text(text, encoding="utf-8")
+    staged.replace(path)
+
+
+class Run:
+    """One run directory."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def model(self) -> Path:
+        return self.folder / MODEL
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / CHECKPOINTS
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / RESULTS).is_file()
+
+    @contextmanager
+    def claim(self, recipe: str, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
+        """Hold the directory for one training process; nothing in it changes before ``begin``.
+
+        Raises:
+            Refusal: another process holds it, it holds a run and neither ``overwrite`` nor
+                ``resume`` was said, or the run to resume had another recipe.
+        """
+        inside = Path.cwd().resolve()
+        if not self.folder.resolve().is_relative_to(inside):
+            raise Refusal(
+                f"--output_dir {self}: lies outside {inside.name}/, where you started; "
+                "runs stay inside"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.folder / LOCK, timeout=0)
+            lock.acquire()
+        except filelock.Timeout:
+            raise Refusal(
+                f"{self}: another process trains there; wait, or name another --output_dir"
+            ) from None
+        except OSError as error:
+            raise Refusal(f"{self}: cannot be written: {error.strerror}") from None
+        try:
+            held = (self.folder / RECIPE).is_file()
+            if held and not (overwrite or resume):
+                raise Refusal(
+                    f"{self}: holds a run already; --resume goes on with it, "
+                    "--overwrite starts anew"
+                )
+            if held and resume and (self.folder / RECIPE).read_text(encoding="utf-8") != recipe:
+                raise Refusal(
+                    f"{self}: its recipe.yaml differs from this one; resume with that file"
+                )
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, recipe: str, resume: bool = False) -> None:
+        """Clear what an earlier run left, unless it is resumed, and write the resolved recipe.
+
+        Only files of ours go. Called when nothing is left to refuse, so that a mistake in a
+        recipe neither costs the old run nor leaves half a new one.
+        """
+        if not resume:
+            for name in OURS:
+                path = self.folder / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        write_whole(self.folder / RECIPE, recipe)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one line to history.jsonl."""
+        with (self.folder / HISTORY).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """The logged steps, oldest first."""
+        path = self.folder / HISTORY
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def write_rejected(self, rows: list[dict[str, Any]]) -> None:
+        """Write the rows set aside, if any, with their reasons."""
+        if rows:
+            write_whole(self.folder / REJECTED, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_predictions(self, rows: pandas.DataFrame) -> None:
+        """Write the test rows' predictions."""
+        rows.to_parquet(self.folder / PREDICTIONS, index=False)
+
+    def predictions(self) -> pandas.DataFrame:
+        """The test rows: id, text, label, prediction, probabilities."""
+        return pandas.read_parquet(self.folder / PREDICTIONS)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Write results.json, which makes the run a finished one."""
+        write_whole(self.folder / RESULTS, json.dumps(results, indent=2) + "\n")
+
+    def results(self) -> dict[str, Any]:
+        """What the run measured.
+
+        Raises:
+            Refusal: the directory holds no finished run.
+        """
+        if not self.is_finished:
+            raise Refusal(f"{self}: holds no finished run (no {RESULTS})")
+        return json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
+
+    def write_report(self, html: str) -> None:
+        """Write report.html."""
+        write_whole(self.folder / REPORT, html)
+
+
+def find(places: list[str]) -> list[Run]:
+    """The finished runs at or below some folders, in order and each once.
+
+    Raises:
+        Refusal: a folder does not exist, or nothing finished is there.
+    """
+    found: dict[Path, Run] = {}
+    for place in places:
+        path = Path(place)
+        if not path.is_dir():
+            raise Refusal(f"{place}: no such run directory")
+        for results in sorted(path.rglob(RESULTS)):
+            found.setdefault(results.parent.resolve(), Run(results.parent))
+    if not found:
+        raise Refusal(f"{', '.join(places)}: no finished run there (no {RESULTS})")
+    return list(found.values())
+
+
+def one(place: str) -> Run:
+    """The one run meant by a folder: itself, or the only run below it.
+
+    Raises:
+        Refusal: there is none, or more than one.
+    """
+    runs = find([place])
+    if len(runs) > 1:
+        listed = ", ".join(str(run) for run in runs[:5])
+        raise Refusal(f"{place}: holds {len(runs)} runs; name one of {listed}")
+    return runs[0]

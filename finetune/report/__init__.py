@@ -1,0 +1,1 @@
+"""Run directories -> tables, figures, an HTML page and a model card; never imports torch."""

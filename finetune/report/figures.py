@@ -1,0 +1,233 @@
+"""Figures of a run as SVG text that stands inside an HTML page, the same for the same numbers.
+
+Text stays text; ids carry the figure's name, so that several figures fit on one page.
+"""
+
+import io
+import re
+import warnings
+from typing import Any
+
+import matplotlib
+import numpy
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from finetune.report import wording
+
+# Okabe and Ito 2008: told apart with any colour vision.
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
+INK = "#222222"
+# With more classes than this the cells hold no readable number.
+MOST_CLASSES = 30
+# A point is about 100 bytes of SVG.
+MOST_POINTS = 2000
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "finetune",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; 9 inches is the width of the page's column."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Figure, name: str, label: str) -> str:
+    """The figure as one ``<svg>`` element; ``label`` tells screen readers what it shows."""
+    file = io.BytesIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with warnings.catch_warnings():
+        # Label names in any script: the browser has the glyphs that the layout font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file, format="svg", metadata=nothing)
+    svg = file.getvalue().decode("utf-8")
+    svg = svg[svg.index("<svg") :]
+    # Its style rule would reach the whole page; the root's attributes say the same.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = svg.replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box
+    root = f'<svg {box[0]} role="img" stroke-linejoin="round" width="100%"'
+    drawn = re.sub(r"<svg[^>]*>", f'{root} aria-label="{label}">', svg, count=1)
+    return drawn.strip()
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+def learning_curves(history: list[dict[str, Any]], results: dict[str, Any]) -> str | None:
+    """Loss, and the validation headline where it was measured, against the step.
+
+    Args:
+        history: the lines of history.jsonl.
+
+    Returns:
+        SVG, or None where no loss was logged.
+    """
+    headline = results["headline"]
+    trained, validated = _curve(history, "loss"), _curve(history, "eval_loss")
+    scored = _curve(history, f"eval_{headline}")
+    if not len(trained[0]):
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(9, 3.2)
+        panels = figure.subplots(1, 2 if len(scored[0]) else 1, squeeze=False)[0]
+        panels[0].plot(*trained, color=BLUE, label="training")
+        if len(validated[0]):
+            panels[0].plot(*validated, "o--", color=ORANGE, label="validation", markersize=5)
+        panels[0].set_title("Loss")
+        panels[0].set_ylim(bottom=0)
+        if len(scored[0]):
+            panels[1].plot(*scored, "o--", color=ORANGE, markersize=5)
+            panels[1].set_title(f"Validation {wording.title(headline)}")
+            if headline in wording.PERCENT:
+                panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=" %"))
+        for panel in panels:
+            panel.set_xlim(0, 1.02 * max(trained[0].max(), *validated[0], results["steps"]))
+            panel.set_xlabel("step")
+            panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            if results["chosen"]:
+                step = results["chosen"]["step"]
+                panel.axvline(step, color=GREY, linestyle=":", label=f"chosen, step {step}")
+        panels[0].legend()
+        return _svg(figure, "curves", "Learning curves")
+
+
+def _curve(history: list[dict[str, Any]], name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Steps (M,) and values (M,) of what was logged by a name; gaps where it was not finite."""
+    logged = [(row["step"], row[name]) for row in history if name in row]
+    steps, values = numpy.array(logged, dtype=float).reshape(-1, 2).T
+    return steps, numpy.where(numpy.isfinite(values), values, numpy.nan)
+
+
+# --- classes ---------------------------------------------------------------------------------
+
+
+def confusion(counts: list[list[int]], names: list[str]) -> str | None:
+    """Rows counted by true class (down) and predicted class (across), coloured by row share.
+
+    Args:
+        counts: K x K.
+        names: the K label names.
+
+    Returns:
+        SVG, or None for more than 30 classes.
+    """
+    table = numpy.array(counts)
+    k = len(table)
+    if k > MOST_CLASSES:
+        return None
+    shares = table / numpy.maximum(table.sum(1, keepdims=True), 1)
+    names = [_short(name) for name in names]
+    side = min(9.0, max(4.2, 0.95 * k + 1.6))
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(side, side * (0.82 if k <= 4 else 0.94))
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)
+        # Counts beside shares need room; many classes leave it for the counts alone.
+        size = max(6.0, min(11.0, 95 / k))
+        for (i, j), count in numpy.ndenumerate(table):
+            said = f"{count:,}\n{100 * shares[i, j]:.1f} %" if k <= 10 else f"{count or ''}"
+            color = "white" if shares[i, j] > 0.55 else INK
+            axes.text(j + 0.5, i + 0.5, said, ha="center", va="center", color=color, size=size)
+        small = max(7.0, min(10.0, 150 / k))
+        turned = {"rotation": 45, "ha": "right"} if k > 3 else {}
+        axes.set_xticks(numpy.arange(k) + 0.5, names, fontsize=small, **turned)
+        axes.set_yticks(numpy.arange(k) + 0.5, names, fontsize=small)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.invert_yaxis()
+        return _svg(figure, "confusion", "Confusion matrix")
+
+
+def _short(name: str) -> str:
+    name = wording.plain(name)
+    return name if len(name) <= 18 else name[:17] + "…"
+
+
+def reliability(bins: dict[str, list[float]]) -> str:
+    """Accuracy against confidence, with the diagonal of a calibrated model and the counts below.
+
+    Args:
+        bins: ``confidence``, ``accuracy`` and ``count`` of each filled bin.
+
+    Returns:
+        SVG.
+    """
+    confidence, accuracy, count = (
+        numpy.array(bins[key], dtype=float) for key in ("confidence", "accuracy", "count")
+    )
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(4.6, 4.6)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
+        upper.plot(confidence, accuracy, color=BLUE, linewidth=1)
+        areas = 18 + 160 * count / count.max()
+        upper.scatter(confidence, accuracy, s=areas, color=BLUE, edgecolors="white", zorder=3)
+        upper.set_ylabel("accuracy")
+        upper.set_ylim(-0.02, 1.05)
+        upper.legend(loc="upper left")
+        lower.bar(confidence, count, width=0.045, color=BLUE)
+        lower.set_ylabel("rows")
+        lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        lower.set_xlabel("confidence (probability of the predicted class)")
+        lower.set_xlim(min(0.5, confidence.min()) - 0.04, 1.04)
+        for axis in (upper.yaxis, lower.xaxis):
+            axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        return _svg(figure, "reliability", "Reliability diagram")
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+def scatter(rows: pandas.DataFrame) -> str:
+    """Predicted against true values of a regression, with the line of a perfect model.
+
+    Args:
+        rows: columns label and prediction (N,); more than 2,000 rows are thinned evenly.
+
+    Returns:
+        SVG.
+    """
+    every = -(-len(rows) // MOST_POINTS)
+    shown = rows.iloc[::every]
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(4.6, 4.6)
+        axes: Axes = figure.subplots()
+        both = shown[["label", "prediction"]].to_numpy(dtype=float)
+        ends = [float(both.min()), float(both.max())]
+        axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="perfect")
+        axes.scatter(both[:, 0], both[:, 1], s=14, color=BLUE, alpha=0.4, linewidths=0)
+        axes.set_xlabel("true value")
+        axes.set_ylabel("predicted value")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.legend(loc="upper left")
+        if every > 1:
+            axes.set_title(f"{len(shown):,} of {len(rows):,} rows")
+        return _svg(figure, "scatter", "Predicted against true values")

@@ -1,0 +1,225 @@
+"""How numbers and verdicts read, in tables, pages and cards alike.
+
+A metric is scoring's ``{"value", "low", "high", "n"}``, with a 95 % interval over the test rows.
+"""
+
+import math
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+Metric = dict[str, Any]
+# Shares, shown in percent; every other metric is shown as it is.
+PERCENT = {"accuracy", "macro_f1", "micro_f1", "exact_match"}
+TITLES = {
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "pearson": "Pearson r",
+    "spearman": "Spearman rho",
+}
+METHODS = {"full": "full fine-tuning", "head": "head only", "lora": "LoRA"}
+SPLITS = {
+    "official": "official test split",
+    "holdout": "holdout of the training data, not the official test split",
+    "given": "test split as given by the user",
+}
+BETTER, WORSE = "better", "worse"
+UNCLEAR = "not clearly better (intervals overlap)"
+
+
+def plain(text: object) -> str:
+    """Text on one line, without control characters that a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def title(metric: str) -> str:
+    """The name of a metric as a reader knows it."""
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def method(name: str) -> str:
+    """The name of a tuning method as a reader knows it."""
+    return METHODS.get(name, name)
+
+
+def split(test_is: str) -> str:
+    """What kind of rows the model was tested on."""
+    return SPLITS.get(test_is, test_is)
+
+
+def _percent(value: float) -> str:
+    # As the decimal digits read: a plain format makes 87.6 of 0.8765, which readers round up.
+    return str((100 * Decimal(str(value))).quantize(Decimal("0.1"), ROUND_HALF_UP))
+
+
+def _bare(metric: str, value: float) -> str:
+    if metric in PERCENT and math.isfinite(value):
+        return _percent(value)
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}"
+
+
+def number(metric: str, value: float) -> str:
+    """A value: ``87.7 %`` for a share, else three or four decimals."""
+    return _bare(metric, value) + (" %" if metric in PERCENT else "")
+
+
+def interval(metric: str, scores: Metric) -> str:
+    """The interval alone: ``[86.1, 89.0]``."""
+    return f"[{_bare(metric, scores['low'])}, {_bare(metric, scores['high'])}]"
+
+
+def measured(metric: str, scores: Metric) -> str:
+    """A value with its interval: ``87.7 % [86.1, 89.0]``."""
+    return f"{number(metric, scores['value'])} {interval(metric, scores)}"
+
+
+def share(value: float | None) -> str:
+    """A share in percent, or a dash where it is not defined."""
+    return "-" if value is None else f"{_percent(value)} %"
+
+
+def verdict(model: Metric, baseline: Metric) -> str:
+    """Whether a model beats a baseline in a metric where more is better.
+
+    Two 95 % intervals that do not touch are a stricter test than a 5 % level.
+    """
+    if model["low"] > baseline["high"]:
+        return BETTER
+    return WORSE if model["high"] < baseline["low"] else UNCLEAR
+
+
+def linear(baselines: dict[str, Any]) -> str | None:
+    """The name of the linear baseline, which a fine-tuned model has to beat; None without one."""
+    return next((name for name in baselines if "regression" in name), None)
+
+
+def standing(results: dict[str, Any]) -> str:
+    """One sentence: how the headline stands against every baseline."""
+    headline = results["headline"]
+    model = results["metrics"][headline]
+    said: dict[str, list[str]] = {}
+    for name, scores in results["baselines"].items():
+        said.setdefault(verdict(model, scores[headline]), []).append(name)
+    if not said:
+        return "No baseline was measured."
+    parts = {
+        WORSE: "worse than {}",
+        UNCLEAR: "not clearly better than {} (intervals overlap)",
+        BETTER: "better than {}",
+    }
+    told = [phrase.format(_and(said[word])) for word, phrase in parts.items() if word in said]
+    return f"The model is {'; '.join(told)}."
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The published number beside this run's, in words."""
+
+    published: str
+    against: str
+    caveat: str
+
+    @property
+    def lines(self) -> list[str]:
+        """The words that apply."""
+        return [line for line in (self.published, self.against, self.caveat) if line]
+
+
+def reference(results: dict[str, Any]) -> Reference | None:
+    """Compare a run with its published number, or None where the recipe names none."""
+    given = results["reference"]
+    if given is None:
+        return None
+    name, value, test_is = given["metric"], given["value"], results["data"]["test_is"]
+    source = f" ({plain(given['source'])})" if given["source"] else ""
+    published = f"{title(name)} {number(name, value)} published{source}"
+    elsewhere = (
+        "" if test_is == given["split"] else f"another split ({test_is}): not a reproduction"
+    )
+    if name not in results["metrics"]:
+        return Reference(published, f"this run did not measure {title(name)}", elsewhere)
+    ours = results["metrics"][name]
+    apart = ours["value"] - value
+    points = f"{100 * apart:+.1f} points" if name in PERCENT else f"{apart:+.4f}"
+    covered = "covers" if ours["low"] <= value <= ours["high"] else "does not cover"
+    against = f"this run {number(name, ours['value'])}: {points}; its interval {covered} it"
+    if elsewhere:
+        return Reference(published, against, elsewhere)
+    if test_is != "official":
+        # Two holdouts of the same data are rarely the same rows.
+        return Reference(published, against, f"both on a split of kind {test_is}; rows may differ")
+    return Reference(published, against, "both on the official test split")
+
+
+def rows(count: int) -> str:
+    """A count with thousands apart: ``2,000``."""
+    return f"{count:,}"
+
+
+def _scaled(value: float, units: list[tuple[float, str]]) -> str:
+    for scale, unit in units:
+        if value >= scale:
+            scaled = value / scale
+            return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f} {unit}"
+    return f"{value:.0f}"
+
+
+def parameters(count: int) -> str:
+    """A parameter count: ``22.7 M``."""
+    return _scaled(count, [(1e9, "B"), (1e6, "M"), (1e3, "k")])
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units: ``91.6 MB``."""
+    return _scaled(count, [(1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")])
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: ``6 min 40 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def about(seconds: float) -> str:
+    """Seconds in one unit, where space is short: ``6.7 min``."""
+    return _scaled(seconds, [(3600, "h"), (60, "min"), (0, "s")])
+
+
+def trained(cost: dict[str, Any]) -> str:
+    """How many parameters learned: ``0.6 M of 23.3 M parameters (2.5 %)``."""
+    some, total = cost["trainable_parameters"], cost["total_parameters"]
+    part = f"{100 * some / total:.3g} %"
+    return f"{parameters(some)} of {parameters(total)} parameters ({part})"
+
+
+def counts(data: dict[str, Any]) -> str:
+    """How many rows each split has."""
+    parts = [f"{rows(data[name])} {name}" for name in ("train", "validation", "test")]
+    return ", ".join(parts)
+
+
+def findings(data: dict[str, Any]) -> list[str]:
+    """What the data checks found that is not zero, in words."""
+    words = {
+        "rejected": "rows set aside",
+        "duplicates_in_train": "duplicated training texts",
+        "contradictions_in_train": "training texts with two labels",
+        "test_texts_in_train": "test texts that also stand in train",
+    }
+    found = [f"{rows(data[key])} {word}" for key, word in words.items() if data[key]]
+    found += [f"{name} fixed {rows(count)} x" for name, count in data["fixed"].items() if count]
+    if data["share_truncated"]:
+        found.append(f"{share(data['share_truncated'])} of training texts truncated")
+    return found

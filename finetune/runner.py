@@ -1,0 +1,459 @@
+"""The only ``Trainer`` in the project: train, choose, test once, save."""
+
+import dataclasses
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import transformers
+from accelerate import PartialState
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers.utils import is_torch_xla_available
+
+from finetune import ledger, tuning
+from finetune.corpus import Corpus
+from finetune.errors import Refusal
+from finetune.losses import Loss
+from finetune.recipe import Recipe, typed_as
+from finetune.report import card, page
+from finetune.sampling import StepSampler
+from finetune.sources import Checkpoint
+
+# What this project does where a recipe is silent and TrainingArguments would do another thing.
+DEFAULTS: dict[str, Any] = {
+    "seed": 0,
+    "per_device_eval_batch_size": 64,
+    "eval_strategy": "epoch",
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "logging_steps": 10,
+    "logging_first_step": True,
+    # A NaN that is logged as 0.0 is a lie.
+    "logging_nan_inf_filter": False,
+    "train_sampling_strategy": "group_by_length",
+    "include_num_input_tokens_seen": "non_padding",
+    "report_to": "none",
+    # Every weight of a task model is used; looking for others costs a pass over the graph a step.
+    "ddp_find_unused_parameters": False,
+}
+
+# Below these nothing is learned, though the Trainer would go on.
+LEAST = {
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "warmup_steps": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+}
+
+
+@dataclasses.dataclass
+class Job:
+    """What a task hands to the runner.
+
+    ``splits`` has train, validation and test, encoded, each with columns ``labels``, ``length``
+    and the model's inputs; ``score`` is (logits, labels, resamples) -> scoring's dict; ``answers``
+    turns logits (N, K) into N dicts with a ``prediction``.
+    """
+
+    model: torch.nn.Module
+    checkpoint: Checkpoint
+    processor: Any
+    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+    splits: dict[str, Dataset]
+    data: Corpus
+    loss: Loss
+    score: Callable[[numpy.ndarray, numpy.ndarray, int], dict[str, Any]]
+    headline: str
+    baselines: Callable[[], dict[str, Any]]
+    answers: Callable[[numpy.ndarray], list[dict[str, Any]]]
+
+
+class StepTrainer(Trainer):
+    """The Trainer with batches that do not depend on the number of processes.
+
+    Evaluation goes through the rows in the order given, each once, whatever the sampling strategy;
+    layer-wise learning rates are the optimizer's parameter groups; nothing is pickled.
+    """
+
+    def __init__(self, *, layer_decay: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.layer_decay = layer_decay
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
+        rows, args = train_dataset or self.train_dataset, self.args
+        assert isinstance(rows, Dataset)
+        if args.train_sampling_strategy not in {"random", "group_by_length"}:
+            raise Refusal(
+                f"train_sampling_strategy {args.train_sampling_strategy!r} is not supported; "
+                "random and group_by_length are"
+            )
+        grouped = args.train_sampling_strategy == "group_by_length"
+        return StepSampler(
+            rows=len(rows),
+            lengths=self.lengths if grouped else None,
+            step_rows=self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            accumulation=args.gradient_accumulation_steps,
+            processes=args.world_size,
+            rank=args.process_index,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        # The Trainer drops all columns the model does not know before it asks for the sampler.
+        self.lengths = self.train_dataset["length"]
+        return super().get_train_dataloader()
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+        return None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.layer_decay < 1 and self.optimizer is None:
+            learner = model or self.model
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, learner)
+            groups = tuning.parameter_groups(
+                learner,
+                set(self.get_decay_parameter_names(learner)),
+                self.args.learning_rate,
+                self.args.weight_decay,
+                self.layer_decay,
+            )
+            self.optimizer = cls(groups, **options)
+        return super().create_optimizer(model)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of the arguments; recipe.yaml says the same and can be read by anyone.
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+
+class Progress(ProgressCallback):
+    """A bar with the running loss, and one line for each evaluation."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, unit="step", ncols=80)
+        self.current_step = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}")
+        if "eval_loss" in logs:
+            shown = [
+                f"{name.removeprefix('eval_')} {logs[name]:.4f}"
+                for name in ("eval_loss", f"eval_{self.headline}")
+            ]
+            self.training_bar.write(
+                f"epoch {state.epoch:.2f}  validation: {'  '.join(shown)}", file=sys.stderr
+            )
+
+    headline = ""
+
+
+class History(TrainerCallback):
+    """history.jsonl: what was logged, without clock times, so that equal runs have equal lines."""
+
+    def __init__(self, run: ledger.Run) -> None:
+        self.run = run
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        timed = ("_runtime", "_per_second", "_time")
+        if state.is_world_process_zero and logs and "train_loss" not in logs:
+            kept = {k: v for k, v in logs.items() if not k.endswith(timed)}
+            self.run.log({"step": state.global_step, **kept})
+
+
+def has_accelerator() -> bool:
+    """Whether there is anything but the CPU to train on: a GPU of any make, or a TPU."""
+    return torch.accelerator.is_available() or is_torch_xla_available()
+
+
+def training_arguments(
+    recipe: Recipe, run: ledger.Run, headline: str, validates: bool
+) -> TrainingArguments:
+    """``TrainingArguments`` of a recipe, over this project's defaults.
+
+    Raises:
+        Refusal: an unknown or unfit key, a value the Trainer refuses, fp16 on a CPU.
+    """
+    given = typed_as(TrainingArguments, recipe.training, "training", recipe.origin)
+    # Said aloud, because the Trainer refuses bf16 on a CPU that it only fell back to.
+    values = DEFAULTS | {"use_cpu": not has_accelerator()} | given
+    for name, low in LEAST.items():
+        if values.get(name, low) < low:
+            raise Refusal(f"{recipe.where(f'training.{name}')}: {name} has to be at least {low:g}")
+    if values.get("num_train_epochs", 1) <= 0 and values.get("max_steps", -1) <= 0:
+        raise Refusal(
+            f"{recipe.where('training.num_train_epochs')}: num_train_epochs has to be above 0"
+        )
+    if values.get("fp16") and not torch.cuda.is_available():
+        raise Refusal(f"{recipe.where('training.fp16')}: fp16 needs a GPU; use bf16, or nothing")
+    if not validates:
+        values |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    values.setdefault("save_strategy", values["eval_strategy"] if validates else "epoch")
+    if values["eval_strategy"] == "steps" and "save_steps" not in given:
+        values["save_steps"] = values.get("eval_steps") or values["logging_steps"]
+    values.setdefault("metric_for_best_model", f"eval_{headline}")
+    values.setdefault("greater_is_better", not values["metric_for_best_model"].endswith("loss"))
+    # The model folder is pushed at the end, with its card; not the checkpoints on the way.
+    values |= {"output_dir": str(run.checkpoints), "push_to_hub": False}
+    values.setdefault("dataloader_pin_memory", not values["use_cpu"])
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "tensorboard"))
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise Refusal(f"{recipe.name}: training: {str(error).splitlines()[0]}") from None
+
+
+def train(
+    recipe: Recipe,
+    build: Callable[[Recipe], Job],
+    overwrite: bool = False,
+    resume: bool = False,
+) -> ledger.Run | None:
+    """Train a recipe into its run directory and test it once.
+
+    Args:
+        build: the task's; called after the directory is claimed.
+        overwrite, resume: what to do with a directory that holds a run.
+
+    Returns:
+        The run, finished; None in the processes that only helped the main one.
+
+    Raises:
+        Refusal: anything the user has to mend.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    started = time.time()
+    recipe.training.setdefault("seed", DEFAULTS["seed"])
+    recipe.training.setdefault("output_dir", f"runs/{recipe.name}/seed-{recipe.training['seed']}")
+    run = ledger.Run(recipe.training["output_dir"])
+    on_cpu = bool(recipe.training.get("use_cpu", not has_accelerator()))
+    main = PartialState(cpu=on_cpu).is_main_process
+    claim = run.claim(recipe.dump(), overwrite, resume) if main else nullcontext()
+    with claim:
+        transformers.set_seed(int(recipe.training["seed"]))
+        job = build(recipe)
+        validates = len(job.data.validation) > 0
+        args = training_arguments(recipe, run, job.headline, validates)
+        trainer = _trainer(recipe, job, run, args)
+        if main:
+            run.begin(recipe.dump(), resume)
+            run.write_rejected(job.data.rejected)
+            print(_opening(recipe, job, run), file=sys.stderr)
+        last = get_last_checkpoint(args.output_dir) if resume else None
+        before = time.time()
+        trainer.train(resume_from_checkpoint=last)
+        seconds = time.time() - before
+        seen = trainer.state.num_input_tokens_seen
+        logits, labels = test(trainer, job)
+        _save(trainer, job, run)
+        if main:
+            results = _results(recipe, job, trainer, logits, labels)
+            results["cost"] = _cost(job.model, run, seconds, seen, started)
+            _write(recipe, job, run, results, logits)
+            if recipe.training.get("push_to_hub"):
+                _push(recipe, run)
+    trainer.accelerator.wait_for_everyone()
+    return run if main else None
+
+
+def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments) -> StepTrainer:
+    def metrics(prediction: EvalPrediction) -> dict[str, float]:
+        scores = job.score(prediction.predictions, prediction.label_ids, 0)
+        return {name: metric["value"] for name, metric in scores["metrics"].items()}
+
+    trainer = StepTrainer(
+        layer_decay=recipe.tuning.layer_decay,
+        model=job.model,
+        args=args,
+        data_collator=job.collator,
+        train_dataset=job.splits["train"],
+        eval_dataset=by_length(job.splits["validation"])[0],
+        processing_class=job.processor,
+        compute_loss_func=job.loss,
+        compute_metrics=metrics,
+        callbacks=[History(run)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    progress = Progress()
+    progress.headline = job.headline
+    trainer.add_callback(progress)
+    return trainer
+
+
+def by_length(rows: Dataset) -> tuple[Dataset, numpy.ndarray]:
+    """Rows sorted longest first, so that batches need little padding, and the order taken."""
+    order = numpy.argsort(-numpy.asarray(rows["length"]), kind="stable")
+    return rows.select(order), order
+
+
+def test(trainer: Trainer, job: Job) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Logits (N, K) and labels of the test split, in its own order; called once a run."""
+    rows, order = by_length(job.splits["test"])
+    output = trainer.predict(rows)
+    back = numpy.argsort(order, kind="stable")
+    predictions, labels = output.predictions, output.label_ids
+    assert isinstance(predictions, numpy.ndarray)
+    assert isinstance(labels, numpy.ndarray)
+    return predictions[back], labels[back]
+
+
+def _save(trainer: Trainer, job: Job, run: ledger.Run) -> None:
+    trainer.save_model(str(run.model))
+    if trainer.is_world_process_zero():
+        # Adapters: the head's shape and the label names are the config's to tell.
+        trainer.accelerator.unwrap_model(job.model).config.save_pretrained(run.model)
+
+
+def _opening(recipe: Recipe, job: Job, run: ledger.Run) -> str:
+    data, count = job.data, tuning.count_parameters(job.model)
+    notes = [f"{data.report['share_truncated']:.0%} of texts truncated"]
+    if data.rejected:
+        notes.append(f"{len(data.rejected)} rows set aside ({ledger.REJECTED})")
+    if data.report["contradictions_in_train"]:
+        notes.append(f"{data.report['contradictions_in_train']} texts with two labels")
+    return (
+        f"{recipe.model.checkpoint} on {data.source}: {len(data.train)} train, "
+        f"{len(data.validation)} validation, {len(data.test)} test ({data.test_is})\n"
+        f"{', '.join(notes)}; {recipe.tuning.method} trains {count['trainable_parameters']:,} of "
+        f"{count['total_parameters']:,} parameters -> {run}"
+    )
+
+
+def _results(
+    recipe: Recipe, job: Job, trainer: Trainer, logits: numpy.ndarray, labels: numpy.ndarray
+) -> dict[str, Any]:
+    data, state = job.data, trainer.state
+    best = None
+    if state.best_global_step:
+        best = {"step": state.best_global_step, "value": state.best_metric}
+        best["metric"] = str(trainer.args.metric_for_best_model)
+    return {
+        "name": recipe.name,
+        "task": recipe.task,
+        "checkpoint": {"name": job.checkpoint.name, "revision": job.checkpoint.revision},
+        "method": recipe.tuning.method,
+        "seed": trainer.args.seed,
+        "headline": job.headline,
+        **job.score(logits, labels, 1000),
+        "baselines": job.baselines(),
+        "reference": dataclasses.asdict(recipe.reference) if recipe.reference else None,
+        "chosen": best,
+        "steps": state.global_step,
+        "data": {
+            "source": data.source,
+            "revision": data.revision,
+            "fingerprint": data.fingerprint,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "test_is": data.test_is,
+            "problem_type": data.problem_type,
+            "label_names": data.label_names,
+            **data.report,
+        },
+        "versions": {
+            name: version(name)
+            for name in ("finetune", "torch", "transformers", "peft", "accelerate", "datasets")
+        },
+        "git_commit": _git_commit(),
+        "device": _device(trainer.args),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _cost(
+    model: torch.nn.Module, run: ledger.Run, seconds: float, tokens: int, started: float
+) -> dict[str, Any]:
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        # kB on Linux, bytes on macOS
+        scale = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return {
+        "train_seconds": round(seconds, 2),
+        "total_seconds": round(time.time() - started, 2),
+        "tokens_seen": int(tokens),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "peak_memory_bytes": int(peak),
+        **tuning.count_parameters(model),
+        "model_bytes": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the working tree, with a + where files differ from it; None without git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
+
+
+def _device(args: TrainingArguments) -> str:
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    if args.device.type == "cuda":
+        what = torch.cuda.get_device_name()
+    else:
+        what = f"{args.device.type}, {torch.get_num_threads()} threads"
+    return f"{args.world_size} x {what}, {precision}"
+
+
+def _write(
+    recipe: Recipe, job: Job, run: ledger.Run, results: dict[str, Any], logits: numpy.ndarray
+) -> None:
+    """Predictions, card and report first; results.json last, which makes the run a finished one."""
+    rows = job.data.test.copy()
+    rows["label"] = [_shown(v, job.data) for v in rows["label"]]
+    said = job.answers(logits)
+    rows["prediction"] = [answer["prediction"] for answer in said]
+    if "probabilities" in said[0]:
+        rows["probabilities"] = [list(answer["probabilities"].values()) for answer in said]
+    run.write_predictions(rows)
+    (run.model / "README.md").write_text(card.render(recipe, results), encoding="utf-8")
+    run.write_results(results)
+    run.write_report(page.render(run))
+
+
+def _shown(label: Any, data: Corpus) -> Any:
+    if data.problem_type == "single_label_classification":
+        return data.label_names[label]
+    if data.problem_type == "multi_label_classification":
+        return [name for name, on in zip(data.label_names, label, strict=True) if on]
+    return label
+
+
+def _push(recipe: Recipe, run: ledger.Run) -> None:
+    from huggingface_hub import HfApi
+
+    api, training = HfApi(), recipe.training
+    name = str(training.get("hub_model_id") or recipe.name.replace("/", "-"))
+    private = bool(training.get("hub_private_repo", False))
+    repo = api.create_repo(name, private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo.repo_id, folder_path=run.model, revision=training.get("hub_revision")
+    )

@@ -1,0 +1,187 @@
+"""Text classification: one label, several labels or a number for a text or a pair of texts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import pandas
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from finetune import baselines, corpus, scoring, sources, tuning
+from finetune.errors import Refusal, refuse_unknown
+from finetune.losses import classification_loss
+from finetune.recipe import Model, Recipe
+from finetune.runner import Job
+
+
+def kept(length: int, budget: int, truncation: str, head_share: float) -> list[int]:
+    """Which of ``length`` tokens stay when only ``budget`` may: their positions, in order.
+
+    ``head+tail`` keeps the first ``head_share`` of the budget and fills up from the end (Sun et
+    al. 2019, section 5.3.1, with 128 of 510 tokens from the head).
+    """
+    if length <= budget:
+        return list(range(length))
+    head = {"head": budget, "tail": 0, "head+tail": round(budget * head_share)}[truncation]
+    return [*range(head), *range(length - (budget - head), length)]
+
+
+def encode(
+    rows: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, model: Model
+) -> dict[str, list[Any]]:
+    """Texts (B) -> model inputs: lists of at most ``max_length`` ids a row, and their lengths.
+
+    A pair gives up tokens of its longer text first. Special tokens always stay, so every
+    truncation works for every tokenizer. ``truncated`` says which rows lost tokens.
+    """
+    encoded = tokenizer(rows["text"], rows.get("text_pair"), truncation=False, verbose=False)
+    names = [name for name in encoded if name in tokenizer.model_input_names]
+    out: dict[str, list[Any]] = {name: [] for name in names}
+    out |= {"length": [], "truncated": []}
+    for i, ids in enumerate(encoded["input_ids"]):
+        keep: list[int] | slice = slice(None)
+        if len(ids) > model.max_length:
+            part = encoded.sequence_ids(i)
+            first = [p for p, s in enumerate(part) if s == 0]
+            second = [p for p, s in enumerate(part) if s == 1]
+            budget = model.max_length - (len(ids) - len(first) - len(second))
+            # The shorter text keeps all it has up to half, the longer one gets the rest.
+            share = max(budget - len(second), min(len(first), budget - budget // 2))
+            a = kept(len(first), min(share, budget), model.truncation, model.head_share)
+            b = kept(len(second), budget - len(a), model.truncation, model.head_share)
+            chosen = {first[p] for p in a} | {second[p] for p in b}
+            keep = [p for p, s in enumerate(part) if s is None or p in chosen]
+        for name in names:
+            row = encoded[name][i]
+            out[name].append(row[keep] if isinstance(keep, slice) else [row[p] for p in keep])
+        out["length"].append(len(out["input_ids"][-1]))
+        out["truncated"].append(len(ids) > model.max_length)
+    return out
+
+
+def build(recipe: Recipe) -> Job:
+    """The recipe's data, tokenizer and model, ready for the runner.
+
+    Raises:
+        Refusal: the data, the checkpoint and the recipe do not fit each other.
+    """
+    tuning.check(recipe)
+    checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
+    data = corpus.load(recipe.data)
+    config = _config(recipe, checkpoint, data)
+    tokenizer = _tokenizer(recipe, checkpoint, config)
+
+    def dataset(frame: pandas.DataFrame) -> Dataset:
+        texts = frame[[c for c in frame.columns if c.startswith("text")]]
+        encoded = encode(texts.to_dict("list"), tokenizer, recipe.model)
+        labels = frame["label"].tolist()
+        return Dataset.from_dict({**encoded, "labels": labels})
+
+    splits = {name: dataset(getattr(data, name)) for name in ("train", "validation", "test")}
+    share = float(numpy.mean(splits["train"]["truncated"]))
+    data.report["share_truncated"] = share
+    if share == 1.0:
+        print(f"warning: every training text is longer than max_length {recipe.model.max_length}")
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint.folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+    )
+    smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
+    return Job(
+        model=tuning.apply(model, recipe, checkpoint),
+        checkpoint=checkpoint,
+        processor=tokenizer,
+        collator=DataCollatorWithPadding(tokenizer),
+        splits=splits,
+        data=data,
+        loss=classification_loss(data.problem_type, smoothing),
+        score=scorer(data),
+        headline=scoring.HEADLINE[data.problem_type],
+        baselines=lambda: baselines.for_texts(data),
+        answers=lambda logits: answers(logits, data.problem_type, data.label_names),
+    )
+
+
+def _config(
+    recipe: Recipe, checkpoint: sources.Checkpoint, data: corpus.Corpus
+) -> PreTrainedConfig:
+    names = data.label_names or ["value"]
+    config = AutoConfig.from_pretrained(
+        checkpoint.folder,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        problem_type=data.problem_type,
+    )
+    known = list(config.to_dict())
+    for name, value in recipe.model.config.items():
+        if name not in known:
+            where = recipe.where("model.config")
+            refuse_unknown(name, known, f"{where}: {config.model_type} config key")
+        setattr(config, name, value)
+    return config
+
+
+def _tokenizer(
+    recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTrainedConfig
+) -> PreTrainedTokenizerBase:
+    names = {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"}
+    names |= {"sentencepiece.bpe.model"}
+    if not any((checkpoint.folder / name).is_file() for name in names):
+        raise Refusal(f"{checkpoint.name}: has no tokenizer; a made-up one would learn nothing")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    if len(tokenizer) > config.vocab_size:
+        raise Refusal(
+            f"{checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, its model only "
+            f"{config.vocab_size}; they do not belong together"
+        )
+    # What the tokenizer was told and what the positions allow; some say neither.
+    most = min(tokenizer.model_max_length, config.to_dict().get("max_position_embeddings", 10**9))
+    if recipe.model.max_length > most:
+        where = recipe.where("model.max_length")
+        raise Refusal(
+            f"{where}: max_length {recipe.model.max_length} is more than the model's {most}"
+        )
+    tokenizer.model_max_length = recipe.model.max_length
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def scorer(data: corpus.Corpus) -> Callable[..., dict[str, Any]]:
+    """(logits, labels, resamples) -> all scores of this corpus's problem."""
+
+    def score(logits: numpy.ndarray, labels: numpy.ndarray, resamples: int) -> dict[str, Any]:
+        return scoring.score(data.problem_type, logits, labels, data.label_names, resamples)
+
+    return score
+
+
+def answers(logits: numpy.ndarray, problem_type: str, names: list[str]) -> list[dict[str, Any]]:
+    """What a user reads for each of N rows: logits (N, K) -> prediction and probabilities."""
+    values = scoring.probabilities(problem_type, logits)
+    if problem_type == "regression":
+        return [{"prediction": float(row[0])} for row in values]
+    out = []
+    for row in values:
+        scores = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
+        if problem_type == "single_label_classification":
+            prediction: Any = names[int(row.argmax())]
+        else:
+            prediction = [name for name, p in zip(names, row, strict=True) if p > 0.5]
+        out.append({"prediction": prediction, "probabilities": scores})
+    return out

@@ -1,0 +1,83 @@
+"""Tiny checkpoints and tables made on the spot: no network, no waiting."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot", "the", "a", "was", "cast"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer BERT with random weights and a vocabulary of a dozen words."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(SPECIAL + WORDS) + "\n", encoding="utf-8")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(str(vocabulary)).save_pretrained(folder)
+    return folder
+
+
+def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Different texts with a label that their words decide."""
+    draw, seen = random.Random(seed), {}
+    while len(seen) < count:
+        label = draw.choice(["negative", "positive"])
+        opinion = draw.choice(WORDS[:3] if label == "positive" else WORDS[3:6])
+        rest = draw.choices(WORDS[6:], k=draw.randint(2, 9))
+        rest.insert(draw.randrange(len(rest)), opinion)
+        seen[" ".join(rest)] = label
+    return list(seen.items())
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]], header: str = "text,label") -> Path:
+    """A CSV file of rows without commas in them."""
+    lines = [header, *(",".join(row) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory: runs stay inside it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_recipe(workdir: Path, tiny_bert: Path) -> Path:
+    """A recipe that trains the tiny BERT on 96 made-up reviews in about a second."""
+    write_csv(workdir / "reviews.csv", sentences(136))
+    path = workdir / "tiny.yaml"
+    path.write_text(
+        f"""\
+task: text-classification
+model: {{checkpoint: "{tiny_bert}", max_length: 16}}
+data: {{train: reviews.csv, holdout: 24, validation_size: 16}}
+training:
+  learning_rate: 2.0e-3
+  per_device_train_batch_size: 16
+  num_train_epochs: 2
+  lr_scheduler_type: constant
+  logging_steps: 1
+  use_cpu: true
+""",
+        encoding="utf-8",
+    )
+    return path
