@@ -7,9 +7,11 @@ import argparse
 import csv
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 from finetune import launching, ledger, recipe
 from finetune.errors import Refusal
@@ -65,22 +67,30 @@ def train_help(default: str | None) -> str:
         "",
         "Every key of a recipe is a flag, and a flag wins over the file.",
     ]
-    for section, cls in recipe.SECTIONS.items():
+    for section in ("model", "data", "tuning"):
         lines += ["", f"{section}:"]
-        for f in fields(cls):
+        for f in fields(recipe.SECTIONS[section]):
             if not f.metadata.get("hidden"):
-                flag = f"({f.name})" if section == "reference" else f"--{f.name}"
-                lines.append(f"  {flag:<24} {f.metadata['help']}")
+                said = f.metadata["help"] + _default(f)
+                flag = f"  --{f.name:<20} "
+                lines.append(
+                    textwrap.fill(said, 79, initial_indent=flag, subsequent_indent=" " * 25)
+                )
     lines += [
         "",
-        "training: every field of transformers.TrainingArguments by its own name, such as",
-        "  --learning_rate 3e-5 --num_train_epochs 3 --per_device_train_batch_size 16 --bf16 true",
-        "  --seed 1 --output_dir runs/mine --report_to tensorboard --push_to_hub true",
+        "training: every field of transformers.TrainingArguments by its own name:",
+        "  --learning_rate 3e-5 --num_train_epochs 3 --per_device_train_batch_size 16",
+        "  --bf16 true --seed 1 --output_dir runs/mine --report_to tensorboard",
         "",
         "  --overwrite              start anew in a directory that holds a run",
         "  --resume                 go on with the run that the directory holds",
     ]
     return "\n".join(lines)
+
+
+def _default(f: Field[Any]) -> str:
+    """The value a key has when a recipe is silent, as `--help` shows it."""
+    return f" [{f.default}]" if isinstance(f.default, str | int | float) and f.default != "" else ""
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -114,13 +114,19 @@ def _rows(table: sources.Table, split: str, data: Data) -> pandas.DataFrame:
         columns["text_pair"] = _column(table, data.text_pair, "text_pair")
     columns["label"] = _column(table, data.label, "label")
     frame = pandas.DataFrame(columns)
+    several = data.problem_type == "multi_label_classification"
+
+    def says_none(label: Any) -> bool:
+        # An empty cell where several labels could stand means that none applies.
+        return several and isinstance(label, str)
+
     texts = [c for c in columns if c != "label"]
     keep = []
     for line, row in zip(frame.index, frame.itertuples(index=False), strict=True):
         empty = [
             data.label if c == "label" else getattr(data, c)
             for c in columns
-            if _is_missing(getattr(row, c))
+            if _is_missing(getattr(row, c)) and not (c == "label" and says_none(getattr(row, c)))
         ]
         if empty:
             reason = f"empty {' and '.join(empty)}"
@@ -369,7 +375,10 @@ def load(data: Data) -> Corpus:
                 f"{source}: holdout: 0 leaves no test rows; write a share such as 0.2, or give "
                 "`test`"
             )
+    whole = len(test)
     test = _sample(test, data.max_test_samples, seed)
+    if test_is == "official" and len(test) < whole:
+        test_is = "sample of the official split"
     if "validation" in frames:
         validation = frames["validation"]
     else:

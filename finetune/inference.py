@@ -94,8 +94,7 @@ def read_rows(texts: list[str], file: str | None, run: ledger.Run) -> list[dict[
 def predict(run: ledger.Run, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """One dict a row with ``prediction`` and, for classes, ``probabilities`` by label name."""
     model, tokenizer, recipe = load(run)
-    config = model.config
-    names = [config.id2label[i] for i in range(config.num_labels)]
+    names = run.results()["data"]["label_names"]
     return text_classification.answers(
         logits(model, tokenizer, recipe, rows), recipe.data.problem_type, names
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 Loss = Callable[..., torch.Tensor]
 

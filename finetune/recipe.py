@@ -27,7 +27,9 @@ class Model:
     revision: str | None = key(None, "branch, tag or commit of a hub checkpoint")
     config: dict[str, Any] = key(dict, "values that replace the checkpoint's own config.json")  # noqa: RUF009
     max_length: int = key(512, "tokens a row may have, special tokens included", low=3)
-    truncation: Literal["head", "tail", "head+tail"] = key("head", "which tokens of a long text")
+    truncation: Literal["head", "tail", "head+tail"] = key(
+        "head", "tokens of a long text that stay: head, tail, head+tail"
+    )
     head_share: float = key(0.25, "head+tail: the head's share of the tokens kept", low=0, high=1)
 
 
@@ -44,7 +46,10 @@ class Data:
     label: str = key("label", "column of the label")
     problem_type: Literal[
         "single_label_classification", "multi_label_classification", "regression"
-    ] = key("single_label_classification", "what a label is")
+    ] = key(
+        "single_label_classification",
+        "what a label is; multi_label_classification and regression are the others",
+    )
     label_separator: str = key(",", "multi-label: what separates labels in a text cell")
     encoding: str = key("utf-8", "encoding of CSV and JSON lines files")
     holdout: float = key(0.2, "test rows taken from train: a count, or a share below 1", low=0)

@@ -1,16 +1,12 @@
 """The only ``Trainer`` in the project: train, choose, test once, save."""
 
-import dataclasses
 import os
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -21,17 +17,14 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
-from transformers.utils import is_torch_xla_available
+from transformers.trainer_utils import EvalPrediction, PredictionOutput, get_last_checkpoint
+from transformers.utils.import_utils import is_torch_xla_available
 
-from finetune import ledger, tuning
-from finetune.corpus import Corpus
+from finetune import ledger, outcome, tuning
 from finetune.errors import Refusal
-from finetune.losses import Loss
+from finetune.job import Job
 from finetune.recipe import Recipe, typed_as
-from finetune.report import card, page
 from finetune.sampling import StepSampler
-from finetune.sources import Checkpoint
 
 # What this project does where a recipe is silent and TrainingArguments would do another thing.
 DEFAULTS: dict[str, Any] = {
@@ -60,28 +53,6 @@ LEAST = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
 }
-
-
-@dataclasses.dataclass
-class Job:
-    """What a task hands to the runner.
-
-    ``splits`` has train, validation and test, encoded, each with columns ``labels``, ``length``
-    and the model's inputs; ``score`` is (logits, labels, resamples) -> scoring's dict; ``answers``
-    turns logits (N, K) into N dicts with a ``prediction``.
-    """
-
-    model: torch.nn.Module
-    checkpoint: Checkpoint
-    processor: Any
-    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
-    splits: dict[str, Dataset]
-    data: Corpus
-    loss: Loss
-    score: Callable[[numpy.ndarray, numpy.ndarray, int], dict[str, Any]]
-    headline: str
-    baselines: Callable[[], dict[str, Any]]
-    answers: Callable[[numpy.ndarray], list[dict[str, Any]]]
 
 
 class StepTrainer(Trainer):
@@ -116,6 +87,7 @@ class StepTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         # The Trainer drops all columns the model does not know before it asks for the sampler.
+        assert isinstance(self.train_dataset, Dataset)
         self.lengths = self.train_dataset["length"]
         return super().get_train_dataloader()
 
@@ -125,7 +97,8 @@ class StepTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.layer_decay < 1 and self.optimizer is None:
             learner = model or self.model
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args, learner)
+            assert isinstance(learner, torch.nn.Module)
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args)
             groups = tuning.parameter_groups(
                 learner,
                 set(self.get_decay_parameter_names(learner)),
@@ -141,7 +114,9 @@ class StepTrainer(Trainer):
     ) -> None:
         super()._save(output_dir, state_dict)
         # A pickle of the arguments; recipe.yaml says the same and can be read by anyone.
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        folder = output_dir or self.args.output_dir
+        assert folder is not None
+        (Path(folder) / "training_args.bin").unlink(missing_ok=True)
 
 
 class Progress(ProgressCallback):
@@ -197,7 +172,7 @@ def training_arguments(
     """
     given = typed_as(TrainingArguments, recipe.training, "training", recipe.origin)
     # Said aloud, because the Trainer refuses bf16 on a CPU that it only fell back to.
-    values = DEFAULTS | {"use_cpu": not has_accelerator()} | given
+    values: dict[str, Any] = DEFAULTS | {"use_cpu": not has_accelerator()} | given
     for name, low in LEAST.items():
         if values.get(name, low) < low:
             raise Refusal(f"{recipe.where(f'training.{name}')}: {name} has to be at least {low:g}")
@@ -269,18 +244,18 @@ def train(
         logits, labels = test(trainer, job)
         _save(trainer, job, run)
         if main:
-            results = _results(recipe, job, trainer, logits, labels)
-            results["cost"] = _cost(job.model, run, seconds, seen, started)
-            _write(recipe, job, run, results, logits)
+            results = outcome.results(recipe, job, trainer.state, args, logits, labels)
+            results["cost"] = outcome.cost(job.model, run, seconds, seen, started)
+            outcome.write(recipe, job, run, results, logits)
             if recipe.training.get("push_to_hub"):
-                _push(recipe, run)
+                outcome.push(recipe, run)
     trainer.accelerator.wait_for_everyone()
     return run if main else None
 
 
 def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments) -> StepTrainer:
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        scores = job.score(prediction.predictions, prediction.label_ids, 0)
+        scores = job.score(*_arrays(prediction), 0)
         return {name: metric["value"] for name, metric in scores["metrics"].items()}
 
     trainer = StepTrainer(
@@ -312,12 +287,16 @@ def by_length(rows: Dataset) -> tuple[Dataset, numpy.ndarray]:
 def test(trainer: Trainer, job: Job) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Logits (N, K) and labels of the test split, in its own order; called once a run."""
     rows, order = by_length(job.splits["test"])
-    output = trainer.predict(rows)
+    logits, labels = _arrays(trainer.predict(cast(Any, rows)))
     back = numpy.argsort(order, kind="stable")
-    predictions, labels = output.predictions, output.label_ids
-    assert isinstance(predictions, numpy.ndarray)
+    return logits[back], labels[back]
+
+
+def _arrays(output: EvalPrediction | PredictionOutput) -> tuple[numpy.ndarray, numpy.ndarray]:
+    logits, labels = output.predictions, output.label_ids
+    assert isinstance(logits, numpy.ndarray)
     assert isinstance(labels, numpy.ndarray)
-    return predictions[back], labels[back]
+    return logits, labels
 
 
 def _save(trainer: Trainer, job: Job, run: ledger.Run) -> None:
@@ -339,121 +318,4 @@ def _opening(recipe: Recipe, job: Job, run: ledger.Run) -> str:
         f"{len(data.validation)} validation, {len(data.test)} test ({data.test_is})\n"
         f"{', '.join(notes)}; {recipe.tuning.method} trains {count['trainable_parameters']:,} of "
         f"{count['total_parameters']:,} parameters -> {run}"
-    )
-
-
-def _results(
-    recipe: Recipe, job: Job, trainer: Trainer, logits: numpy.ndarray, labels: numpy.ndarray
-) -> dict[str, Any]:
-    data, state = job.data, trainer.state
-    best = None
-    if state.best_global_step:
-        best = {"step": state.best_global_step, "value": state.best_metric}
-        best["metric"] = str(trainer.args.metric_for_best_model)
-    return {
-        "name": recipe.name,
-        "task": recipe.task,
-        "checkpoint": {"name": job.checkpoint.name, "revision": job.checkpoint.revision},
-        "method": recipe.tuning.method,
-        "seed": trainer.args.seed,
-        "headline": job.headline,
-        **job.score(logits, labels, 1000),
-        "baselines": job.baselines(),
-        "reference": dataclasses.asdict(recipe.reference) if recipe.reference else None,
-        "chosen": best,
-        "steps": state.global_step,
-        "data": {
-            "source": data.source,
-            "revision": data.revision,
-            "fingerprint": data.fingerprint,
-            "train": len(data.train),
-            "validation": len(data.validation),
-            "test": len(data.test),
-            "test_is": data.test_is,
-            "problem_type": data.problem_type,
-            "label_names": data.label_names,
-            **data.report,
-        },
-        "versions": {
-            name: version(name)
-            for name in ("finetune", "torch", "transformers", "peft", "accelerate", "datasets")
-        },
-        "git_commit": _git_commit(),
-        "device": _device(trainer.args),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def _cost(
-    model: torch.nn.Module, run: ledger.Run, seconds: float, tokens: int, started: float
-) -> dict[str, Any]:
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        # kB on Linux, bytes on macOS
-        scale = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-    return {
-        "train_seconds": round(seconds, 2),
-        "total_seconds": round(time.time() - started, 2),
-        "tokens_seen": int(tokens),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "peak_memory_bytes": int(peak),
-        **tuning.count_parameters(model),
-        "model_bytes": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the working tree, with a + where files differ from it; None without git."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
-
-
-def _device(args: TrainingArguments) -> str:
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-    if args.device.type == "cuda":
-        what = torch.cuda.get_device_name()
-    else:
-        what = f"{args.device.type}, {torch.get_num_threads()} threads"
-    return f"{args.world_size} x {what}, {precision}"
-
-
-def _write(
-    recipe: Recipe, job: Job, run: ledger.Run, results: dict[str, Any], logits: numpy.ndarray
-) -> None:
-    """Predictions, card and report first; results.json last, which makes the run a finished one."""
-    rows = job.data.test.copy()
-    rows["label"] = [_shown(v, job.data) for v in rows["label"]]
-    said = job.answers(logits)
-    rows["prediction"] = [answer["prediction"] for answer in said]
-    if "probabilities" in said[0]:
-        rows["probabilities"] = [list(answer["probabilities"].values()) for answer in said]
-    run.write_predictions(rows)
-    (run.model / "README.md").write_text(card.render(recipe, results), encoding="utf-8")
-    run.write_results(results)
-    run.write_report(page.render(run))
-
-
-def _shown(label: Any, data: Corpus) -> Any:
-    if data.problem_type == "single_label_classification":
-        return data.label_names[label]
-    if data.problem_type == "multi_label_classification":
-        return [name for name, on in zip(data.label_names, label, strict=True) if on]
-    return label
-
-
-def _push(recipe: Recipe, run: ledger.Run) -> None:
-    from huggingface_hub import HfApi
-
-    api, training = HfApi(), recipe.training
-    name = str(training.get("hub_model_id") or recipe.name.replace("/", "-"))
-    private = bool(training.get("hub_private_repo", False))
-    repo = api.create_repo(name, private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo.repo_id, folder_path=run.model, revision=training.get("hub_revision")
     )

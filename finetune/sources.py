@@ -284,6 +284,8 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
         raise Refusal(f"{path}: no such file or folder")
     table = Table(pandas.DataFrame(), str(path))
     files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES) if path.is_dir() else [path]
+    if path.is_dir() and len({split for split, _ in _split_files(path)}) > 1:
+        raise Refusal(f"{path}: holds files of several splits; give it as `dataset:`")
     parts = []
     for file in files:
         if file.suffix in {".csv", ".tsv"}:

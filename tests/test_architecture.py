@@ -19,6 +19,8 @@ FLOORS = [
     {"finetune.ledger", "finetune.sources"},
     {"finetune.corpus", "finetune.scoring", "finetune.losses", "finetune.sampling"},
     {"finetune.baselines", "finetune.tuning", "finetune.report"},
+    {"finetune.job"},
+    {"finetune.outcome"},
     {"finetune.runner"},
     {"finetune.tasks"},
     {"finetune.inference"},

@@ -475,3 +475,19 @@ def test_the_fingerprint_changes_with_any_row(here):
     relabelled = [(text, "good" if i == 8 else label) for i, (text, label) in enumerate(rows)]
     assert fingerprint(relabelled) != first
     assert fingerprint(rows[::-1]) != first
+
+
+def test_an_empty_cell_of_several_labels_means_none(here):
+    rows = [(f"review number {i}", ["plot", "cast,plot", ""][i % 3]) for i in range(60)]
+    found = corpus.load(Data(train=table(rows), problem_type="multi_label_classification"))
+    assert found.label_names == ["cast", "plot"]
+    assert found.rejected == []
+    assert [0.0, 0.0] in everything(found)["label"].tolist()
+
+
+def test_a_folder_of_splits_is_not_one_table(here):
+    Path("both").mkdir()
+    table(reviews(20), "both/train.csv")
+    table(reviews(20, 20), "both/test.csv")
+    assert "give it as `dataset:`" in refusal(Data(train="both"))
+    assert len(corpus.load(Data(dataset="both")).test) == 20

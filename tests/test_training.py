@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune import cli, inference, ledger, recipe, runner
+from finetune import cli, inference, ledger, recipe, runner, tuning
 from finetune.errors import Refusal
+from finetune.job import Job
 from finetune.tasks import text_classification
 
 from .conftest import sentences, write_csv
@@ -135,7 +136,7 @@ def test_lora_leaves_the_base_alone_and_reloads_to_the_last_bit(
     read = recipe.load(tiny_recipe, ["--method", "lora"])
     jobs = []
 
-    def build(read: recipe.Recipe) -> runner.Job:
+    def build(read: recipe.Recipe) -> Job:
         jobs.append(text_classification.build(read))
         return jobs[-1]
 
@@ -298,7 +299,7 @@ def test_accumulation_is_right_for_several_labels_and_numbers(tiny_recipe: Path)
 def test_layer_decay_scales_each_layer(tiny_recipe: Path) -> None:
     job = text_classification.build(recipe.load(tiny_recipe))
     names = {id(p): n for n, p in job.model.named_parameters()}
-    groups = runner.tuning.parameter_groups(job.model, set(), 1.0, 0.0, 0.5)
+    groups = tuning.parameter_groups(job.model, set(), 1.0, 0.0, 0.5)
     rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == len(names)
     assert rates["classifier.weight"] == rates["bert.pooler.dense.weight"] == 1.0
@@ -342,7 +343,7 @@ def test_resume_goes_on_from_the_checkpoint(tiny_recipe: Path) -> None:
     whole = train(tiny_recipe, "--num_train_epochs", "3", "--output_dir", "runs/whole")
     read = recipe.load(tiny_recipe, ["--num_train_epochs", "3"])
 
-    def stop(read: recipe.Recipe) -> runner.Job:
+    def stop(read: recipe.Recipe) -> Job:
         job = text_classification.build(read)
         kept, calls = job.score, []
 
@@ -421,3 +422,15 @@ def test_command_line_from_training_to_prediction(
     assert len(table) == 136
     cli.main(["compare", "runs"])
     assert "tiny" in capsys.readouterr().out
+
+
+def test_the_minilm_adapter_is_small(workdir: Path) -> None:
+    path = Path(__file__).parent.parent / "recipes" / "rotten_tomatoes" / "minilm-lora.yaml"
+    run = train(
+        path,
+        *("--max_train_samples", "32", "--max_test_samples", "16", "--validation_size", "16"),
+        *("--max_steps", "1", "--max_length", "16"),
+    )
+    weights = load_file(run.model / "adapter_model.safetensors")
+    assert {n.split(".")[-2] for n in weights if "classifier" in n} == {"classifier"}
+    assert sum(f.stat().st_size for f in run.model.iterdir()) < 3e6

@@ -194,7 +194,7 @@ def duration(seconds: float) -> str:
 
 def about(seconds: float) -> str:
     """Seconds in one unit, where space is short: ``6.7 min``."""
-    return _scaled(seconds, [(3600, "h"), (60, "min"), (0, "s")])
+    return duration(seconds) if seconds < 60 else _scaled(seconds, [(3600, "h"), (60, "min")])
 
 
 def trained(cost: dict[str, Any]) -> str:

@@ -18,9 +18,9 @@ from transformers import (
 
 from finetune import baselines, corpus, scoring, sources, tuning
 from finetune.errors import Refusal, refuse_unknown
+from finetune.job import Job
 from finetune.losses import classification_loss
 from finetune.recipe import Model, Recipe
-from finetune.runner import Job
 
 
 def kept(length: int, budget: int, truncation: str, head_share: float) -> list[int]:
@@ -81,10 +81,9 @@ def build(recipe: Recipe) -> Job:
     tokenizer = _tokenizer(recipe, checkpoint, config)
 
     def dataset(frame: pandas.DataFrame) -> Dataset:
-        texts = frame[[c for c in frame.columns if c.startswith("text")]]
-        encoded = encode(texts.to_dict("list"), tokenizer, recipe.model)
-        labels = frame["label"].tolist()
-        return Dataset.from_dict({**encoded, "labels": labels})
+        texts = {c: frame[c].tolist() for c in ("text", "text_pair") if c in frame}
+        encoded = encode(texts, tokenizer, recipe.model)
+        return Dataset.from_dict({**encoded, "labels": frame["label"].tolist()})
 
     splits = {name: dataset(getattr(data, name)) for name in ("train", "validation", "test")}
     share = float(numpy.mean(splits["train"]["truncated"]))

@@ -1,0 +1,35 @@
+"""What a task hands to the runner."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import torch
+from datasets import Dataset
+
+from finetune.corpus import Corpus
+from finetune.losses import Loss
+from finetune.sources import Checkpoint
+
+
+@dataclasses.dataclass
+class Job:
+    """A model, its data and how they are scored.
+
+    ``splits`` has train, validation and test, encoded, each with columns ``labels``, ``length``
+    and the model's inputs; ``score`` is (logits, labels, resamples) -> scoring's dict; ``answers``
+    turns logits (N, K) into N dicts with a ``prediction``.
+    """
+
+    model: torch.nn.Module
+    checkpoint: Checkpoint
+    processor: Any
+    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+    splits: dict[str, Dataset]
+    data: Corpus
+    loss: Loss
+    score: Callable[[numpy.ndarray, numpy.ndarray, int], dict[str, Any]]
+    headline: str
+    baselines: Callable[[], dict[str, Any]]
+    answers: Callable[[numpy.ndarray], list[dict[str, Any]]]

@@ -1,0 +1,146 @@
+"""What a run comes to: results.json, predictions, model card, report, hub repository."""
+
+import dataclasses
+import resource
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerState
+
+from finetune import ledger, tuning
+from finetune.corpus import Corpus
+from finetune.job import Job
+from finetune.recipe import Recipe
+from finetune.report import card, page
+
+
+def results(
+    recipe: Recipe,
+    job: Job,
+    state: TrainerState,
+    args: TrainingArguments,
+    logits: numpy.ndarray,
+    labels: numpy.ndarray,
+) -> dict[str, Any]:
+    """results.json without its cost, from the test split's logits (N, K) and labels."""
+    data = job.data
+    best = None
+    if state.best_global_step:
+        best = {"step": state.best_global_step, "value": state.best_metric}
+        best["metric"] = str(args.metric_for_best_model)
+    return {
+        "name": recipe.name,
+        "task": recipe.task,
+        "checkpoint": {"name": job.checkpoint.name, "revision": job.checkpoint.revision},
+        "method": recipe.tuning.method,
+        "seed": args.seed,
+        "headline": job.headline,
+        **job.score(logits, labels, 1000),
+        "baselines": job.baselines(),
+        "reference": dataclasses.asdict(recipe.reference) if recipe.reference else None,
+        "chosen": best,
+        "steps": state.global_step,
+        "data": {
+            "source": data.source,
+            "revision": data.revision,
+            "fingerprint": data.fingerprint,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "test_is": data.test_is,
+            "problem_type": data.problem_type,
+            "label_names": data.label_names,
+            **data.report,
+        },
+        "versions": {
+            name: version(name)
+            for name in ("finetune", "torch", "transformers", "peft", "accelerate", "datasets")
+        },
+        "git_commit": _git_commit(),
+        "device": _device(args),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def cost(
+    model: torch.nn.Module, run: ledger.Run, seconds: float, tokens: int, started: float
+) -> dict[str, Any]:
+    """What training took: seconds, real tokens (no padding), bytes, parameters."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        # kB on Linux, bytes on macOS
+        scale = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return {
+        "train_seconds": round(seconds, 2),
+        "total_seconds": round(time.time() - started, 2),
+        "tokens_seen": int(tokens),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "peak_memory_bytes": int(peak),
+        **tuning.count_parameters(model),
+        "model_bytes": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the working tree, with a + where files differ from it; None without git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
+
+
+def _device(args: TrainingArguments) -> str:
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    if args.device.type == "cuda":
+        what = torch.cuda.get_device_name()
+    else:
+        what = f"{args.device.type}, {torch.get_num_threads()} threads"
+    return f"{args.world_size} x {what}, {precision}"
+
+
+def write(
+    recipe: Recipe, job: Job, run: ledger.Run, results: dict[str, Any], logits: numpy.ndarray
+) -> None:
+    """Predictions, card and report first; results.json last, which makes the run a finished one."""
+    rows = job.data.test.copy()
+    rows["label"] = [_shown(v, job.data) for v in rows["label"]]
+    said = job.answers(logits)
+    rows["prediction"] = [answer["prediction"] for answer in said]
+    if "probabilities" in said[0]:
+        rows["probabilities"] = [list(answer["probabilities"].values()) for answer in said]
+    run.write_predictions(rows)
+    (run.model / "README.md").write_text(card.render(recipe, results), encoding="utf-8")
+    run.write_results(results)
+    run.write_report(page.render(run))
+
+
+def _shown(label: Any, data: Corpus) -> Any:
+    if data.problem_type == "single_label_classification":
+        return data.label_names[label]
+    if data.problem_type == "multi_label_classification":
+        return [name for name, on in zip(data.label_names, label, strict=True) if on]
+    return label
+
+
+def push(recipe: Recipe, run: ledger.Run) -> None:
+    """Upload the model folder, card included, to the hub repository the recipe names."""
+    from huggingface_hub import HfApi
+
+    api, training = HfApi(), recipe.training
+    name = str(training.get("hub_model_id") or recipe.name.replace("/", "-"))
+    private = bool(training.get("hub_private_repo", False))
+    repo = api.create_repo(name, private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo.repo_id, folder_path=run.model, revision=training.get("hub_revision")
+    )
