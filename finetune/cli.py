@@ -13,7 +13,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from finetune import launching, ledger, recipe
+from finetune import launching, ledger, recipe, sources
 from finetune.errors import Refusal
 
 DESCRIPTION = """\
@@ -49,6 +49,9 @@ def train(arguments: Sequence[str], default: str | None = None) -> None:
     read = recipe.load(path, [word for word in words if word not in said])
 
     launching.start_dropped_processes()
+    # What cannot be found is said before torch takes its seconds to load.
+    sources.checkpoint(read.model.checkpoint, read.model.revision)
+
     from finetune import runner, tasks
 
     run = runner.train(read, tasks.find(read).build, "--overwrite" in said, "--resume" in said)

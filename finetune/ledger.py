@@ -18,8 +18,8 @@ from finetune.errors import Refusal
 
 RESULTS, RECIPE, HISTORY = "results.json", "recipe.yaml", "history.jsonl"
 REJECTED, PREDICTIONS, REPORT = "rejected.jsonl", "predictions.parquet", "report.html"
-MODEL, CHECKPOINTS, LOCK = "model", "checkpoints", ".lock"
-OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT, MODEL, CHECKPOINTS]
+MODEL, CHECKPOINTS, TENSORBOARD, LOCK = "model", "checkpoints", "tensorboard", ".lock"
+OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT, MODEL, CHECKPOINTS, TENSORBOARD]
 
 
 def write_whole(path: Path, text: str) -> None:

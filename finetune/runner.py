@@ -192,7 +192,8 @@ def training_arguments(
     # The model folder is pushed at the end, with its card; not the checkpoints on the way.
     values |= {"output_dir": str(run.checkpoints), "push_to_hub": False}
     values.setdefault("dataloader_pin_memory", not values["use_cpu"])
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "tensorboard"))
+    # The only way transformers 5 has to say where TensorBoard's files go.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / ledger.TENSORBOARD)
     try:
         return TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
