@@ -19,7 +19,8 @@ class Job:
 
     ``splits`` has train, validation and test, encoded, each with columns ``labels``, ``length``
     and the model's inputs; ``score`` is (logits, labels, resamples) -> scoring's dict; ``answers``
-    turns logits (N, K) into N dicts with a ``prediction``.
+    turns logits (N, K) into N dicts with a ``prediction``; ``baselines`` gives the trivial answers'
+    logits for the test split by name.
     """
 
     model: torch.nn.Module
@@ -31,5 +32,5 @@ class Job:
     loss: Loss
     score: Callable[[numpy.ndarray, numpy.ndarray, int], dict[str, Any]]
     headline: str
-    baselines: Callable[[], dict[str, Any]]
+    baselines: Callable[[], dict[str, numpy.ndarray]]
     answers: Callable[[numpy.ndarray], list[dict[str, Any]]]

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from finetune import ledger, tuning
+from finetune import ledger, scoring, tuning
 from finetune.corpus import Corpus
 from finetune.job import Job
 from finetune.recipe import Recipe
@@ -43,7 +43,7 @@ def results(
         "seed": args.seed,
         "headline": job.headline,
         **job.score(logits, labels, 1000),
-        "baselines": job.baselines(),
+        "baselines": _beside(job, logits, labels),
         "reference": dataclasses.asdict(recipe.reference) if recipe.reference else None,
         "chosen": best,
         "steps": state.global_step,
@@ -66,6 +66,18 @@ def results(
         "git_commit": _git_commit(),
         "device": _device(args),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _beside(job: Job, logits: numpy.ndarray, labels: numpy.ndarray) -> dict[str, Any]:
+    """Each baseline's headline on the test rows, and how far the model is from it."""
+    kind, names = job.data.problem_type, job.data.label_names
+    return {
+        name: {
+            job.headline: scoring.score(kind, said, labels, names)["metrics"][job.headline],
+            "difference": scoring.difference(kind, logits, said, labels),
+        }
+        for name, said in job.baselines().items()
     }
 
 

@@ -62,7 +62,7 @@ class Data:
 
 @dataclass
 class Tuning:
-    method: str = key("full", "which weights learn: full, head or lora")
+    method: str = key("full", "full, head, bitfit, bottleneck, lora or any other of peft's")
     layer_decay: float = key(1.0, "each layer's learning rate over the next one's", low=0, high=1)
     options: dict[str, Any] = key(dict, "the method's own settings, by peft's names", hidden=True)  # noqa: RUF009
 

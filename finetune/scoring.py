@@ -120,15 +120,12 @@ def multi_label(logits: Array, labels: Array, names: list[str], resamples: int) 
 
     hits, marks = truth & predicted, truth.astype(int) + predicted
 
-    def macro_f1(rows: Array) -> float:
-        return float((2 * hits[rows].sum(0) / numpy.maximum(marks[rows].sum(0), 1)).mean())
-
     def micro_f1(rows: Array) -> float:
         return float(2 * hits[rows].sum() / max(marks[rows].sum(), 1))
 
     exact = (truth == predicted).all(1)
     metrics = {
-        "macro_f1": bootstrap(macro_f1, n, resamples),
+        "macro_f1": bootstrap(_labels_f1(truth, predicted), n, resamples),
         "micro_f1": bootstrap(micro_f1, n, resamples),
         "exact_match": wilson(int(exact.sum()), n),
         "log_loss": bootstrap(lambda rows: losses[rows].mean(), n, resamples),
@@ -147,11 +144,6 @@ def regression(logits: Array, labels: Array, resamples: int) -> dict[str, Any]:
     errors = predicted - labels
     varies = numpy.ptp(labels) > 0
 
-    def r2(rows: Array) -> float:
-        if numpy.ptp(labels[rows]) == 0:
-            return numpy.nan if varies else 0.0
-        return float(r2_score(labels[rows], predicted[rows]))
-
     def correlation(ranked: bool) -> Callable[[Array], float]:
         def statistic(rows: Array) -> float:
             pair = labels[rows], predicted[rows]
@@ -162,7 +154,7 @@ def regression(logits: Array, labels: Array, resamples: int) -> dict[str, Any]:
         return statistic
 
     metrics = {
-        "r2": bootstrap(r2, n, resamples),
+        "r2": bootstrap(_r2(labels, predicted), n, resamples),
         "rmse": bootstrap(lambda rows: float((errors[rows] ** 2).mean() ** 0.5), n, resamples),
         "mae": bootstrap(lambda rows: float(numpy.abs(errors[rows]).mean()), n, resamples),
     }
@@ -170,6 +162,42 @@ def regression(logits: Array, labels: Array, resamples: int) -> dict[str, Any]:
         metrics["pearson"] = bootstrap(correlation(ranked=False), n, resamples)
         metrics["spearman"] = bootstrap(correlation(ranked=True), n, resamples)
     return {"metrics": metrics}
+
+
+def _labels_f1(truth: Array, predicted: Array) -> Callable[[Array], float]:
+    hits, marks = truth & predicted, truth.astype(int) + predicted
+    return lambda rows: float((2 * hits[rows].sum(0) / numpy.maximum(marks[rows].sum(0), 1)).mean())
+
+
+def _r2(labels: Array, predicted: Array) -> Callable[[Array], float]:
+    varies = numpy.ptp(labels) > 0
+
+    def r2(rows: Array) -> float:
+        if numpy.ptp(labels[rows]) == 0:
+            return numpy.nan if varies else 0.0
+        return float(r2_score(labels[rows], predicted[rows]))
+
+    return r2
+
+
+def _headline(problem_type: str, logits: Array, labels: Array) -> Callable[[Array], float]:
+    """The headline metric as a statistic of row indices."""
+    if problem_type == "single_label_classification":
+        correct = logits.argmax(1) == labels
+        return lambda rows: float(correct[rows].mean())
+    if problem_type == "multi_label_classification":
+        return _labels_f1(labels.astype(bool), logits > 0)
+    return _r2(labels, logits.reshape(len(labels)))
+
+
+def difference(problem_type: str, logits: Array, other: Array, labels: Array) -> Metric:
+    """Headline of ``logits`` less that of ``other`` on the same rows, as ``score`` takes them.
+
+    The bootstrap draws the same rows for both, so what the two have in common cancels out: two
+    intervals may overlap where the difference is clear.
+    """
+    ours, theirs = (_headline(problem_type, each, labels) for each in (logits, other))
+    return bootstrap(lambda rows: ours(rows) - theirs(rows), len(labels))
 
 
 def score(

@@ -2,20 +2,39 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune.errors import refuse_unknown
+from finetune.errors import Refusal, refuse_unknown
 from finetune.recipe import Recipe, typed_as
 from finetune.sources import Checkpoint
 
-PLAIN_METHODS = ["full", "head"]
-# Defaults by peft's own option names, over peft's own; a recipe's options go over both.
+# Methods that save a plain checkpoint; the others save an adapter folder.
+PLAIN_METHODS = ["full", "head", "bitfit"]
+# Over peft's own defaults, by its own option names; a recipe's options go over both. Methods that
+# are not listed adapt every linear layer, where they take target modules at all.
 ADAPTER_DEFAULTS: dict[str, dict[str, Any]] = {
     "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"},
+    # Its feed-forward modules have to be among its targets: peft's own choice for the model.
+    "ia3": {},
+    "prompt_tuning": {"num_virtual_tokens": 20},
+    "p_tuning": {"num_virtual_tokens": 20},
+    "prefix_tuning": {"num_virtual_tokens": 20},
+}
+# Methods of peft that are not offered, and why. All others are, those of later releases too.
+NOT_OFFERED = {
+    "adalora": "it has to be told every step, which the runner does not do",
+    "adaption_prompt": "it is for decoders like Llama only",
+    "cpt": "it is for causal language models only",
+    "multitask_prompt_tuning": "it needs a task id with every row",
+    "poly": "it needs a task id with every row",
+    "shadow": "it is for decoders only",
+    "trainable_tokens": "it learns the vectors of named tokens, not a task",
+    "xlora": "it mixes adapters that were trained before",
 }
 LAYER_INDEX = re.compile(r"\.(?:layer|layers|h|blocks?)\.(\d+)\.")
 
@@ -38,58 +57,98 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     return pooler + beside
 
 
+def adapter_methods() -> dict[str, type]:
+    """The config class of every adapter method on offer: bottleneck, and peft's by peft's names."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    # Imported to make peft know it.
+    from finetune import bottleneck_adapters
+
+    assert bottleneck_adapters.PEFT_TYPE in PEFT_TYPE_TO_CONFIG_MAPPING
+    # The keys are an enumeration of strings, and our own string.
+    names = {str.lower(key): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    return {name: cls for name, cls in sorted(names.items()) if name not in NOT_OFFERED}
+
+
 def check(recipe: Recipe) -> None:
     """Refuse an unknown method or option before any weight loads.
 
     Raises:
-        Refusal: naming the nearest method or option.
+        Refusal: naming the nearest method or option, or why a method is not offered.
     """
     method, options = recipe.tuning.method, recipe.tuning.options
-    known = [*PLAIN_METHODS, *ADAPTER_DEFAULTS]
-    if method not in known:
-        refuse_unknown(method, known, f"{recipe.where('tuning.method')}: tuning method")
+    where = recipe.where("tuning.method")
+    if method in NOT_OFFERED:
+        raise Refusal(f"{where}: tuning method {method!r} is not offered: {NOT_OFFERED[method]}")
     if method in PLAIN_METHODS:
         for option in options:
             place = recipe.where(f"tuning.{option}")
             refuse_unknown(option, ["method", "layer_decay"], f"{place}: tuning key")
-    else:
-        typed_as(_config_class(method), options, "tuning", recipe.origin)
-
-
-def _config_class(method: str) -> type:
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
-
-    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method.upper())]
+        return
+    methods = adapter_methods()
+    if method not in methods:
+        refuse_unknown(method, [*PLAIN_METHODS, *methods], f"{where}: tuning method")
+    typed_as(methods[method], options, "tuning", recipe.origin)
 
 
 def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
-    """The model with only the recipe's weights set to learn; wrapped by peft for an adapter."""
+    """The model with only the recipe's weights set to learn; wrapped by peft for an adapter.
+
+    Raises:
+        Refusal: the method does not fit the model, in peft's words.
+    """
     method = recipe.tuning.method
     if method == "full":
         return model
     heads = head_modules(model)
-    if method == "head":
+    if method in PLAIN_METHODS:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad = any(name.startswith(f"{head}.") for head in heads)
+            in_head = any(name.startswith(f"{head}.") for head in heads)
+            parameter.requires_grad = in_head or (method == "bitfit" and name.endswith("bias"))
         return model
 
     from peft import get_peft_model
 
-    cls = _config_class(method)
-    options = typed_as(cls, recipe.tuning.options, "tuning", recipe.origin)
-    # peft knows which heads to save only for some task types, and never the pooler.
-    names = [head.rpartition(".")[2] for head in heads]
-    config = cls(**ADAPTER_DEFAULTS[method] | {"modules_to_save": names} | options)
-    adapted = get_peft_model(model, config)
+    cls = adapter_methods()[method]
+    known = {f.name for f in fields(cls)}
+    config = cls(
+        **{k: v for k, v in _defaults(model, method, heads).items() if k in known}
+        | typed_as(cls, recipe.tuning.options, "tuning", recipe.origin)
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        where = recipe.where("tuning.method")
+        said = " ".join(str(error).split())
+        raise Refusal(f"{where}: {method} does not fit {checkpoint.name}: {said}") from None
     if checkpoint.revision:
         # A cache folder means nothing elsewhere; the hub id and its commit do.
         config.base_model_name_or_path, config.revision = checkpoint.name, checkpoint.revision
     return adapted
 
 
+def _defaults(model: PreTrainedModel, method: str, heads: list[str]) -> dict[str, Any]:
+    """What this project tells a method where the recipe is silent; unknown keys are left out."""
+    # peft knows which heads to save only for some task types, and never the pooler.
+    saved = [head.rpartition(".")[2] for head in heads]
+    norms = [name for name, module in model.named_modules() if _is_norm(module)]
+    common = {"task_type": "SEQ_CLS", "modules_to_save": saved}
+    if method == "bottleneck":
+        return common | {"modules_to_save": saved + norms}
+    if method == "ln_tuning":
+        return common | {"target_modules": norms}
+    return common | ADAPTER_DEFAULTS.get(method, {"target_modules": "all-linear"})
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+
+
 def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
     """The base with the adapter and head of ``folder`` on it, ready to predict."""
     from peft import PeftModel
+
+    adapter_methods()
 
     return PeftModel.from_pretrained(base, str(folder))
 

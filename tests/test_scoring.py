@@ -239,3 +239,28 @@ def test_perfect_and_constant_numbers(numbers):
     assert constant["r2"] == pytest.approx(0, abs=1e-12)
     assert "pearson" not in constant
     assert values(scoring.score(NUMBER, labels, numpy.ones(200), []))["r2"] == 0
+
+
+def test_a_paired_difference_sees_what_two_intervals_cannot():
+    labels = numpy.arange(400) % 2
+    weak = numpy.eye(2)[numpy.where(numpy.arange(400) < 60, 1 - labels, labels)]
+    strong = numpy.eye(2)[numpy.where(numpy.arange(400) < 45, 1 - labels, labels)]
+    kind, names = "single_label_classification", ["a", "b"]
+    apart = scoring.difference(kind, strong, weak, labels)
+    assert apart["value"] == pytest.approx(15 / 400)
+    assert apart["low"] > 0
+    better, worse = (
+        scoring.score(kind, logits, labels, names)["metrics"]["accuracy"]
+        for logits in (strong, weak)
+    )
+    assert better["low"] < worse["high"]
+    back = scoring.difference(kind, weak, strong, labels)
+    assert back["value"] == -apart["value"]
+    none = scoring.difference(kind, weak, weak, labels)
+    assert (none["value"], none["low"], none["high"]) == (0, 0, 0)
+    numbers = numpy.random.default_rng(0).normal(size=400)
+    assert (
+        scoring.difference("regression", numbers[:, None], 0 * numbers[:, None], numbers)["low"] > 0
+    )
+    sets = numpy.eye(2)[labels]
+    assert scoring.difference("multi_label_classification", sets - 0.5, sets - 1, sets)["low"] > 0

@@ -11,7 +11,7 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # Hub id and license of the checkpoints that come in packages.
 EMBEDDED = {"embedded:minilm": (MINILM, "apache-2.0")}
 # Methods whose model folder is a whole model; any other leaves an adapter.
-WHOLE = {"full", "head"}
+WHOLE = {"full", "head", "bitfit"}
 # The hub's names of our metrics, where it has one.
 HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "r2": "r_squared", "rmse": "rmse"}
 
@@ -169,7 +169,7 @@ def _results(results: dict[str, Any]) -> str:
     lines.append(f"| **this model** | **{wording.measured(headline, model)}** | |")
     for name, scores in results["baselines"].items():
         beside = scores[headline]
-        said = wording.verdict(model, beside)
+        said = wording.apart(headline, scores)
         lines.append(f"| {_cell(name)} | {wording.measured(headline, beside)} | {said} |")
     lines += ["", "| also measured | |", "|---|---|"]
     for name, scores in results["metrics"].items():

@@ -50,7 +50,8 @@ def _bars(results: dict[str, Any]) -> list[dict[str, Any]]:
     headline = results["headline"]
     model = results["metrics"][headline]
     scored = {"this model": model}
-    scored |= {name: scores[headline] for name, scores in results["baselines"].items()}
+    beside = results["baselines"]
+    scored |= {name: scores[headline] for name, scores in beside.items()}
     low = min(score["low"] for score in scored.values())
     high = max(score["high"] for score in scored.values())
     scale = 100 / (high - low) if high > low else 0.0
@@ -58,7 +59,7 @@ def _bars(results: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "name": name,
             "shown": wording.measured(headline, score),
-            "verdict": "" if score is model else wording.verdict(model, score),
+            "verdict": wording.apart(headline, beside[name]) if name in beside else "",
             "low": round((score["low"] - low) * scale, 2),
             "width": round((score["high"] - score["low"]) * scale, 2),
             "value": round((score["value"] - low) * scale, 2),

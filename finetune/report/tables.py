@@ -80,8 +80,7 @@ def _standing(results: dict[str, Any]) -> Table:
     table.add_row("this model", wording.measured(headline, model))
     for name, scores in results["baselines"].items():
         beside = scores[headline]
-        said = wording.verdict(model, beside).replace(" (", "\n(")
-        table.add_row(name, wording.measured(headline, beside), said)
+        table.add_row(name, wording.measured(headline, beside), wording.apart(headline, scores))
     return table
 
 
@@ -247,10 +246,10 @@ def _ranking(group: list[Read]) -> Table:
 
 
 def _beats_linear(results: dict[str, Any]) -> str:
-    name, headline = wording.linear(results["baselines"]), results["headline"]
+    name = wording.linear(results["baselines"])
     if name is None:
         return "-"
-    said = wording.verdict(results["metrics"][headline], results["baselines"][name][headline])
+    said = wording.verdict(results["baselines"][name])
     return {wording.BETTER: "yes", wording.WORSE: "no", wording.UNCLEAR: "unclear"}[said]
 
 

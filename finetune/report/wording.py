@@ -29,7 +29,7 @@ SPLITS = {
     "given": "test split as given by the user",
 }
 BETTER, WORSE = "better", "worse"
-UNCLEAR = "not clearly better (intervals overlap)"
+UNCLEAR = "not clearly better"
 
 
 def plain(text: object) -> str:
@@ -83,14 +83,22 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{_percent(value)} %"
 
 
-def verdict(model: Metric, baseline: Metric) -> str:
-    """Whether a model beats a baseline in a metric where more is better.
-
-    Two 95 % intervals that do not touch are a stricter test than a 5 % level.
-    """
-    if model["low"] > baseline["high"]:
+def verdict(baseline: dict[str, Metric]) -> str:
+    """Whether the model beats a baseline: by the 95 % interval of the paired difference."""
+    apart = baseline["difference"]
+    if apart["low"] > 0:
         return BETTER
-    return WORSE if model["high"] < baseline["low"] else UNCLEAR
+    return WORSE if apart["high"] < 0 else UNCLEAR
+
+
+def apart(metric: str, baseline: dict[str, Metric]) -> str:
+    """The verdict with the difference, in points for a share: ``better, +2.0 [+0.6, +3.4]``."""
+    value, low, high = (
+        ("+" if baseline["difference"][key] >= 0 else "")
+        + _bare(metric, baseline["difference"][key])
+        for key in ("value", "low", "high")
+    )
+    return f"{verdict(baseline)}, {value} [{low}, {high}]"
 
 
 def linear(baselines: dict[str, Any]) -> str | None:
@@ -100,16 +108,14 @@ def linear(baselines: dict[str, Any]) -> str | None:
 
 def standing(results: dict[str, Any]) -> str:
     """One sentence: how the headline stands against every baseline."""
-    headline = results["headline"]
-    model = results["metrics"][headline]
     said: dict[str, list[str]] = {}
     for name, scores in results["baselines"].items():
-        said.setdefault(verdict(model, scores[headline]), []).append(name)
+        said.setdefault(verdict(scores), []).append(name)
     if not said:
         return "No baseline was measured."
     parts = {
         WORSE: "worse than {}",
-        UNCLEAR: "not clearly better than {} (intervals overlap)",
+        UNCLEAR: "not clearly better than {} (the difference may be chance)",
         BETTER: "better than {}",
     }
     told = [phrase.format(_and(said[word])) for word, phrase in parts.items() if word in said]
