@@ -118,6 +118,16 @@ def _predict(options: argparse.Namespace) -> None:
         writer.writerow([*row.values(), cell, *answer.get("probabilities", {}).values()])
 
 
+def _merge(options: argparse.Namespace) -> None:
+    run = ledger.one(options.run)
+
+    from finetune import inference
+
+    folder = Path(options.output) if options.output else run.folder / ledger.MERGED
+    inference.merge(run, folder)
+    print(f"{folder}: a plain checkpoint; pipeline() and from_pretrained() load it without peft")
+
+
 def _compare(options: argparse.Namespace) -> None:
     from finetune.report import tables
 
@@ -154,6 +164,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--file", help="CSV, TSV, JSON lines or Parquet; - reads lines of text")
     command.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
     command.set_defaults(go=_predict)
+
+    command = commands.add_parser("merge", help="fold an adapter into a plain checkpoint")
+    command.add_argument("run", help="a run directory")
+    command.add_argument("--output", help="where to write it; merged/ in the run unless named")
+    command.set_defaults(go=_merge)
 
     command = commands.add_parser("compare", help="one table of runs, best first")
     command.add_argument("runs", nargs="+", help="run directories, or folders of them")

@@ -91,6 +91,22 @@ def read_rows(texts: list[str], file: str | None, run: ledger.Run) -> list[dict[
     return [{"text": line} for line in lines]
 
 
+def merge(run: ledger.Run, folder: Path) -> None:
+    """Write a run's adapter, folded into its base, as a plain checkpoint.
+
+    Raises:
+        Refusal: there is no adapter, it cannot be folded, or ``folder`` holds something.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise Refusal(f"{folder}: holds files already; name another --output")
+    model, tokenizer, recipe = load(run)
+    method = recipe.tuning.method
+    if method in tuning.PLAIN_METHODS:
+        raise Refusal(f"{run}: {method} leaves a plain checkpoint already: {run.model}")
+    tuning.fold(model, method).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def predict(run: ledger.Run, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """One dict a row with ``prediction`` and, for classes, ``probabilities`` by label name."""
     model, tokenizer, recipe = load(run)

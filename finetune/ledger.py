@@ -18,8 +18,10 @@ from finetune.errors import Refusal
 
 RESULTS, RECIPE, HISTORY = "results.json", "recipe.yaml", "history.jsonl"
 REJECTED, PREDICTIONS, REPORT = "rejected.jsonl", "predictions.parquet", "report.html"
-MODEL, CHECKPOINTS, TENSORBOARD, LOCK = "model", "checkpoints", "tensorboard", ".lock"
-OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT, MODEL, CHECKPOINTS, TENSORBOARD]
+MODEL, MERGED, CHECKPOINTS, TENSORBOARD = "model", "merged", "checkpoints", "tensorboard"
+LOCK = ".lock"
+OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT]
+OURS += [MODEL, MERGED, CHECKPOINTS, TENSORBOARD]
 
 
 def write_whole(path: Path, text: str) -> None:

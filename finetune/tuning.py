@@ -153,6 +153,25 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
     return PeftModel.from_pretrained(base, str(folder))
 
 
+def fold(model: nn.Module, method: str) -> PreTrainedModel:
+    """The adapted model with its adapter folded into the base's weights, free of peft.
+
+    Raises:
+        Refusal: the method adds layers or tokens that no weight of the base can take up.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTuner
+
+    assert isinstance(model, PeftModel)
+    refusal = Refusal(f"{method} cannot be folded into the base's weights; serve it as an adapter")
+    if not isinstance(model.base_model, BaseTuner):
+        raise refusal
+    try:
+        return model.base_model.merge_and_unload(safe_merge=True)  # pyright: ignore
+    except (NotImplementedError, AttributeError, ValueError):
+        raise refusal from None
+
+
 def layer_of(name: str, layers: int) -> int:
     """How far above the embeddings (0) a parameter stands; heads are at ``layers`` + 1."""
     found = LAYER_INDEX.search(name)

@@ -25,7 +25,7 @@ from transformers import (
     ViTConfig,
 )
 
-from finetune import inference, ledger, recipe, runner, tuning
+from finetune import cli, inference, ledger, recipe, runner, tuning
 from finetune.bottleneck_adapters import BottleneckConfig, sublayers
 from finetune.errors import Refusal
 from finetune.job import Job
@@ -71,6 +71,8 @@ def with_tuning(path: Path, method: str, options: dict[str, object]) -> Path:
     return made
 
 
+# What peft has to say about its methods' own defaults.
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_adapters_come_back_bit_for_bit_in_a_new_process(
     tiny_recipe: Path, tiny_bert: Path
 ) -> None:
@@ -260,3 +262,45 @@ def test_bottleneck_with_gradient_checkpointing_learns_the_same(tiny_recipe: Pat
         assert isinstance(run, ledger.Run)
         curves.append([row["loss"] for row in run.history() if "loss" in row])
     assert curves[0] == pytest.approx(curves[1], abs=1e-6)
+
+
+# --- merge -----------------------------------------------------------------------------------
+
+
+def test_a_merged_lora_answers_the_same_without_peft(
+    tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = with_tuning(tiny_recipe, "lora", {"r": 4, "init_lora_weights": False})
+    run = runner.train(recipe.load(path), text_classification.build)
+    assert run is not None
+    cli.main(["merge", str(run)])
+    assert "without peft" in capsys.readouterr().out
+    model, tokenizer, read = inference.load(run)
+    rows = [{"text": text} for text in TEXTS]
+    plain = AutoModelForSequenceClassification.from_pretrained(run.folder / "merged").eval()
+    assert type(plain).__name__ == "BertForSequenceClassification"
+    assert plain.config.id2label == {0: "negative", 1: "positive"}
+    expected = inference.logits(model, tokenizer, read, rows)
+    assert numpy.abs(inference.logits(plain, tokenizer, read, rows) - expected).max() < 1e-5
+    unadapted = AutoModelForSequenceClassification.from_pretrained(read.model.checkpoint)
+    assert not torch.equal(
+        plain.bert.encoder.layer[0].output.dense.weight,
+        unadapted.bert.encoder.layer[0].output.dense.weight,
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["merge", str(run)])
+    assert "holds files already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("bottleneck", "cannot be folded"), ("prompt_tuning", "cannot be folded"), ("head", "plain")],
+)
+def test_what_cannot_be_merged_says_so(tiny_recipe: Path, method: str, message: str) -> None:
+    path = with_tuning(tiny_recipe, method, {})
+    flags = ["--max_steps", "1", "--load_best_model_at_end", "false"]
+    run = runner.train(recipe.load(path, flags), text_classification.build)
+    assert run is not None
+    with pytest.raises(Refusal, match=message):
+        inference.merge(run, Path("merged"))
+    assert not Path("merged").exists()
