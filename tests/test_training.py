@@ -100,7 +100,7 @@ def test_accumulation_gives_the_curve_of_the_whole_batch(tiny_recipe: Path) -> N
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "bottleneck"])
 def test_two_processes_give_the_losses_of_one(tiny_recipe: Path, method: str) -> None:
     one = train(tiny_recipe, "--method", method, "--per_device_train_batch_size", "14")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
@@ -186,7 +186,7 @@ def test_head_trains_nothing_else(tiny_recipe: Path, tiny_bert: Path) -> None:
     assert cost["trainable_parameters"] == 32 * 32 + 32 + 2 * 32 + 2
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "head"])
+@pytest.mark.parametrize("method", ["full", "lora", "head", "bottleneck", "prefix_tuning"])
 def test_the_best_weights_are_the_ones_saved(tiny_recipe: Path, method: str) -> None:
     # A step so large that the last epochs are worse than some earlier one.
     run = train(
