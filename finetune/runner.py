@@ -32,7 +32,6 @@ DEFAULTS: dict[str, Any] = {
     "per_device_eval_batch_size": 64,
     "eval_strategy": "epoch",
     "save_total_limit": 1,
-    "load_best_model_at_end": True,
     "logging_steps": 10,
     "logging_first_step": True,
     # A NaN that is logged as 0.0 is a lie.
@@ -162,35 +161,48 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available() or is_torch_xla_available()
 
 
+def checked(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's ``training``, each key a field of ``TrainingArguments`` and of its type.
+
+    Raises:
+        Refusal: an unknown key, a value of another type or out of range, fp16 without a GPU.
+    """
+    given = typed_as(TrainingArguments, recipe.training, "training", recipe.origin)
+    for name, low in LEAST.items():
+        if given.get(name, low) < low:
+            raise Refusal(f"{recipe.where(f'training.{name}')}: {name} has to be at least {low:g}")
+    if given.get("num_train_epochs", 1) <= 0 and given.get("max_steps", -1) <= 0:
+        where = recipe.where("training.num_train_epochs")
+        raise Refusal(f"{where}: num_train_epochs has to be above 0")
+    if given.get("fp16") and not torch.cuda.is_available():
+        raise Refusal(f"{recipe.where('training.fp16')}: fp16 needs a GPU; use bf16, or nothing")
+    return given
+
+
 def training_arguments(
     recipe: Recipe, run: ledger.Run, headline: str, validates: bool
 ) -> TrainingArguments:
     """``TrainingArguments`` of a recipe, over this project's defaults.
 
     Raises:
-        Refusal: an unknown or unfit key, a value the Trainer refuses, fp16 on a CPU.
+        Refusal: what ``checked`` refuses, and what the Trainer does.
     """
-    given = typed_as(TrainingArguments, recipe.training, "training", recipe.origin)
+    given = checked(recipe)
     # Said aloud, because the Trainer refuses bf16 on a CPU that it only fell back to.
     values: dict[str, Any] = DEFAULTS | {"use_cpu": not has_accelerator()} | given
-    for name, low in LEAST.items():
-        if values.get(name, low) < low:
-            raise Refusal(f"{recipe.where(f'training.{name}')}: {name} has to be at least {low:g}")
-    if values.get("num_train_epochs", 1) <= 0 and values.get("max_steps", -1) <= 0:
-        raise Refusal(
-            f"{recipe.where('training.num_train_epochs')}: num_train_epochs has to be above 0"
-        )
-    if values.get("fp16") and not torch.cuda.is_available():
-        raise Refusal(f"{recipe.where('training.fp16')}: fp16 needs a GPU; use bf16, or nothing")
     if not validates:
-        values |= {"eval_strategy": "no", "load_best_model_at_end": False}
-    values.setdefault("save_strategy", values["eval_strategy"] if validates else "epoch")
+        values["eval_strategy"] = "no"
+    chooses = values["eval_strategy"] != "no"
+    values.setdefault("save_strategy", values["eval_strategy"] if chooses else "epoch")
+    values.setdefault("load_best_model_at_end", chooses and values["save_strategy"] != "no")
     if values["eval_strategy"] == "steps" and "save_steps" not in given:
         values["save_steps"] = values.get("eval_steps") or values["logging_steps"]
     values.setdefault("metric_for_best_model", f"eval_{headline}")
     values.setdefault("greater_is_better", not values["metric_for_best_model"].endswith("loss"))
     # The model folder is pushed at the end, with its card; not the checkpoints on the way.
     values |= {"output_dir": str(run.checkpoints), "push_to_hub": False}
+    # The task's own loss smooths; the Trainer's smoother would only warn where it cannot.
+    values["label_smoothing_factor"] = 0.0
     values.setdefault("dataloader_pin_memory", not values["use_cpu"])
     # The only way transformers 5 has to say where TensorBoard's files go.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / ledger.TENSORBOARD)
@@ -221,6 +233,7 @@ def train(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     started = time.time()
+    recipe.training = checked(recipe)
     recipe.training.setdefault("seed", DEFAULTS["seed"])
     recipe.training.setdefault("output_dir", f"runs/{recipe.name}/seed-{recipe.training['seed']}")
     run = ledger.Run(recipe.training["output_dir"])
@@ -228,7 +241,7 @@ def train(
     main = PartialState(cpu=on_cpu).is_main_process
     claim = run.claim(recipe.dump(), overwrite, resume) if main else nullcontext()
     with claim:
-        transformers.set_seed(int(recipe.training["seed"]))
+        transformers.set_seed(recipe.training["seed"])
         job = build(recipe)
         validates = len(job.data.validation) > 0
         args = training_arguments(recipe, run, job.headline, validates)

@@ -19,8 +19,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 # Enough to go through every part of a run, in seconds.
 SMALL = [
     *("--max_train_samples", "32", "--max_test_samples", "16", "--validation_size", "16"),
-    *("--max_steps", "1", "--eval_strategy", "no", "--load_best_model_at_end", "false"),
-    *("--save_strategy", "no", "--max_length", "16", "--overwrite"),
+    *("--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"),
+    *("--max_length", "16", "--overwrite"),
 ]
 
 

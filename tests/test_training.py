@@ -223,7 +223,7 @@ def test_sixteen_rows_are_learned_by_heart(tiny_recipe: Path) -> None:
     run = train(
         tiny_recipe,
         *("--max_train_samples", "16", "--max_steps", "150", "--eval_strategy", "no"),
-        *("--load_best_model_at_end", "false", "--save_strategy", "no"),
+        *("--save_strategy", "no"),
     )
     assert losses(run)[-1] < 0.005
 
@@ -321,6 +321,15 @@ def test_a_run_is_never_written_over_by_accident(tiny_recipe: Path) -> None:
     with pytest.raises(Refusal, match=r"--resume .* --overwrite"):
         train(tiny_recipe)
     assert (run.folder / "results.json").read_bytes() == kept
+
+
+def test_training_is_checked_before_anything_is_read(tiny_recipe: Path) -> None:
+    def build(read: recipe.Recipe) -> Job:
+        raise AssertionError("built before training was checked")
+
+    for flag, value in {"--learning_rat": "1", "--seed": "one", "--num_train_epochs": "0"}.items():
+        with pytest.raises(Refusal, match=flag[2:]):
+            runner.train(recipe.load(tiny_recipe, [flag, value]), build)
 
 
 def test_a_refused_recipe_costs_nothing(tiny_recipe: Path) -> None:
