@@ -76,6 +76,13 @@ class Reference:
 
 
 @dataclass
+class Measured:
+    metric: str = key("", "the metric of the number measured with this recipe")
+    value: float = key(0.0, "the number")
+    source: str = key("", "where, when and on what it was measured")
+
+
+@dataclass
 class Recipe:
     """A whole recipe. ``training`` is ``transformers.TrainingArguments``, key for key."""
 
@@ -87,13 +94,15 @@ class Recipe:
     reference: Reference | None
     name: str
     origin: dict[str, str]
+    # A note on the file, not a setting: a run has its own numbers.
+    measured: Measured | None = field(default=None, compare=False)
 
     def dump(self) -> str:
         """The recipe as YAML that loads to the same recipe, without our defaults."""
         out: dict[str, Any] = {"task": self.task}
         for section in SECTIONS:
             value = getattr(self, section)
-            if value is not None:
+            if value is not None and section != "measured":
                 out[section] = {
                     f.name: getattr(value, f.name)
                     for f in fields(value)
@@ -109,7 +118,8 @@ class Recipe:
         return self.origin.get(dotted, self.name)
 
 
-SECTIONS: dict[str, type] = {"model": Model, "data": Data, "tuning": Tuning, "reference": Reference}
+NOTES: dict[str, type] = {"reference": Reference, "measured": Measured}
+SECTIONS: dict[str, type] = {"model": Model, "data": Data, "tuning": Tuning} | NOTES
 FLAGS = {
     f.name: section for section in ("model", "data", "tuning") for f in fields(SECTIONS[section])
 }
@@ -339,9 +349,10 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, str]:
 
 def _override(tree: dict[str, Any], flags: dict[str, str]) -> None:
     if "train" in flags or "dataset" in flags:
-        # The recipe's columns, sizes and published number belong to the recipe's own data.
+        # The recipe's columns, sizes and numbers belong to the recipe's own data.
         tree["data"] = Block()
-        tree.pop("reference", None)
+        for note in NOTES:
+            tree.pop(note, None)
     for name, value in flags.items():
         where = f"--{name}"
         if name == "task":
@@ -397,7 +408,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     origin: dict[str, str] = {"task": _where(tree["task"], name)}
     made: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
-        if section == "reference" and section not in tree:
+        if section in NOTES and section not in tree:
             made[section] = None
             continue
         made[section] = _section(cls, tree.get(section, {}), section, name, origin)

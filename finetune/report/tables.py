@@ -316,8 +316,8 @@ def _seeds(headline: str, values: dict[int, float]) -> str:
 def recipes(folder: Path) -> str:
     """Every recipe below a folder, a line each, with its measured and its published number.
 
-    A number counts as measured when finished runs below ``runs/`` have the recipe's name and its
-    settings as they are now; several seeds give their mean.
+    Measured are finished runs below ``runs/`` with the recipe's name and its settings as they are
+    now, several seeds by their mean; where there are none, what the recipe itself notes.
 
     Raises:
         Refusal: there is no such folder, or no recipe in it.
@@ -334,11 +334,13 @@ def recipes(folder: Path) -> str:
             continue
         published = read.reference
         number = wording.number(published.metric, published.value) if published else ""
-        cells = [str(path), read.tuning.method, read.model.checkpoint, _measured(read), number]
+        short = str(path.relative_to(folder))
+        cells = [short, read.tuning.method, read.model.checkpoint, _measured(read), number]
         rows.append((read.task, cells))
     parts: list[RenderableType] = []
     for task, members in groupby(sorted(rows, key=lambda row: row[0]), key=lambda row: row[0]):
         parts += [_recipe_table(task, [cells for _, cells in members]), ""]
+    parts.append(f"They lie in {folder}/: finetune train {folder}/RECIPE")
     return _text(*parts, *unread)
 
 
@@ -365,9 +367,11 @@ def _fitted(name: str, room: int) -> str:
 
 
 def _measured(read: recipe.Recipe) -> str:
+    note = read.measured
+    noted = wording.number(note.metric, note.value) if note else ""
     place = RUNS / read.name
     if not any(place.rglob(ledger.RESULTS)):
-        return ""
+        return noted
     settings, values, headline = _without_seed(read.dump()), {}, ""
     for run in ledger.find([str(place)]):
         results = run.results()
@@ -375,6 +379,6 @@ def _measured(read: recipe.Recipe) -> str:
             headline = results["headline"]
             values[results["seed"]] = results["metrics"][headline]["value"]
     if not values:
-        return ""
+        return noted
     mean = float(numpy.mean(list(values.values())))
     return f"{wording.number(headline, mean)} ({len(values)})"
