@@ -119,7 +119,6 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.parallel: set[str] = set()
         self.beside: torch.Tensor | None = None
         self.merged_adapters: list[str] = []
-        self._disable_adapters = False
         self._active_adapter = adapter_name
         self.add(adapter_name, config)
 

@@ -1,4 +1,4 @@
-"""The ``finetune`` command: train, predict, compare, recipes, report.
+"""The ``finetune`` command: train, predict, merge, compare, recipes, report.
 
 Imports torch only when a command needs it, so that help and tables are there at once.
 """

@@ -124,7 +124,7 @@ def _device(args: TrainingArguments) -> str:
 def write(
     recipe: Recipe, job: Job, run: ledger.Run, results: dict[str, Any], logits: numpy.ndarray
 ) -> None:
-    """Predictions, card and report first; results.json last, which makes the run a finished one."""
+    """Predictions and card; then results.json, which finishes the run; then the report."""
     rows = job.data.test.copy()
     rows["label"] = [_shown(v, job.data) for v in rows["label"]]
     said = job.answers(logits)

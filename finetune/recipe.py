@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -427,10 +427,3 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if made["data"].dataset is None and made["data"].train is None:
         raise Refusal(f"{name}: data needs a dataset, or a train file")
     return Recipe(task=task, training=training, name=run_name(path, flags), origin=origin, **made)
-
-
-def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, for results.json."""
-    out = asdict(recipe)
-    del out["origin"]
-    return out

@@ -301,3 +301,21 @@ def test_what_cannot_be_merged_says_so(tiny_recipe: Path, method: str, message: 
     with pytest.raises(Refusal, match=message):
         inference.merge(run, Path("merged"))
     assert not Path("merged").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "bottleneck", "prompt_tuning", "bitfit"])
+def test_the_code_on_the_model_card_answers_as_predict_does(tiny_recipe: Path, method: str) -> None:
+    flags = ["--max_steps", "2"]
+    run = runner.train(
+        recipe.load(with_tuning(tiny_recipe, method, {}), flags), text_classification.build
+    )
+    assert run is not None
+    card = (run.model / "README.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    classify = names["classify"]
+    assert callable(classify)
+    said = classify("the film was good")[0]
+    ours = inference.predict(run, [{"text": "the film was good"}])[0]
+    assert said["label"] == ours["prediction"]
+    assert said["score"] == pytest.approx(ours["probabilities"][ours["prediction"]], abs=1e-5)

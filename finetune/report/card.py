@@ -127,8 +127,10 @@ def _load_adapter(where: str, results: dict[str, Any]) -> str:
     base = _base(results) or results["checkpoint"]["name"]
     revision = results["checkpoint"]["revision"]
     at = f", revision={_quoted(revision)}" if revision else ""
+    # peft learns of the one method that is not its own by this import.
+    ours = "import finetune.bottleneck_adapters\n" if results["method"] == "bottleneck" else ""
     return (
-        "from peft import PeftModel\n"
+        f"{ours}from peft import PeftModel\n"
         "from transformers import (\n"
         "    AutoConfig,\n"
         "    AutoModelForSequenceClassification,\n"
@@ -140,7 +142,7 @@ def _load_adapter(where: str, results: dict[str, Any]) -> str:
         "base = AutoModelForSequenceClassification.from_pretrained(\n"
         f"    {_quoted(base)}{at}, config=config, ignore_mismatched_sizes=True\n"
         ")\n"
-        "model = PeftModel.from_pretrained(base, folder).merge_and_unload()\n"
+        "model = PeftModel.from_pretrained(base, folder)\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         'classify = pipeline("text-classification", model=model, tokenizer=tokenizer)\n'
     )
