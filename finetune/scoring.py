@@ -46,6 +46,25 @@ def bootstrap(statistic: Callable[[Array], float], n: int, resamples: int = RESA
     return {"value": value, "low": float(low), "high": float(high), "n": n}
 
 
+def over_seeds(values: Array, resamples: int = RESAMPLES) -> Metric:
+    """The mean of one number a seed and row, with what another seed *and* other rows may change.
+
+    Both are drawn anew in every resample (the pigeonhole bootstrap, Owen 2007, which errs on the
+    wide side). For a difference, give the differences of two models with the same seeds and rows.
+
+    Args:
+        values: (S, N), for example whether seed s was right on row n.
+    """
+    seeds, rows = values.shape
+    draw = numpy.random.default_rng(0)
+    means = [
+        values[draw.integers(0, seeds, seeds)][:, draw.integers(0, rows, rows)].mean()
+        for _ in range(resamples)
+    ]
+    low, high = numpy.percentile(means, [2.5, 97.5])
+    return {"value": float(values.mean()), "low": float(low), "high": float(high), "n": rows}
+
+
 def _macro_f1(confusion: Array) -> float:
     """Mean F1 over the classes that occur; ``confusion`` (K, K) counts, rows are the truth."""
     hits, truth, said = confusion.diagonal(), confusion.sum(1), confusion.sum(0)

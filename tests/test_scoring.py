@@ -264,3 +264,27 @@ def test_a_paired_difference_sees_what_two_intervals_cannot():
     )
     sets = numpy.eye(2)[labels]
     assert scoring.difference("multi_label_classification", sets - 0.5, sets - 1, sets)["low"] > 0
+
+
+def test_over_seeds_covers_what_seeds_and_rows_may_change() -> None:
+    draw = numpy.random.default_rng(1)
+    covered, widths = 0, []
+    for _ in range(200):
+        # Whether a seed is right on a row depends on both.
+        chance = 0.8 + 0.02 * draw.normal(size=(3, 1)) + 0.1 * draw.normal(size=(1, 300))
+        found = scoring.over_seeds((draw.random((3, 300)) < chance).astype(float), 200)
+        covered += found["low"] <= 0.8 <= found["high"]
+        widths.append(found["high"] - found["low"])
+    assert covered / 200 >= 0.93
+    assert numpy.mean(widths) < 0.12
+
+
+def test_over_seeds_is_narrower_for_paired_differences() -> None:
+    draw = numpy.random.default_rng(2)
+    right = (draw.random((3, 500)) < 0.8).astype(float)
+    other = right.copy()
+    other[:, :10] = 1 - other[:, :10]
+    apart = scoring.over_seeds(right - other)
+    alone = scoring.over_seeds(right)
+    assert apart["value"] == pytest.approx((right - other).mean())
+    assert apart["high"] - apart["low"] < 0.6 * (alone["high"] - alone["low"])
