@@ -97,25 +97,43 @@ def _default(f: Field[Any]) -> str:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    if bool(options.text) == bool(options.file):
+    texts = list(options.text)
+    if not options.adapter and not texts:
+        raise Refusal("predict needs a run directory, or --adapter RUN")
+    places = options.adapter or [texts.pop(0)]
+    if bool(texts) == bool(options.file):
         raise Refusal("predict needs texts, or --file FILE (- for standard input), and not both")
-    run = ledger.one(options.run)
+    runs = [ledger.one(place) for place in places]
+    file = options.file
+    if file == "-":
+        file, texts = None, [line.rstrip("\n") for line in sys.stdin]
 
     from finetune import inference
 
-    rows = inference.read_rows(options.text, options.file, run)
-    answers = inference.predict(run, rows)
+    base = inference.shared_base(runs) if options.adapter else None
+    said: list[dict[str, Any]] = []
+    for run, place in zip(runs, places, strict=True):
+        rows = inference.read_rows(texts, file, run)
+        named = {"adapter": place} if options.adapter else {}
+        answers = inference.predict(run, rows, base)
+        said += [{**row, **named, **each} for row, each in zip(rows, answers, strict=True)]
     if options.format == "jsonl":
-        for row, answer in zip(rows, answers, strict=True):
-            print(json.dumps({**row, **answer}, ensure_ascii=False))
+        for row in said:
+            print(json.dumps(row, ensure_ascii=False))
         return
-    names = list(answers[0].get("probabilities", {}))
+    flat = [_flat(row) for row in said]
+    columns = list(dict.fromkeys(column for row in flat for column in row))
     writer = csv.writer(sys.stdout)
-    writer.writerow([*rows[0], "prediction", *names])
-    for row, answer in zip(rows, answers, strict=True):
-        said = answer["prediction"]
-        cell = ",".join(said) if isinstance(said, list) else said
-        writer.writerow([*row.values(), cell, *answer.get("probabilities", {}).values()])
+    writer.writerow([name for _, name in columns])
+    writer.writerows([[row.get(column, "") for column in columns] for row in flat])
+
+
+def _flat(row: dict[str, Any]) -> dict[tuple[bool, str], Any]:
+    """A prediction as cells of CSV by (is it a probability, name): a label may be named `text`."""
+    said = row["prediction"]
+    cells = {(False, k): v for k, v in row.items() if k != "probabilities"}
+    cells[False, "prediction"] = ",".join(said) if isinstance(said, list) else said
+    return cells | {(True, k): v for k, v in row.get("probabilities", {}).items()}
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -159,8 +177,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train a recipe; `finetune train --help` lists every key")
 
     command = commands.add_parser("predict", help="label texts with a run's model")
-    command.add_argument("run", help="a run directory")
-    command.add_argument("text", nargs="*", help="texts to label")
+    command.add_argument("text", nargs="*", metavar="RUN TEXT", help="a run directory, then texts")
+    command.add_argument(
+        "--adapter",
+        action="append",
+        metavar="RUN",
+        help="a run directory instead of the first word; several share one base in memory",
+    )
     command.add_argument("--file", help="CSV, TSV, JSON lines or Parquet; - reads lines of text")
     command.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
     command.set_defaults(go=_predict)

@@ -145,6 +145,10 @@ class Run:
             raise Refusal(f"{self}: holds no finished run (no {RESULTS})")
         return json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
 
+    def base_digest(self) -> str:
+        """sha256 of the weights that the run started from."""
+        return self.results()["checkpoint"]["sha256"]
+
     def write_report(self, html: str) -> None:
         """Write report.html."""
         write_whole(self.folder / REPORT, html)

@@ -38,7 +38,11 @@ def results(
     return {
         "name": recipe.name,
         "task": recipe.task,
-        "checkpoint": {"name": job.checkpoint.name, "revision": job.checkpoint.revision},
+        "checkpoint": {
+            "name": job.checkpoint.name,
+            "revision": job.checkpoint.revision,
+            "sha256": job.checkpoint.digest(),
+        },
         "method": recipe.tuning.method,
         "seed": args.seed,
         "headline": job.headline,

@@ -189,7 +189,9 @@ def training_arguments(
     """
     given = checked(recipe)
     # Said aloud, because the Trainer refuses bf16 on a CPU that it only fell back to.
-    values: dict[str, Any] = DEFAULTS | {"use_cpu": not has_accelerator()} | given
+    values: dict[str, Any] = DEFAULTS | {"use_cpu": not has_accelerator()}
+    values["learning_rate"] = tuning.learning_rate(recipe.tuning.method)
+    values |= given
     if not validates:
         values["eval_strategy"] = "no"
     chooses = values["eval_strategy"] != "no"
@@ -282,7 +284,7 @@ def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments)
         processing_class=job.processor,
         compute_loss_func=job.loss,
         compute_metrics=metrics,
-        callbacks=[History(run)],
+        callbacks=[History(run), tuning.RankBudget(job.model)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -316,8 +318,11 @@ def _arrays(output: EvalPrediction | PredictionOutput) -> tuple[numpy.ndarray, n
 def _save(trainer: Trainer, job: Job, run: ledger.Run) -> None:
     trainer.save_model(str(run.model))
     if trainer.is_world_process_zero():
-        # Adapters: the head's shape and the label names are the config's to tell.
-        trainer.accelerator.unwrap_model(job.model).config.save_pretrained(run.model)
+        # Adapters: the head's shape and the label names are the config's to tell. How the base is
+        # held is not: with that, transformers would take the base for one stored in few bits.
+        config: Any = trainer.accelerator.unwrap_model(job.model).config
+        vars(config).pop("quantization_config", None)
+        config.save_pretrained(run.model)
 
 
 def _opening(recipe: Recipe, job: Job, run: ledger.Run) -> str:

@@ -1,6 +1,7 @@
 """Where checkpoints and data come from: embedded packages, the hub, local files."""
 
 import csv
+import hashlib
 import importlib.util
 import io
 import json
@@ -42,6 +43,14 @@ class Checkpoint:
     name: str
     folder: Path
     revision: str | None
+
+    def digest(self) -> str:
+        """sha256 of the weights: two checkpoints with the same one are the same base."""
+        whole = hashlib.sha256()
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with file.open("rb") as stream:
+                whole.update(hashlib.file_digest(stream, "sha256").digest())
+        return whole.hexdigest()
 
 
 @dataclass
@@ -174,6 +183,10 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         folder = _snapshot(name, revision, "model", patterns)
         commit = folder.name
+    if (folder / "adapter_config.json").is_file():
+        raise Refusal(
+            f"{name}: is an adapter, not a whole model; `finetune merge` makes one where it can"
+        )
     config = folder / "config.json"
     if not config.is_file():
         raise Refusal(f"{name}: has no config.json, so it is no checkpoint")

@@ -1,13 +1,16 @@
 """Which weights learn: full, head or an adapter; the one place that knows peft."""
 
+import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from finetune.errors import Refusal, refuse_unknown
 from finetune.recipe import Recipe, typed_as
@@ -15,19 +18,28 @@ from finetune.sources import Checkpoint
 
 # Methods that save a plain checkpoint; the others save an adapter folder.
 PLAIN_METHODS = ["full", "head", "bitfit"]
+# What a recipe gets that names no learning rate. Adapters: see recipes/rotten_tomatoes/README.md.
+ADAPTER_LEARNING_RATE = 1e-3
+LEARNING_RATES = {"full": 5e-5, "head": 3e-3, "bitfit": 3e-3, "ia3": 1e-2, "vera": 1e-2}
 # Over peft's own defaults, by its own option names; a recipe's options go over both. Methods that
 # are not listed adapt every linear layer, where they take target modules at all.
 ADAPTER_DEFAULTS: dict[str, dict[str, Any]] = {
     "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"},
+    # The steps of the run are told when it starts.
+    "adalora": {"total_step": 10**9, "target_modules": "all-linear"},
     # Its feed-forward modules have to be among its targets: peft's own choice for the model.
     "ia3": {},
-    "prompt_tuning": {"num_virtual_tokens": 20},
-    "p_tuning": {"num_virtual_tokens": 20},
-    "prefix_tuning": {"num_virtual_tokens": 20},
+}
+# Keys, values and the feed-forward output, for the architectures that peft's own list leaves out.
+IA3_MODULES: dict[str, tuple[list[str], list[str]]] = {
+    "electra": (["key", "value", "output.dense"], ["output.dense"]),
+    "albert": (["key", "value", "ffn_output"], ["ffn_output"]),
+    "distilbert": (["k_lin", "v_lin", "ffn.lin2"], ["ffn.lin2"]),
+    "modernbert": (["attn.Wqkv", "mlp.Wo"], ["mlp.Wo"]),
+    "vit": (["k_proj", "v_proj", "mlp.fc2"], ["mlp.fc2"]),
 }
 # Methods of peft that are not offered, and why. All others are, those of later releases too.
 NOT_OFFERED = {
-    "adalora": "it has to be told every step, which the runner does not do",
     "adaption_prompt": "it is for decoders like Llama only",
     "cpt": "it is for causal language models only",
     "multitask_prompt_tuning": "it needs a task id with every row",
@@ -78,6 +90,17 @@ def check(recipe: Recipe) -> None:
     """
     method, options = recipe.tuning.method, recipe.tuning.options
     where = recipe.where("tuning.method")
+    kind = recipe.model.quantization
+    if kind and method in PLAIN_METHODS:
+        raise Refusal(
+            f"{recipe.where('model.quantization')}: weights in {kind} do not learn; take an "
+            "adapter, for example method: lora"
+        )
+    if kind and not find_spec("bitsandbytes"):
+        raise Refusal(
+            f"{recipe.where('model.quantization')}: {kind} needs bitsandbytes: "
+            "pip install 'finetune[quantization]'"
+        )
     if method in NOT_OFFERED:
         raise Refusal(f"{where}: tuning method {method!r} is not offered: {NOT_OFFERED[method]}")
     if method in PLAIN_METHODS:
@@ -89,6 +112,100 @@ def check(recipe: Recipe) -> None:
     if method not in methods:
         refuse_unknown(method, [*PLAIN_METHODS, *methods], f"{where}: tuning method")
     typed_as(methods[method], options, "tuning", recipe.origin)
+
+
+def learning_rate(method: str) -> float:
+    """The learning rate for recipes that name none."""
+    return LEARNING_RATES.get(method, 5e-5 if method in PLAIN_METHODS else ADAPTER_LEARNING_RATE)
+
+
+def base(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreTrainedModel:
+    """The checkpoint's weights under a new head, loaded once the recipe's tuning is known to fit.
+
+    Args:
+        auto: the task's class, for example ``AutoModelForSequenceClassification``.
+        config: the checkpoint's, with the task's labels.
+
+    Raises:
+        Refusal: the tuning does not fit the model, or the quantization does not work here.
+    """
+    # Shapes without memory: what cannot work shows before gigabytes are read.
+    empty = _empty(auto, config)
+    heads = head_modules(empty)
+    try:
+        with torch.device("meta"):
+            _pass(apply(empty, recipe, checkpoint), empty, recipe, checkpoint)
+    except RuntimeError as error:
+        # Some methods look at values when they start; those show once there are any.
+        if "meta tensor" not in str(error).lower():
+            raise
+    model = auto.from_pretrained(
+        checkpoint.folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        quantization_config=_quantization(recipe, heads),
+    )
+    for module in model.modules():
+        # On a CPU bitsandbytes repacks 4-bit weights at the first evaluation and rounds their
+        # scales: what answers would not be what was trained.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _quantization(recipe: Recipe, heads: list[str]) -> Any:
+    """transformers' config for a base in 4 or 8 bits, its heads left as they are; None without."""
+    kind = recipe.model.quantization
+    if kind is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if recipe.training.get("bf16") else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=kind == "nf4",
+        load_in_8bit=kind == "int8",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=heads,
+    )
+
+
+def _empty(auto: Any, config: Any) -> PreTrainedModel:
+    """The model of a config with shapes but no memory."""
+    with torch.device("meta"):
+        return auto.from_config(config)
+
+
+def with_trunk_of(base: PreTrainedModel, auto: Any, config: Any) -> PreTrainedModel:
+    """A model whose trunk shares ``base``'s weights, with a head of ``config``'s still to load."""
+    model = _empty(auto, config)
+    for name, child in model.named_children():
+        if name != model.base_model_prefix:
+            child.to_empty(device=base.device)
+    shared: dict[int, Any] = {id(t): t for t in [*base.parameters(), *base.buffers()]}
+    setattr(model, model.base_model_prefix, copy.deepcopy(base.base_model, shared))
+    return model
+
+
+def _pass(model: nn.Module, empty: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """One forward pass of an adapted model without memory: some misfits only show there."""
+    if empty.main_input_name == "input_ids":
+        ids = torch.ones(2, 8, dtype=torch.long)
+        _fitting(lambda: model(input_ids=ids, attention_mask=ids), recipe, checkpoint)
+
+
+def _fitting(action: Callable[[], Any], recipe: Recipe, checkpoint: Checkpoint) -> Any:
+    """What ``action`` returns; peft's and torch's complaints become one line."""
+    try:
+        return action()
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        if "meta tensor" in said.lower():
+            raise
+        where, method = recipe.where("tuning.method"), recipe.tuning.method
+        raise Refusal(f"{where}: {method} does not fit {checkpoint.name}: {said}") from None
 
 
 def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
@@ -107,41 +224,116 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
             parameter.requires_grad = in_head or (method == "bitfit" and name.endswith("bias"))
         return model
 
-    from peft import get_peft_model
+    from peft import PromptLearningConfig, get_peft_model, prepare_model_for_kbit_training
 
     cls = adapter_methods()[method]
-    known = {f.name for f in fields(cls)}
-    config = cls(
-        **{k: v for k, v in _defaults(model, method, heads).items() if k in known}
-        | typed_as(cls, recipe.tuning.options, "tuning", recipe.origin)
-    )
-    try:
-        adapted = get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+    if issubclass(cls, PromptLearningConfig) and model.main_input_name != "input_ids":
         where = recipe.where("tuning.method")
-        said = " ".join(str(error).split())
-        raise Refusal(f"{where}: {method} does not fit {checkpoint.name}: {said}") from None
+        raise Refusal(f"{where}: {method} puts tokens before a text; {checkpoint.name} reads none")
+    known = {f.name for f in fields(cls)}
+    defaults = {k: v for k, v in _defaults(model, method, cls, heads).items() if k in known}
+    options = typed_as(cls, recipe.tuning.options, "tuning", recipe.origin)
+    if getattr(model, "is_quantized", False):
+        checkpointing = bool(recipe.training.get("activation_checkpointing", False))
+        model = prepare_model_for_kbit_training(model, checkpointing)
+    config: Any = _fitting(lambda: cls(**defaults | options), recipe, checkpoint)
+    adapted = _fitting(lambda: get_peft_model(model, config), recipe, checkpoint)
     if checkpoint.revision:
         # A cache folder means nothing elsewhere; the hub id and its commit do.
         config.base_model_name_or_path, config.revision = checkpoint.name, checkpoint.revision
     return adapted
 
 
-def _defaults(model: PreTrainedModel, method: str, heads: list[str]) -> dict[str, Any]:
+def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) -> dict[str, Any]:
     """What this project tells a method where the recipe is silent; unknown keys are left out."""
+    from peft import PromptLearningConfig
+
     # peft knows which heads to save only for some task types, and never the pooler.
     saved = [head.rpartition(".")[2] for head in heads]
-    norms = [name for name, module in model.named_modules() if _is_norm(module)]
-    common = {"task_type": "SEQ_CLS", "modules_to_save": saved}
+    norms = [
+        name
+        for name, module in model.named_modules()
+        if _is_norm(module) and not any(name.startswith(f"{head}.") for head in heads)
+    ]
+    reads_text = model.main_input_name == "input_ids"
+    common = {"task_type": "SEQ_CLS" if reads_text else None, "modules_to_save": saved}
     if method == "bottleneck":
         return common | {"modules_to_save": saved + norms}
     if method == "ln_tuning":
         return common | {"target_modules": norms}
+    if issubclass(cls, PromptLearningConfig):
+        # peft reads the widths by the names that BERT gives them; some tokens enter every layer.
+        embeddings: Any = model.get_input_embeddings()
+        inside = method in {"prefix_tuning", "cartridge"}
+        return common | {
+            "num_virtual_tokens": 20,
+            "num_attention_heads": model.config.num_attention_heads,
+            "token_dim": model.config.hidden_size if inside else embeddings.embedding_dim,
+        }
+    if method == "ia3" and model.config.model_type in IA3_MODULES:
+        targets, feed_forward = IA3_MODULES[model.config.model_type]
+        return common | {"target_modules": targets, "feedforward_modules": feed_forward}
     return common | ADAPTER_DEFAULTS.get(method, {"target_modules": "all-linear"})
 
 
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+
+
+class RankBudget(TrainerCallback):
+    """What AdaLoRA has to hear every step: gradients to weigh its directions by, and the step.
+
+    Nothing happens for other methods. The orthogonality of its factors (Zhang et al. 2023,
+    equation 4) is the model's own loss in peft, and here a gradient of its own, once a step.
+    """
+
+    tuner: Any = None
+
+    def __init__(self, model: nn.Module) -> None:
+        if hasattr(getattr(model, "base_model", None), "rankallocator"):
+            self.tuner = model.base_model
+        self.kept: dict[str, Any] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.tuner is None:
+            return
+        config = self._config()
+        config.total_step = min(config.total_step, state.max_steps)
+        if config.tinit + config.tfinal >= config.total_step:
+            raise Refusal(
+                f"adalora: tinit {config.tinit} and tfinal {config.tfinal} leave none of the "
+                f"{config.total_step} steps to lower the rank in"
+            )
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.tuner is None:
+            return
+        factors = [
+            (p, p @ p.T if "lora_A" in n else p.T @ p)
+            for n, p in _learning(self.tuner.model)
+            if "lora_A" in n or "lora_B" in n
+        ]
+        gaps = [
+            torch.linalg.norm(c - torch.eye(len(c), out=torch.empty_like(c))) for _, c in factors
+        ]
+        weighted = self._config().orth_reg_weight * torch.stack(gaps).mean()
+        learners = [p for p, _ in factors]
+        # Not backward(): the processes' gradients are one already, and their hooks must not run.
+        for p, gradient in zip(learners, torch.autograd.grad(weighted, learners), strict=True):
+            p.grad = gradient if p.grad is None else p.grad + gradient
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.tuner is None:
+            return
+        config = self._config()
+        config.rank_pattern = self.kept
+        self.tuner.update_and_allocate(state.global_step + 1)
+        # With a pattern peft saves smaller matrices, which no later step can go on from; without,
+        # the directions that were dropped are saved as the zeros they are.
+        self.kept, config.rank_pattern = config.rank_pattern, None
+
+    def _config(self) -> Any:
+        return self.tuner.peft_config[self.tuner.trainable_adapter_name]
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:

@@ -103,10 +103,11 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
         cli.main([*words[1:], *[w for w in small if w != "--overwrite"]])
         assert list(tmp_path.glob("runs/**/results.json"))
     elif words[1] in {"predict", "compare", "report", "merge"}:
-        name = "minilm-lora" if words[1] == "merge" else "minilm"
-        folder = f"runs/imdb/{name}/seed-0"
-        flags = ["--dataset", "embedded:rotten_tomatoes", "--output_dir", folder, *SMALL]
-        cli.main(["train", f"recipes/imdb/{name}.yaml", *[w for w in flags if w != "--overwrite"]])
+        named = re.findall(r"runs/(\S+?/minilm[\w-]*)", command) or ["imdb/minilm"]
+        for name in named:
+            folder = f"runs/{name}/seed-0"
+            flags = ["--dataset", "embedded:rotten_tomatoes", "--output_dir", folder, *SMALL]
+            cli.main(["train", f"recipes/{name}.yaml", *[w for w in flags if w != "--overwrite"]])
         write_csv(tmp_path / "reviews.csv", sentences(3), "text,label")
         spread = [
             str(p) for w in words[2:] for p in (sorted(tmp_path.glob(w)) if "*" in w else [w])

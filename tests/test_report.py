@@ -38,7 +38,7 @@ def metric(value: float, reach: float = 0.01) -> dict[str, Any]:
 RESULTS: dict[str, Any] = {
     "name": "imdb/minilm",
     "task": "text-classification",
-    "checkpoint": {"name": "embedded:minilm", "revision": None},
+    "checkpoint": {"name": "embedded:minilm", "revision": None, "sha256": "53aa51172d142c89"},
     "method": "full",
     "seed": 0,
     "headline": "accuracy",
@@ -474,7 +474,7 @@ def test_card_of_a_whole_model(write) -> None:
 
 
 def test_card_of_an_adapter_on_a_hub_checkpoint(write) -> None:
-    checkpoint = {"name": "owner/base", "revision": "0123abc"}
+    checkpoint = {"name": "owner/base", "revision": "0123abc", "sha256": "53aa51172d142c89"}
     run = write(changed(method="lora", checkpoint=checkpoint))
     text = card.render(load(run), run.results())
     front = front_matter(text)
@@ -488,7 +488,7 @@ def test_card_of_an_adapter_on_a_hub_checkpoint(write) -> None:
 
 
 def test_card_names_no_base_for_a_local_checkpoint(write) -> None:
-    run = write(changed(checkpoint={"name": "mine/base", "revision": None}))
+    run = write(changed(checkpoint={"name": "mine/base", "revision": None, "sha256": "53aa"}))
     assert "base_model" not in front_matter(card.render(load(run), run.results()))
 
 

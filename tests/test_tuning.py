@@ -1,17 +1,23 @@
 """Every way of tuning: what learns, what is saved, and that it comes back bit for bit."""
 
+import copy
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy
+import pandas
 import pytest
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
+    AutoConfig,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
@@ -21,22 +27,24 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     ModernBertConfig,
+    PreTrainedConfig,
     RobertaConfig,
     ViTConfig,
 )
 
-from finetune import cli, inference, ledger, recipe, runner, tuning
+from finetune import cli, inference, ledger, recipe, runner, sources, tuning
 from finetune.bottleneck_adapters import BottleneckConfig, sublayers
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.tasks import text_classification
 
-from .conftest import sentences
+from .conftest import sentences, write_csv
 
 # Methods with the options that a model of width 32 needs.
 METHODS: dict[str, dict[str, object]] = {
     "bottleneck": {},
     "lora": {"use_dora": True},
+    "adalora": {"init_r": 4, "target_r": 2},
     "ia3": {},
     "vera": {"r": 8},
     "oft": {},
@@ -150,6 +158,226 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "architecture"),
+    [
+        ("shira", {"r": 1000}, None),
+        ("prefix_tuning", {}, "deberta-v2"),
+        ("hra", {}, "gpt2"),
+    ],
+)
+def test_what_does_not_fit_the_model_shows_before_its_weights_load(
+    tiny_recipe: Path,
+    method: str,
+    options: dict[str, object],
+    architecture: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = recipe.load(with_tuning(tiny_recipe, method, options))
+    checkpoint = sources.checkpoint(read.model.checkpoint)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.folder)
+    if architecture:
+        config = ARCHITECTURES[architecture]
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", never)
+    with pytest.raises(Refusal, match=f"{method} does not fit"):
+        tuning.base(AutoModelForSequenceClassification, checkpoint, config, read)
+    full = recipe.load(tiny_recipe)
+    with pytest.raises(AssertionError, match="weights were loaded"):
+        tuning.base(AutoModelForSequenceClassification, checkpoint, config, full)
+
+
+def test_a_recipe_without_a_learning_rate_gets_its_methods(tiny_recipe: Path) -> None:
+    text = tiny_recipe.read_text(encoding="utf-8")
+    tiny_recipe.write_text(text.replace("  learning_rate: 2.0e-3\n", ""), encoding="utf-8")
+    for method in ("full", "ia3", "hra"):
+        flags = ["--max_steps", "1", "--lr_scheduler_type", "constant"]
+        read = recipe.load(with_tuning(tiny_recipe, method, {}), flags)
+        run = runner.train(read, text_classification.build)
+        assert run is not None
+        rates = {row["learning_rate"] for row in run.history() if "learning_rate" in row}
+        assert rates == {tuning.learning_rate(method)}
+    assert len({tuning.learning_rate(m) for m in ("full", "ia3", "hra")}) == 3
+
+
+# --- AdaLoRA ---------------------------------------------------------------------------------
+
+
+def test_adalora_lowers_the_rank_to_its_budget(tiny_recipe: Path) -> None:
+    options: dict[str, object] = {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2}
+    path = with_tuning(tiny_recipe, "adalora", options)
+    read = recipe.load(path, ["--load_best_model_at_end", "false"])
+    run = runner.train(read, text_classification.build)
+    assert run is not None
+    saved = load_file(run.model / "adapter_model.safetensors")
+    values = [tensor for name, tensor in saved.items() if "lora_E" in name]
+    assert len(values) == 12
+    assert all(len(each) == 4 for each in values)
+    assert sum(int((each != 0).sum()) for each in values) == 2 * len(values)
+
+
+def test_adalora_keeps_its_factors_orthogonal_as_pefts_own_loss_does(tiny_recipe: Path) -> None:
+    job = text_classification.build(recipe.load(with_tuning(tiny_recipe, "adalora", {})))
+    model, inputs = job.model, {"input_ids": torch.ones(2, 4, dtype=torch.long)}
+    learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    labels = torch.zeros(2, dtype=torch.long)
+    torch.nn.functional.cross_entropy(model(**inputs).logits, labels).backward()
+    tuning.RankBudget(model).on_pre_optimizer_step(None, None, None)
+    ours = {n: p.grad.clone() for n, p in learning.items() if p.grad is not None}
+    model.zero_grad()
+    model(**inputs, labels=labels).loss.backward()
+    assert any("lora_A" in name for name in ours)
+    for name, gradient in ours.items():
+        theirs = learning[name].grad
+        assert theirs is not None
+        assert torch.allclose(gradient, theirs, atol=1e-6), name
+
+
+def test_adalora_without_steps_to_spend_is_refused(tiny_recipe: Path) -> None:
+    read = recipe.load(with_tuning(tiny_recipe, "adalora", {"tinit": 50}))
+    with pytest.raises(Refusal, match="leave none of the"):
+        runner.train(read, text_classification.build)
+
+
+# --- quantized bases -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("method", ["lora", "bottleneck"])
+# bitsandbytes' own: it casts to the type it computes in.
+@pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes")
+def test_an_adapter_over_a_quantized_base_comes_back(
+    tiny_recipe: Path, kind: str, method: str
+) -> None:
+    read = recipe.load(with_tuning(tiny_recipe, method, {}), ["--quantization", kind])
+    jobs: list[Job] = []
+
+    def build(read: recipe.Recipe) -> Job:
+        jobs.append(text_classification.build(read))
+        return jobs[0]
+
+    run = runner.train(read, build)
+    assert run is not None
+    model = jobs[0].model.eval()
+    frozen = model.get_parameter(
+        "base_model.model.bert.encoder.layer.0.output.dense.base_layer.weight"
+    )
+    assert frozen.element_size() == 1
+    losses = [row["loss"] for row in run.history() if "loss" in row]
+    assert numpy.mean(losses[-3:]) < numpy.mean(losses[:3])
+    assert run.results()["cost"]["model_bytes"] < 200_000
+    rows = [{"text": text} for text in TEXTS]
+    expected = inference.logits(model, jobs[0].processor, read, rows)
+    assert numpy.array_equal(inference.logits(*inference.load(run), rows), expected)
+    with pytest.raises(Refusal, match=f"over a base in {kind}"):
+        inference.merge(run, Path("merged"))
+
+
+def test_quantization_says_what_it_needs(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Refusal, match="nf4 do not learn; take an adapter"):
+        tuning.check(recipe.load(tiny_recipe, ["--quantization", "nf4"]))
+    lora = recipe.load(tiny_recipe, ["--quantization", "nf4", "--method", "lora"])
+    monkeypatch.setattr(tuning, "find_spec", lambda name: None)
+    with pytest.raises(Refusal, match=r"pip install 'finetune\[quantization\]'"):
+        tuning.check(lora)
+    with pytest.raises(Refusal, match="quantization: 'nf5' does not fit"):
+        recipe.load(tiny_recipe, ["--quantization", "nf5"])
+
+
+# --- several adapters ------------------------------------------------------------------------
+
+
+def trained(path: Path, name: str, *flags: str) -> ledger.Run:
+    read = recipe.load(path, ["--output_dir", f"runs/{name}", "--max_steps", "4", *flags])
+    run = runner.train(read, text_classification.build)
+    assert run is not None
+    return run
+
+
+def test_several_adapters_answer_from_one_base(
+    tiny_recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grades = [(text, str(i % 3)) for i, (text, _) in enumerate(sentences(136, seed=5))]
+    write_csv(tiny_recipe.parent / "grades.csv", grades)
+    own = ["--train", "grades.csv", "--holdout", "24"]
+    runs = [
+        trained(with_tuning(tiny_recipe, "lora", {"r": 4}), "a"),
+        trained(with_tuning(tiny_recipe, "bottleneck", {}), "b"),
+        trained(with_tuning(tiny_recipe, "ia3", {}), "c", *own),
+    ]
+    rows = [{"text": text} for text in TEXTS]
+    alone = {str(run): inference.predict(run, rows) for run in runs}
+    loads: list[object] = []
+    load = AutoModelForSequenceClassification.from_pretrained
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        loads.append(args)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", counted)
+    named = [word for run in runs for word in ("--adapter", str(run))]
+    capsys.readouterr()
+    cli.main(["predict", *named, *TEXTS])
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(loads) == 1
+    assert [row["adapter"] for row in said] == [str(run) for run in runs for _ in TEXTS]
+    for row, expected in zip(said, [a for each in alone.values() for a in each], strict=True):
+        assert row["prediction"] == expected["prediction"]
+        assert row["probabilities"] == expected["probabilities"]
+    cli.main(["predict", *named, "--format", "csv", TEXTS[0]])
+    table = pandas.read_csv(io.StringIO(capsys.readouterr().out))
+    assert list(table.columns) == [
+        *("text", "adapter", "prediction", "negative", "positive", "0", "1", "2")
+    ]
+    assert table["2"].isna().tolist() == [True, True, False]
+
+
+def test_adapters_of_one_base_share_its_memory(tiny_recipe: Path) -> None:
+    runs = [trained(with_tuning(tiny_recipe, m, {}), m) for m in ("lora", "bottleneck")]
+    base = inference.shared_base(runs)
+    places = {p.data_ptr() for p in base.base_model.parameters()}
+    for run in runs:
+        model, _, _ = inference.load(run, base)
+        mine = {p.data_ptr() for p in model.parameters()}
+        assert places <= mine
+        assert not any(p.is_meta for p in model.parameters())
+
+
+def test_an_adapter_for_another_base_of_the_same_shape_is_refused(
+    tiny_recipe: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_bert, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    first = next(name for name in weights if name.endswith("dense.weight"))
+    weights[first][0, 0] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    path = with_tuning(tiny_recipe, "lora", {})
+    ours, theirs = trained(path, "ours"), trained(path, "theirs", "--checkpoint", str(other))
+    whole = trained(tiny_recipe, "whole")
+    with pytest.raises(Refusal, match="runs/theirs: its adapter is for another base"):
+        inference.shared_base([ours, theirs])
+    with pytest.raises(Refusal, match="runs/whole: full leaves a whole model"):
+        inference.shared_base([ours, whole])
+    short = trained(path, "short", "--config", "{num_hidden_layers: 1}")
+    with pytest.raises(Refusal, match="set up otherwise than runs/ours: num_hidden_layers"):
+        inference.shared_base([ours, short])
+    # The base itself may change behind an adapter's back.
+    shutil.copy(tiny_bert / "model.safetensors", other / "model.safetensors")
+    with pytest.raises(Refusal, match="trained on other weights"):
+        inference.predict(theirs, [{"text": "a film"}])
+
+
+def test_an_adapter_is_no_checkpoint_to_start_from(tiny_recipe: Path) -> None:
+    run = trained(with_tuning(tiny_recipe, "lora", {}), "a")
+    with pytest.raises(Refusal, match="is an adapter, not a whole model"):
+        text_classification.build(recipe.load(tiny_recipe, ["--checkpoint", str(run)]))
+
+
 def test_bitfit_trains_biases_and_head(tiny_recipe: Path, tiny_bert: Path) -> None:
     run = runner.train(
         recipe.load(with_tuning(tiny_recipe, "bitfit", {})), text_classification.build
@@ -192,6 +420,63 @@ ARCHITECTURES = {
         **WORDS, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2
     ),
 }
+
+
+# What the README's table of defaults promises, and what peft cannot do on GPT-2's Conv1D layers.
+EVERYWHERE = ["lora", "adalora", "ia3", "vera", "oft", "loha", "lokr", "ln_tuning", "bottleneck"]
+EVERYWHERE += ["prompt_tuning", "p_tuning", "prefix_tuning"]
+CANNOT = {
+    **{("gpt2", method): "Conv1D" for method in ("oft", "loha", "lokr")},
+    **{(n, "prefix_tuning"): "past key values" for n in ("deberta-v2", "albert")},
+    **{(n, "prefix_tuning"): "past key values" for n in ("distilbert", "modernbert")},
+}
+
+
+# peft's: vera shares its projections between layers of different width.
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("method", EVERYWHERE)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_defaults_fit_every_architecture(tiny_recipe: Path, name: str, method: str) -> None:
+    read = recipe.load(with_tuning(tiny_recipe, method, {}))
+    checkpoint = sources.Checkpoint(name, Path(), None)
+    config = copy.deepcopy(ARCHITECTURES[name])
+    if (name, method) in CANNOT:
+        with pytest.raises(Refusal, match=CANNOT[name, method]):
+            tuning.base(AutoModelForSequenceClassification, checkpoint, config, read)
+        return
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    heads = [f".{head}." for head in tuning.head_modules(model)]
+    adapted = tuning.apply(model, read, checkpoint)
+    ids = torch.randint(3, 50, (2, 7))
+    adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum().backward()
+    learning = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+    in_head = {n for n in learning if any(head in n for head in heads)}
+    assert in_head
+    assert set(learning) - in_head
+    assert [n for n, p in learning.items() if p.grad is None] == []
+
+
+VIT = ViTConfig(**SIZES, image_size=28, patch_size=7)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("method", EVERYWHERE)
+def test_defaults_fit_vit(tiny_recipe: Path, method: str) -> None:
+    read = recipe.load(with_tuning(tiny_recipe, method, {}))
+    torch.manual_seed(0)
+    model = AutoModelForImageClassification.from_config(copy.deepcopy(VIT))
+    checkpoint = sources.Checkpoint("vit", Path(), None)
+    if method in {"prompt_tuning", "p_tuning", "prefix_tuning"}:
+        with pytest.raises(Refusal, match="puts tokens before a text; vit reads none"):
+            tuning.apply(model, read, checkpoint)
+        return
+    adapted = tuning.apply(model, read, checkpoint)
+    adapted(pixel_values=torch.randn(2, 3, 28, 28)).logits.sum().backward()
+    learning = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+    assert any("classifier" in n for n in learning)
+    assert any("classifier" not in n for n in learning)
+    assert [n for n, p in learning.items() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("placement", ["houlsby", "pfeiffer", "parallel"])
@@ -242,9 +527,7 @@ def test_bottleneck_on_minilm_has_the_papers_count(workdir: Path) -> None:
 
 
 def test_bottleneck_finds_vit_layers() -> None:
-    model = AutoModelForImageClassification.from_config(
-        ViTConfig(**SIZES, image_size=28, patch_size=7)
-    )
+    model = AutoModelForImageClassification.from_config(VIT)
     found = sublayers(model, 32)
     assert len(found) == 2
     assert len({s.attention_output for s in found} | {s.feed_forward_output for s in found}) == 4

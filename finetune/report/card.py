@@ -109,6 +109,8 @@ def _usage(recipe: Recipe, results: dict[str, Any]) -> str:
         options.append('function_to_apply="none"')
     code += f"print(classify({text}, {', '.join(options)}))"
     after = "The folder may also be the hub id that it was pushed to."
+    if _is_adapter(results):
+        after += f" The base's weights have the sha256 `{results['checkpoint']['sha256']}`."
     if recipe.data.problem_type == "multi_label_classification":
         after += " A label counts as given when its score is above 0.5."
     if recipe.data.problem_type == "regression":
@@ -219,6 +221,12 @@ def _limits(recipe: Recipe, results: dict[str, Any]) -> str:
             f"Training and test kept their {model.truncation}; the pipeline with "
             "`truncation=True` keeps the head only, so long texts may score otherwise there. "
             "`finetune predict` cuts as training did."
+        )
+    if model.quantization:
+        said.append(
+            f"The base was held in {model.quantization} while the adapter was trained; the code "
+            "above loads it in full precision and may score a little otherwise. `finetune predict` "
+            "holds it as training did."
         )
     said.append("One seed was trained: another may land elsewhere, beyond the intervals above.")
     said.append("No check for bias or for harmful use was made.")

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy
 import pandas
-import torch
 from datasets import Dataset
 from transformers import (
     AutoConfig,
@@ -91,13 +90,7 @@ def build(recipe: Recipe) -> Job:
     if share == 1.0:
         print(f"warning: every training text is longer than max_length {recipe.model.max_length}")
 
-    model = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint.folder,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-    )
+    model = tuning.base(AutoModelForSequenceClassification, checkpoint, config, recipe)
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
     return Job(
         model=tuning.apply(model, recipe, checkpoint),
