@@ -70,7 +70,7 @@ def train_help(default: str | None) -> str:
         "",
         "Every key of a recipe is a flag, and a flag wins over the file.",
     ]
-    for section in ("model", "data", "tuning"):
+    for section in recipe.SETTINGS:
         lines += ["", f"{section}:"]
         for f in fields(recipe.SECTIONS[section]):
             if not f.metadata.get("hidden"):

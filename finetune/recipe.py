@@ -45,6 +45,7 @@ class Data:
     validation: str | None = key(None, "the same for validation; carved from train if absent")
     test: str | None = key(None, "the same for test; a holdout of train if absent")
     text: str = key("text", "column of the text")
+    image: str = key("image", "column of the image: a path, or the file itself")
     text_pair: str | None = key(None, "column of the second text of a pair")
     label: str = key("label", "column of the label")
     problem_type: Literal[
@@ -61,6 +62,25 @@ class Data:
     max_train_samples: int | None = key(None, "use so many training rows (stratified)", low=1)
     max_test_samples: int | None = key(None, "use so many test rows (stratified)", low=1)
     allow_overlap: bool = key(False, "go on when train and test share texts")
+
+
+@dataclass
+class Augmentation:
+    """How training images are changed; nothing unless a recipe says so."""
+
+    crop_area: float = key(
+        1.0, "least share of the area that a random crop keeps", low=0.01, high=1
+    )
+    flip: float = key(0.0, "chance of a mirror image, left to right", low=0, high=1)
+    rotate: float = key(0.0, "turn by up to so many degrees either way", low=0, high=180)
+    translate: float = key(0.0, "shift by up to this share of the side", low=0, high=1)
+    scale: float = key(0.0, "zoom by up to this share, in and out", low=0, high=0.9)
+    shear: float = key(0.0, "slant by up to so many degrees either way", low=0, high=60)
+    randaugment_ops: int = key(0, "RandAugment: operations an image", low=0, high=8)
+    randaugment_magnitude: float = key(9.0, "RandAugment: their strength, of 10", low=0, high=10)
+    erase: float = key(0.0, "chance that a rectangle is replaced by noise", low=0, high=1)
+    mixup: float = key(0.0, "mixup's alpha: blend pairs of images and labels; 0 for none", low=0)
+    cutmix: float = key(0.0, "CutMix's alpha: paste a rectangle of another; 0 for none", low=0)
 
 
 @dataclass
@@ -97,6 +117,7 @@ class Recipe:
     reference: Reference | None
     name: str
     origin: dict[str, str]
+    augmentation: Augmentation = field(default_factory=Augmentation)
     # A note on the file, not a setting: a run has its own numbers.
     measured: Measured | None = field(default=None, compare=False)
 
@@ -111,9 +132,11 @@ class Recipe:
                     for f in fields(value)
                     if f.name != "options" and getattr(value, f.name) != _default(f)
                 }
+        if not out["augmentation"]:
+            del out["augmentation"]
         out["tuning"] = {"method": self.tuning.method, **out["tuning"], **self.tuning.options}
         out["training"] = self.training
-        order = ["task", "model", "data", "tuning", "training", "reference"]
+        order = ["task", "model", "data", "augmentation", "tuning", "training", "reference"]
         return yaml.dump({k: out[k] for k in order if k in out}, Dumper=Dumper, sort_keys=False)
 
     def where(self, dotted: str) -> str:
@@ -122,10 +145,14 @@ class Recipe:
 
 
 NOTES: dict[str, type] = {"reference": Reference, "measured": Measured}
-SECTIONS: dict[str, type] = {"model": Model, "data": Data, "tuning": Tuning} | NOTES
-FLAGS = {
-    f.name: section for section in ("model", "data", "tuning") for f in fields(SECTIONS[section])
+SETTINGS: dict[str, type] = {
+    "model": Model,
+    "data": Data,
+    "augmentation": Augmentation,
+    "tuning": Tuning,
 }
+SECTIONS: dict[str, type] = SETTINGS | NOTES
+FLAGS = {f.name: section for section, cls in SETTINGS.items() for f in fields(cls)}
 
 
 def _default(f: Any) -> Any:
