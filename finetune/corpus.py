@@ -5,7 +5,9 @@ Train learns, validation chooses, test is read once, after the choice.
 
 import hashlib
 import math
+import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,19 +16,22 @@ import numpy
 import pandas
 from sklearn.model_selection import train_test_split
 
-from finetune import sources
+from finetune import pictures, sources
 from finetune.errors import Refusal, nearest
 from finetune.recipe import Data
 
 # Above this share of bad rows the file is broken, not the rows.
 MOST_REJECTED = 0.01
-# Above this share of test texts that also stand in train, a score no longer means anything.
+# Above this share of test rows that also stand in train, a score no longer means anything.
 MOST_OVERLAP = 0.001
 
 
 @dataclass
 class Corpus:
     """Checked splits. Each frame has columns id, text, label, and text_pair for pairs.
+
+    Of images, the columns are id, image (a path, or the bytes of its file), digest (of what it
+    shows), label.
 
     ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
     ``problem_type`` says; ``label_names`` has K names, or none for regression.
@@ -45,10 +50,10 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over every row of every split, in order."""
+        """16 hex digits over every row of every split, in order; an image counts by its digest."""
         digest = hashlib.sha256()
         for frame in (self.train, self.validation, self.test):
-            for row in frame.itertuples(index=False):
+            for row in frame.drop(columns="image", errors="ignore").itertuples(index=False):
                 digest.update(repr(tuple(row)).encode())
             digest.update(b"|")
         return digest.hexdigest()[:16]
@@ -61,20 +66,29 @@ def _is_file(value: str | None) -> bool:
     return value is not None and (Path(value).suffix in sources.SUFFIXES or Path(value).exists())
 
 
-def _tables(data: Data) -> tuple[dict[str, sources.Table], str, str | None]:
+def _tables(data: Data, images: bool) -> tuple[dict[str, sources.Table], str, str | None]:
     """The tables of train and, where they exist, validation and test; their source; the commit."""
+
+    def read(file: str) -> sources.Table:
+        if images:
+            return pictures.read(Path(file), data)
+        return sources.read_table(Path(file), data.encoding)
+
     if data.dataset is None:
         files = {"train": data.train, "validation": data.validation, "test": data.test}
-        read = {k: sources.read_table(Path(v), data.encoding) for k, v in files.items() if v}
-        return read, ", ".join(v for v in files.values() if v), None
-    tables, commit = sources.dataset(
-        data.dataset, data.dataset_config, data.dataset_revision, data.label, data.encoding
-    )
+        given = {split: file for split, file in files.items() if file}
+        return {k: read(v) for k, v in given.items()}, ", ".join(given.values()), None
+    if images:
+        tables, commit = pictures.dataset(data.dataset, data)
+    else:
+        tables, commit = sources.dataset(
+            data.dataset, data.dataset_config, data.dataset_revision, data.label, data.encoding
+        )
     chosen = {}
     for split in ("train", "validation", "test"):
         wanted = getattr(data, split)
         if wanted is not None and _is_file(wanted):
-            chosen[split] = sources.read_table(Path(wanted), data.encoding)
+            chosen[split] = read(wanted)
         elif wanted is not None and wanted not in tables:
             _refuse_name(data.dataset, "split", wanted, list(tables), split)
         elif (wanted or split) in tables:
@@ -107,20 +121,54 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _rows(table: sources.Table, split: str, data: Data) -> pandas.DataFrame:
-    """Text columns as str and labels as read; rows that cannot be used go to ``table.rejected``."""
-    columns = {"text": _column(table, data.text, "text")}
-    if data.text_pair:
-        columns["text_pair"] = _column(table, data.text_pair, "text_pair")
+def _inspected(frame: pandas.DataFrame, table: sources.Table) -> pandas.DataFrame:
+    """Add each image's digest; images that cannot be used go to ``table.rejected``."""
+
+    def look(image: str | bytes) -> tuple[str, list[str]] | pictures.Unusable:
+        try:
+            return pictures.inspect(image)
+        except pictures.Unusable as reason:
+            return reason
+
+    digests, keep, fixed = [], [], Counter(table.fixed)
+    # Threads suffice: PIL decodes outside the interpreter's lock, and each holds one image.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looked = pool.map(look, frame["image"])
+        for line, image, found in zip(frame.index, frame["image"], looked, strict=True):
+            keep.append(not isinstance(found, pictures.Unusable))
+            if isinstance(found, pictures.Unusable):
+                source, at = table.place(line)
+                named = isinstance(image, str) and at is not None
+                reason = f"{image} {found}" if named else str(found)
+                table.rejected.append({"source": source, "line": at, "reason": reason})
+            else:
+                digests.append(found[0])
+                fixed.update(found[1])
+    table.fixed = dict(fixed)
+    frame = frame.loc[keep].copy()
+    frame.insert(1, "digest", pandas.Series(digests, index=frame.index, dtype=object))
+    return frame
+
+
+def _rows(table: sources.Table, split: str, data: Data, images: bool) -> pandas.DataFrame:
+    """Texts as str, images with their digest, labels as read.
+
+    Rows that cannot be used go to ``table.rejected``.
+    """
+    content = {"image": data.image} if images else {"text": data.text}
+    if data.text_pair and not images:
+        content["text_pair"] = data.text_pair
+    columns = {key: _column(table, name, key) for key, name in content.items()}
     columns["label"] = _column(table, data.label, "label")
     frame = pandas.DataFrame(columns)
+    # What is set aside already was no row.
+    read = len(frame) + len(table.rejected)
     several = data.problem_type == "multi_label_classification"
 
     def says_none(label: Any) -> bool:
         # An empty cell where several labels could stand means that none applies.
         return several and isinstance(label, str)
 
-    texts = [c for c in columns if c != "label"]
     keep = []
     for line, row in zip(frame.index, frame.itertuples(index=False), strict=True):
         empty = [
@@ -133,15 +181,17 @@ def _rows(table: sources.Table, split: str, data: Data) -> pandas.DataFrame:
             source, at = table.place(line)
             table.rejected.append({"source": source, "line": at, "reason": reason})
         keep.append(not empty)
-    read = len(frame) + sum(r["reason"].startswith("not ") for r in table.rejected)
+    frame = frame.loc[keep].copy()
+    if images:
+        frame = _inspected(frame, table)
     if len(table.rejected) > MOST_REJECTED * read:
         first = table.rejected[0]
         raise Refusal(
-            f"{first['source']}:{first['line']}: {first['reason']}; {len(table.rejected)} of "
-            f"{read} rows cannot be used, mend the file"
+            f"{sources.where(first['source'], first['line'])}: {first['reason']}; "
+            f"{len(table.rejected)} of {read} rows cannot be used, mend "
+            f"{'or remove them' if images else 'the file'}"
         )
-    frame = frame.loc[keep].copy()
-    for column in texts:
+    for column in content if not images else ():
         # dtype object keeps "NA" and "007" as written, and turns numbers of JSON into their text.
         frame[column] = [v if isinstance(v, str) else str(v) for v in frame[column]]
     labels = [v.item() if isinstance(v, numpy.generic) else v for v in frame["label"]]
@@ -272,8 +322,10 @@ def _encode_numbers(frames: dict[str, pandas.DataFrame], tables: dict[str, sourc
 # --- splits ----------------------------------------------------------------------------------
 
 
-def _texts(frame: pandas.DataFrame) -> pandas.Series:
-    """What makes two rows the same text."""
+def _contents(frame: pandas.DataFrame) -> pandas.Series:
+    """What makes two rows the same text or image."""
+    if "digest" in frame:
+        return frame.loc[:, "digest"]
     if "text_pair" in frame:
         return frame["text"].str.strip() + "\0" + frame["text_pair"].str.strip()
     return frame["text"].str.strip()
@@ -293,7 +345,7 @@ def _carve(
 ) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Take ``size`` rows (a count, or a share below 1): what stays, what was taken.
 
-    Only texts that occur once are taken, so that no text stands on both sides.
+    Only texts and images that occur once are taken, so that none stands on both sides.
 
     Raises:
         Refusal: that would leave too few rows.
@@ -301,7 +353,7 @@ def _carve(
     taken = round(size * len(frame)) if size < 1 else round(size)
     if taken == 0 and size == 0:
         return frame, frame.iloc[:0]
-    single = frame.loc[~_texts(frame).duplicated(keep=False)]
+    single = frame.loc[~_contents(frame).duplicated(keep=False)]
     if taken < 1 or taken > len(single) - 2 or taken > len(frame) * 0.9:
         raise Refusal(
             f"{key}: {size:g} of {len(frame)} rows cannot be taken; write a share such as 0.2, "
@@ -325,16 +377,16 @@ def _sample(frame: pandas.DataFrame, most: int | None, seed: int) -> pandas.Data
 
 def _findings(train: pandas.DataFrame, test: pandas.DataFrame) -> dict[str, Any]:
     """Duplicates, contradictions and overlap, counted; the last two also listed by row id."""
-    texts = _texts(train)
-    repeated = train.loc[texts.duplicated(keep=False)]
-    shared = _texts(test).isin(set(texts))
+    contents = _contents(train)
+    repeated = train.loc[contents.duplicated(keep=False)]
+    shared = _contents(test).isin(set(contents))
     contradictions = [
         list(rows["id"])
-        for _, rows in repeated.groupby(_texts(repeated), sort=False)
+        for _, rows in repeated.groupby(_contents(repeated), sort=False)
         if len(set(rows["label"].astype(str))) > 1
     ]
     return {
-        "duplicates_in_train": int(texts.duplicated().sum()),
+        "duplicates_in_train": int(contents.duplicated().sum()),
         "contradictions_in_train": len(contradictions),
         "contradicting_rows": contradictions[:20],
         "test_texts_in_train": int(shared.sum()),
@@ -342,14 +394,17 @@ def _findings(train: pandas.DataFrame, test: pandas.DataFrame) -> dict[str, Any]
     }
 
 
-def load(data: Data) -> Corpus:
+def load(data: Data, pictures: bool = False) -> Corpus:
     """Read, check and split what ``data`` names.
+
+    Args:
+        pictures: whether the rows are images, not texts.
 
     Raises:
         Refusal: anything of which a run would lie or fail: see the messages.
     """
-    tables, source, commit = _tables(data)
-    frames = {split: _rows(table, split, data) for split, table in tables.items()}
+    tables, source, commit = _tables(data, pictures)
+    frames = {split: _rows(table, split, data, pictures) for split, table in tables.items()}
     for split, frame in frames.items():
         if not len(frame):
             raise Refusal(f"{tables[split].source}: no usable rows")
@@ -389,8 +444,9 @@ def load(data: Data) -> Corpus:
     overlap = report["test_texts_in_train"]
     if overlap > MOST_OVERLAP * len(test) and not data.allow_overlap:
         raise Refusal(
-            f"{source}: {overlap} of {len(test)} test texts also stand in train, the first is "
-            f"{report['overlapping_rows'][0]}; remove them, or set `allow_overlap: true`"
+            f"{source}: {overlap} of {len(test)} test {'images' if pictures else 'texts'} also "
+            f"stand in train, the first is {report['overlapping_rows'][0]}; remove them, or set "
+            "`allow_overlap: true`"
         )
     rejected = [row for table in tables.values() for row in table.rejected]
     fixed = sum((Counter(table.fixed) for table in tables.values()), Counter())

