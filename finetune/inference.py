@@ -6,19 +6,13 @@ from typing import Any
 
 import numpy
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    logging,
-)
+from transformers import AutoConfig, PreTrainedModel, logging
 
-from finetune import ledger, sources, tuning
+from finetune import ledger, sources, tasks, tuning
 from finetune import recipe as recipes
 from finetune.errors import Refusal
 from finetune.recipe import Recipe
-from finetune.tasks import text_classification
+from finetune.tasks import classification
 
 BATCH = 32
 
@@ -30,7 +24,7 @@ OWN_KEYS = re.compile("label|problem_type|drop|pad_token|name_or_path|transforme
 def load(
     run: ledger.Run, base: PreTrainedModel | None = None
 ) -> tuple[torch.nn.Module, Any, Recipe]:
-    """The run's model in evaluation mode, its tokenizer and its recipe.
+    """The run's model in evaluation mode, its tokenizer or image processor, and its recipe.
 
     Args:
         base: what ``shared_base`` gave for this run and others; its weights are not copied.
@@ -41,18 +35,19 @@ def load(
     """
     logging.set_verbosity_error()
     recipe = recipes.load(run.folder / ledger.RECIPE)
-    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    task = tasks.find(recipe)
+    processor = task.AUTO_PROCESSOR.from_pretrained(run.model)
     if recipe.tuning.method in tuning.PLAIN_METHODS:
-        model: torch.nn.Module = AutoModelForSequenceClassification.from_pretrained(
+        model: torch.nn.Module = task.AUTO_MODEL.from_pretrained(
             run.model, dtype=torch.float32, use_safetensors=True
         )
-        return model.eval(), tokenizer, recipe
+        return model.eval(), processor, recipe
     if base is None:
         base = load_base(run, recipe)
     else:
         config = AutoConfig.from_pretrained(run.model)
-        base = tuning.with_trunk_of(base, AutoModelForSequenceClassification, config)
-    return tuning.load_adapter(base, run.model).eval(), tokenizer, recipe
+        base = tuning.with_trunk_of(base, task.AUTO_MODEL, config)
+    return tuning.load_adapter(base, run.model).eval(), processor, recipe
 
 
 def load_base(run: ledger.Run, recipe: Recipe) -> PreTrainedModel:
@@ -69,7 +64,7 @@ def load_base(run: ledger.Run, recipe: Recipe) -> PreTrainedModel:
             f"(sha256 {expected[:12]}) than are there now ({found[:12]})"
         )
     config = AutoConfig.from_pretrained(run.model)
-    return tuning.base(AutoModelForSequenceClassification, checkpoint, config, recipe)
+    return tuning.base(tasks.find(recipe).AUTO_MODEL, checkpoint, config, recipe)
 
 
 def shared_base(runs: list[ledger.Run]) -> PreTrainedModel:
@@ -100,50 +95,27 @@ def shared_base(runs: list[ledger.Run]) -> PreTrainedModel:
 
 @torch.inference_mode()
 def logits(
-    model: torch.nn.Module, tokenizer: Any, recipe: Recipe, rows: list[dict[str, str]]
+    model: torch.nn.Module, processor: Any, recipe: Recipe, rows: list[dict[str, Any]]
 ) -> numpy.ndarray:
-    """Texts (N) -> logits (N, K), in the rows' order; batches go longest first."""
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name.startswith("text")}
-    encoded = text_classification.encode(columns, tokenizer, recipe.model)
-    inputs = [name for name in encoded if name not in {"length", "truncated"}]
-    order = numpy.argsort([-n for n in encoded["length"]], kind="stable")
+    """Rows (N) -> logits (N, K), in the rows' order."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
-    parts = []
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        batch = tokenizer.pad(
-            {name: [encoded[name][i] for i in chosen] for name in inputs}, return_tensors="pt"
-        )
-        parts.append(model(**batch.to(device)).logits.float().cpu().numpy())
-    return numpy.concatenate(parts)[numpy.argsort(order, kind="stable")]
+    parts, order = [], []
+    for chosen, batch in tasks.find(recipe).batches(rows, processor, recipe, BATCH):
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        parts.append(model(**inputs).logits.float().cpu().numpy())
+        order.append(chosen)
+    return numpy.concatenate(parts)[numpy.argsort(numpy.concatenate(order), kind="stable")]
 
 
-def read_rows(texts: list[str], file: str | None, run: ledger.Run) -> list[dict[str, str]]:
-    """Rows to label, with columns text and text_pair as the run's recipe names them.
-
-    Args:
-        texts: given one by one.
-        file: a table with the recipe's text columns, instead of ``texts``.
+def read_rows(given: list[str], file: str | None, run: ledger.Run) -> list[dict[str, Any]]:
+    """Rows to label, as the run's task reads them from words or a file.
 
     Raises:
-        Refusal: no rows, or a column is missing.
+        Refusal: no rows, or not of the kind that the run labels.
     """
-    data = recipes.load(run.folder / ledger.RECIPE).data
-    names = {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
-    if file:
-        table = sources.read_table(Path(file), data.encoding)
-        for name in names.values():
-            if name not in table.rows.columns:
-                raise Refusal(f"{file}: no column {name!r}; it has {', '.join(table.rows.columns)}")
-        cells = {key: [str(v) for v in table.rows[name]] for key, name in names.items()}
-        return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
-    lines = [line for line in texts if line.strip()]
-    if not lines:
-        raise Refusal("there is no text to label")
-    if data.text_pair:
-        raise Refusal(f"{run}: labels pairs of texts; give them with --file")
-    return [{"text": line} for line in lines]
+    recipe = recipes.load(run.folder / ledger.RECIPE)
+    return tasks.find(recipe).read_rows(given, file, recipe)
 
 
 def merge(run: ledger.Run, folder: Path) -> None:
@@ -163,21 +135,21 @@ def merge(run: ledger.Run, folder: Path) -> None:
             f"{run}: was trained over a base in {kind}; folded into full weights it would "
             "answer otherwise, so serve it as an adapter"
         )
-    model, tokenizer, _ = load(run)
+    model, processor, _ = load(run)
     tuning.fold(model, method).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def predict(
-    run: ledger.Run, rows: list[dict[str, str]], base: PreTrainedModel | None = None
+    run: ledger.Run, rows: list[dict[str, Any]], base: PreTrainedModel | None = None
 ) -> list[dict[str, Any]]:
     """One dict a row with ``prediction`` and, for classes, ``probabilities`` by label name.
 
     Args:
         base: as in ``load``.
     """
-    model, tokenizer, recipe = load(run, base)
+    model, processor, recipe = load(run, base)
     names = run.results()["data"]["label_names"]
-    return text_classification.answers(
-        logits(model, tokenizer, recipe, rows), recipe.data.problem_type, names
+    return classification.answers(
+        logits(model, processor, recipe, rows), recipe.data.problem_type, names
     )

@@ -20,7 +20,9 @@ class Job:
     ``splits`` has train, validation and test, encoded, each with columns ``labels``, ``length``
     and the model's inputs; ``score`` is (logits, labels, resamples) -> scoring's dict; ``answers``
     turns logits (N, K) into N dicts with a ``prediction``; ``baselines`` gives the trivial answers'
-    logits for the test split by name.
+    logits for the test split by name; ``training`` holds what the task needs of
+    ``TrainingArguments`` where a recipe is silent; ``pictures`` draws PNG files for the report, by
+    their captions.
     """
 
     model: torch.nn.Module
@@ -34,3 +36,5 @@ class Job:
     headline: str
     baselines: Callable[[], dict[str, numpy.ndarray]]
     answers: Callable[[numpy.ndarray], list[dict[str, Any]]]
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pictures: Callable[[], dict[str, bytes]] = dict

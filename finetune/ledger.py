@@ -17,11 +17,12 @@ import pandas
 from finetune.errors import Refusal
 
 RESULTS, RECIPE, HISTORY = "results.json", "recipe.yaml", "history.jsonl"
+PICTURES = "pictures"
 REJECTED, PREDICTIONS, REPORT = "rejected.jsonl", "predictions.parquet", "report.html"
 MODEL, MERGED, CHECKPOINTS, TENSORBOARD = "model", "merged", "checkpoints", "tensorboard"
 LOCK = ".lock"
 OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT]
-OURS += [MODEL, MERGED, CHECKPOINTS, TENSORBOARD]
+OURS += [PICTURES, MODEL, MERGED, CHECKPOINTS, TENSORBOARD]
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -130,6 +131,15 @@ class Run:
     def predictions(self) -> pandas.DataFrame:
         """The test rows: id, text, label, prediction, probabilities."""
         return pandas.read_parquet(self.folder / PREDICTIONS)
+
+    def write_picture(self, name: str, png: bytes) -> None:
+        """Write a picture for the report, by its caption."""
+        (self.folder / PICTURES).mkdir(exist_ok=True)
+        (self.folder / PICTURES / f"{name}.png").write_bytes(png)
+
+    def pictures(self) -> dict[str, bytes]:
+        """The report's pictures by their captions."""
+        return {p.stem: p.read_bytes() for p in sorted((self.folder / PICTURES).glob("*.png"))}
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write results.json, which makes the run a finished one."""

@@ -17,8 +17,9 @@ Loss = Callable[..., torch.Tensor]
 def classification_loss(problem_type: str, label_smoothing: float = 0.0) -> Loss:
     """The loss of a head with K outputs, as the Trainer's ``compute_loss_func``.
 
-    Cross-entropy (labels (B,) int), binary cross-entropy (labels (B, K) float) or squared error
-    (labels (B,) float), averaged over all labels of the optimizer batch.
+    Cross-entropy (labels (B,) int, or (B, K) float where mixup blended classes), binary
+    cross-entropy (labels (B, K) float) or squared error (labels (B,) float), averaged over all
+    labels of the optimizer batch.
     """
 
     def loss(
@@ -29,6 +30,9 @@ def classification_loss(problem_type: str, label_smoothing: float = 0.0) -> Loss
             total = functional.cross_entropy(
                 logits, labels, reduction="sum", label_smoothing=label_smoothing
             )
+            if labels.ndim == 2:
+                # The Trainer counts every entry of the labels as an item.
+                total = total * labels.shape[1]
         elif problem_type == "multi_label_classification":
             target = labels * (1 - label_smoothing) + label_smoothing / 2
             total = functional.binary_cross_entropy_with_logits(logits, target, reduction="sum")

@@ -86,9 +86,22 @@ def _beside(job: Job, logits: numpy.ndarray, labels: numpy.ndarray) -> dict[str,
 
 
 def cost(
-    model: torch.nn.Module, run: ledger.Run, seconds: float, tokens: int, started: float
+    model: torch.nn.Module,
+    run: ledger.Run,
+    seconds: float,
+    seen: dict[str, float],
+    started: float,
 ) -> dict[str, Any]:
-    """What training took: seconds, real tokens (no padding), bytes, parameters."""
+    """What training took: seconds, rows and real tokens (no padding), bytes, parameters.
+
+    Args:
+        seen: what was trained on by what it is, for example rows and tokens; zeros are left out.
+    """
+    counted: dict[str, Any] = {}
+    for what, count in seen.items():
+        if count:
+            counted[f"{what}_seen"] = int(count)
+            counted[f"{what}_per_second"] = round(count / seconds, 1)
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -98,8 +111,7 @@ def cost(
     return {
         "train_seconds": round(seconds, 2),
         "total_seconds": round(time.time() - started, 2),
-        "tokens_seen": int(tokens),
-        "tokens_per_second": round(tokens / seconds, 1),
+        **counted,
         "peak_memory_bytes": int(peak),
         **tuning.count_parameters(model),
         "model_bytes": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
@@ -135,7 +147,9 @@ def write(
     rows["prediction"] = [answer["prediction"] for answer in said]
     if "probabilities" in said[0]:
         rows["probabilities"] = [list(answer["probabilities"].values()) for answer in said]
-    run.write_predictions(rows)
+    run.write_predictions(rows.drop(columns="digest", errors="ignore"))
+    for name, picture in job.pictures().items():
+        run.write_picture(name, picture)
     (run.model / "README.md").write_text(card.render(recipe, results), encoding="utf-8")
     run.write_results(results)
     run.write_report(page.render(run))

@@ -23,12 +23,15 @@ def key(default: Any, help: str, **kwargs: Any) -> Any:
 
 @dataclass
 class Model:
-    checkpoint: str = key("", "embedded:NAME, a hub id, or a local folder")
+    checkpoint: str = key(
+        "", "embedded:NAME, a hub id, a folder, a run, or new:TYPE for random weights"
+    )
     revision: str | None = key(None, "branch, tag or commit of a hub checkpoint")
     config: dict[str, Any] = key(dict, "values that replace the checkpoint's own config.json")  # noqa: RUF009
     quantization: Literal["nf4", "int8"] | None = key(
         None, "hold the frozen base in 4 bits (nf4) or 8 (int8) under an adapter"
     )
+    image_size: int | None = key(None, "side of the images in pixels; the checkpoint's own", low=8)
     max_length: int = key(512, "tokens a row may have, special tokens included", low=3)
     truncation: Literal["head", "tail", "head+tail"] = key(
         "head", "tokens of a long text that stay: head, tail, head+tail"

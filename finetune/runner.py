@@ -1,5 +1,6 @@
 """The only ``Trainer`` in the project: train, choose, test once, save."""
 
+import dataclasses
 import os
 import sys
 import time
@@ -156,6 +157,17 @@ class History(TrainerCallback):
             self.run.log({"step": state.global_step, **kept})
 
 
+class Epochs(TrainerCallback):
+    """Tells a collator which epoch starts, before the epoch's workers do."""
+
+    def __init__(self, collator: Any) -> None:
+        self.tell = getattr(collator, "set_epoch", None)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.tell:
+            self.tell(int(state.epoch))
+
+
 def has_accelerator() -> bool:
     """Whether there is anything but the CPU to train on: a GPU of any make, or a TPU."""
     return torch.accelerator.is_available() or is_torch_xla_available()
@@ -179,9 +191,7 @@ def checked(recipe: Recipe) -> dict[str, Any]:
     return given
 
 
-def training_arguments(
-    recipe: Recipe, run: ledger.Run, headline: str, validates: bool
-) -> TrainingArguments:
+def training_arguments(recipe: Recipe, run: ledger.Run, job: Job) -> TrainingArguments:
     """``TrainingArguments`` of a recipe, over this project's defaults.
 
     Raises:
@@ -191,15 +201,15 @@ def training_arguments(
     # Said aloud, because the Trainer refuses bf16 on a CPU that it only fell back to.
     values: dict[str, Any] = DEFAULTS | {"use_cpu": not has_accelerator()}
     values["learning_rate"] = tuning.learning_rate(recipe.tuning.method)
-    values |= given
-    if not validates:
+    values |= job.training | given
+    if not len(job.data.validation):
         values["eval_strategy"] = "no"
     chooses = values["eval_strategy"] != "no"
     values.setdefault("save_strategy", values["eval_strategy"] if chooses else "epoch")
     values.setdefault("load_best_model_at_end", chooses and values["save_strategy"] != "no")
     if values["eval_strategy"] == "steps" and "save_steps" not in given:
         values["save_steps"] = values.get("eval_steps") or values["logging_steps"]
-    values.setdefault("metric_for_best_model", f"eval_{headline}")
+    values.setdefault("metric_for_best_model", f"eval_{job.headline}")
     values.setdefault("greater_is_better", not values["metric_for_best_model"].endswith("loss"))
     # The model folder is pushed at the end, with its card; not the checkpoints on the way.
     values |= {"output_dir": str(run.checkpoints), "push_to_hub": False}
@@ -235,6 +245,8 @@ def train(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     started = time.time()
+    if recipe.tuning.method not in tuning.PLAIN_METHODS:
+        tuning.claim_flags(recipe, {f.name for f in dataclasses.fields(TrainingArguments)})
     recipe.training = checked(recipe)
     recipe.training.setdefault("seed", DEFAULTS["seed"])
     recipe.training.setdefault("output_dir", f"runs/{recipe.name}/seed-{recipe.training['seed']}")
@@ -245,8 +257,7 @@ def train(
     with claim:
         transformers.set_seed(recipe.training["seed"])
         job = build(recipe)
-        validates = len(job.data.validation) > 0
-        args = training_arguments(recipe, run, job.headline, validates)
+        args = training_arguments(recipe, run, job)
         trainer = _trainer(recipe, job, run, args)
         if main:
             run.begin(recipe.dump(), resume)
@@ -256,7 +267,9 @@ def train(
         before = time.time()
         trainer.train(resume_from_checkpoint=last)
         seconds = time.time() - before
-        seen = trainer.state.num_input_tokens_seen
+        state = trainer.state
+        rows = (state.epoch or 0) * len(job.splits["train"])
+        seen = {"rows": rows, "tokens": state.num_input_tokens_seen}
         logits, labels = test(trainer, job)
         _save(trainer, job, run)
         if main:
@@ -284,7 +297,7 @@ def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments)
         processing_class=job.processor,
         compute_loss_func=job.loss,
         compute_metrics=metrics,
-        callbacks=[History(run), tuning.RankBudget(job.model)],
+        callbacks=[History(run), Epochs(job.collator), tuning.RankBudget(job.model)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -327,7 +340,9 @@ def _save(trainer: Trainer, job: Job, run: ledger.Run) -> None:
 
 def _opening(recipe: Recipe, job: Job, run: ledger.Run) -> str:
     data, count = job.data, tuning.count_parameters(job.model)
-    notes = [f"{data.report['share_truncated']:.0%} of texts truncated"]
+    notes = []
+    if "share_truncated" in data.report:
+        notes.append(f"{data.report['share_truncated']:.0%} of texts truncated")
     if data.rejected:
         notes.append(f"{len(data.rejected)} rows set aside ({ledger.REJECTED})")
     if data.report["contradictions_in_train"]:

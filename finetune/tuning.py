@@ -1,6 +1,7 @@
 """Which weights learn: full, head or an adapter; the one place that knows peft."""
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -10,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 
+from finetune import positions
 from finetune.errors import Refusal, refuse_unknown
 from finetune.recipe import Recipe, typed_as
 from finetune.sources import Checkpoint
@@ -71,6 +73,8 @@ def head_modules(model: PreTrainedModel) -> list[str]:
 
 def adapter_methods() -> dict[str, type]:
     """The config class of every adapter method on offer: bottleneck, and peft's by peft's names."""
+    # At import bitsandbytes asks for a kernel of the hub's, and complains where it cannot.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
     # Imported to make peft know it.
@@ -80,6 +84,23 @@ def adapter_methods() -> dict[str, type]:
     # The keys are an enumeration of strings, and our own string.
     names = {str.lower(key): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     return {name: cls for name, cls in sorted(names.items()) if name not in NOT_OFFERED}
+
+
+def claim_flags(recipe: Recipe, known: set[str]) -> None:
+    """Move the command line's options of the method from ``training``, where they land unknown.
+
+    Args:
+        known: the names of ``TrainingArguments``, which stay.
+    """
+    cls = adapter_methods().get(recipe.tuning.method)
+    options = {f.name for f in fields(cls)} - known if cls else set()
+    for name in options & set(recipe.training):
+        where = recipe.origin.pop(f"training.{name}")
+        if where.startswith("--"):
+            recipe.tuning.options[name] = recipe.training.pop(name)
+            recipe.origin[f"tuning.{name}"] = where
+        else:
+            recipe.origin[f"training.{name}"] = where
 
 
 def check(recipe: Recipe) -> None:
@@ -139,19 +160,27 @@ def base(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
         # Some methods look at values when they start; those show once there are any.
         if "meta tensor" not in str(error).lower():
             raise
+    if checkpoint.is_new:
+        return auto.from_config(config)
+    # The checkpoint's own resolution first, else its positions would come out random.
+    pixels, own = positions.side(config), copy.deepcopy(config)
+    if pixels:
+        own.image_size = AutoConfig.from_pretrained(checkpoint.folder).image_size
     model = auto.from_pretrained(
         checkpoint.folder,
-        config=config,
+        config=own,
         dtype=torch.float32,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
         quantization_config=_quantization(recipe, heads),
     )
+    if pixels and pixels != positions.side(own):
+        model = positions.fit(model, auto, pixels)
     for module in model.modules():
         # On a CPU bitsandbytes repacks 4-bit weights at the first evaluation and rounds their
         # scales: what answers would not be what was trained.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False
     return model
 
 

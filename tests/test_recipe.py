@@ -3,12 +3,15 @@
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from transformers import TrainingArguments
 
 from finetune import ledger, recipe
 from finetune.errors import Refusal
+from finetune.job import Job
 from finetune.recipe import Data, Model, Reference, Tuning
 from finetune.runner import training_arguments
 
@@ -285,8 +288,11 @@ def test_the_run_is_named_after_the_data_and_the_variant(write, tmp_path):
 def arguments(read: recipe.Recipe) -> TrainingArguments:
     os.environ.pop("TENSORBOARD_LOGGING_DIR", None)
     run = ledger.Run("runs/x")
+    # What the function reads of a job.
+    data = SimpleNamespace(validation=[1])
+    job = SimpleNamespace(data=data, headline="accuracy", training={})
     try:
-        return training_arguments(read, run, "accuracy", validates=True)
+        return training_arguments(read, run, cast(Job, job))
     finally:
         os.environ.pop("TENSORBOARD_LOGGING_DIR", None)
 

@@ -378,6 +378,28 @@ def test_an_adapter_is_no_checkpoint_to_start_from(tiny_recipe: Path) -> None:
         text_classification.build(recipe.load(tiny_recipe, ["--checkpoint", str(run)]))
 
 
+def test_options_of_a_method_are_flags_too(tiny_recipe: Path) -> None:
+    flags = ["--method", "lora", "--r", "2", "--use_dora", "true", "--max_steps", "1"]
+    run = runner.train(recipe.load(tiny_recipe, flags), text_classification.build)
+    assert run is not None
+    saved = load_file(run.model / "adapter_model.safetensors")
+    assert any("lora_magnitude_vector" in name for name in saved)
+    assert {t.shape[0] for n, t in saved.items() if "lora_A" in n} == {2}
+    assert recipe.load(run.folder / "recipe.yaml").tuning.options == {"r": 2, "use_dora": True}
+    for wrong, message in [
+        (["--method", "lora", "--rr", "2"], "--rr: training key 'rr' is unknown"),
+        (["--method", "lora", "--r", "two"], "--r: r: 'two' does not fit"),
+        (["--method", "hra", "--use_dora", "true"], "--use_dora: training key"),
+    ]:
+        with pytest.raises(Refusal, match=message):
+            runner.train(recipe.load(tiny_recipe, [*wrong, "--output_dir", "runs/wrong"]), never)
+
+
+def never(read: recipe.Recipe) -> Job:
+    tuning.check(read)
+    raise AssertionError("nothing was refused")
+
+
 def test_bitfit_trains_biases_and_head(tiny_recipe: Path, tiny_bert: Path) -> None:
     run = runner.train(
         recipe.load(with_tuning(tiny_recipe, "bitfit", {})), text_classification.build

@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from finetune.recipe import Recipe
+from finetune.recipe import Model, Recipe
 from finetune.report import wording
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -98,16 +98,18 @@ def _opening(results: dict[str, Any]) -> str:
 
 def _usage(recipe: Recipe, results: dict[str, Any]) -> str:
     where = f"{recipe.training['output_dir']}/model" if "output_dir" in recipe.training else "."
-    code = _load_adapter(where, results) if _is_adapter(results) else _load_whole(where)
-    text = (
-        '{"text": "One text.", "text_pair": "Another."}' if recipe.data.text_pair else '"A text."'
-    )
-    options = ["truncation=True"]
+    task = results["task"]
+    code = _load_adapter(where, results) if _is_adapter(results) else _load_whole(where, task)
+    if task == "image-classification":
+        text, options = '"image.png"', []
+    else:
+        pair = '{"text": "One text.", "text_pair": "Another."}'
+        text, options = pair if recipe.data.text_pair else '"A text."', ["truncation=True"]
     if recipe.data.problem_type == "multi_label_classification":
         options.append("top_k=None")
     if recipe.data.problem_type == "regression":
         options.append('function_to_apply="none"')
-    code += f"print(classify({text}, {', '.join(options)}))"
+    code += f"print(classify({', '.join([text, *options])}))"
     after = "The folder may also be the hub id that it was pushed to."
     if _is_adapter(results):
         after += f" The base's weights have the sha256 `{results['checkpoint']['sha256']}`."
@@ -118,10 +120,10 @@ def _usage(recipe: Recipe, results: dict[str, Any]) -> str:
     return f"```python\n{code}\n```\n\n{after}"
 
 
-def _load_whole(where: str) -> str:
+def _load_whole(where: str, task: str) -> str:
     return (
         "from transformers import pipeline\n\n"
-        f'classify = pipeline("text-classification", model={_quoted(where)})\n'
+        f"classify = pipeline({_quoted(task)}, model={_quoted(where)})\n"
     )
 
 
@@ -131,22 +133,24 @@ def _load_adapter(where: str, results: dict[str, Any]) -> str:
     at = f", revision={_quoted(revision)}" if revision else ""
     # peft learns of the one method that is not its own by this import.
     ours = "import finetune.bottleneck_adapters\n" if results["method"] == "bottleneck" else ""
+    images = results["task"] == "image-classification"
+    auto = "AutoModelForImageClassification" if images else "AutoModelForSequenceClassification"
+    processor = "AutoImageProcessor" if images else "AutoTokenizer"
+    argument = "image_processor" if images else "tokenizer"
+    names = sorted(["AutoConfig", auto, processor])
     return (
         f"{ours}from peft import PeftModel\n"
         "from transformers import (\n"
-        "    AutoConfig,\n"
-        "    AutoModelForSequenceClassification,\n"
-        "    AutoTokenizer,\n"
-        "    pipeline,\n"
-        ")\n\n"
+        + "".join(f"    {name},\n" for name in [*names, "pipeline"])
+        + ")\n\n"
         f"folder = {_quoted(where)}\n"
         "config = AutoConfig.from_pretrained(folder)\n"
-        "base = AutoModelForSequenceClassification.from_pretrained(\n"
+        f"base = {auto}.from_pretrained(\n"
         f"    {_quoted(base)}{at}, config=config, ignore_mismatched_sizes=True\n"
         ")\n"
         "model = PeftModel.from_pretrained(base, folder)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        'classify = pipeline("text-classification", model=model, tokenizer=tokenizer)\n'
+        f"processor = {processor}.from_pretrained(folder)\n"
+        f'classify = pipeline("{results["task"]}", model=model, {argument}=processor)\n'
     )
 
 
@@ -213,15 +217,8 @@ def _limits(recipe: Recipe, results: dict[str, Any]) -> str:
         )
     if recipe.data.max_test_samples == data["test"]:
         said.append(f"Only {wording.rows(data['test'])} test rows were used (`max_test_samples`).")
-    said.append(f"Texts above {model.max_length} tokens were cut.")
-    if model.truncation == "head":
-        said.append("The pipeline cuts them the same way with `truncation=True`.")
-    else:
-        said.append(
-            f"Training and test kept their {model.truncation}; the pipeline with "
-            "`truncation=True` keeps the head only, so long texts may score otherwise there. "
-            "`finetune predict` cuts as training did."
-        )
+    if results["task"] == "text-classification":
+        said.append(_cutting(model))
     if model.quantization:
         said.append(
             f"The base was held in {model.quantization} while the adapter was trained; the code "
@@ -231,6 +228,17 @@ def _limits(recipe: Recipe, results: dict[str, Any]) -> str:
     said.append("One seed was trained: another may land elsewhere, beyond the intervals above.")
     said.append("No check for bias or for harmful use was made.")
     return " ".join(said)
+
+
+def _cutting(model: Model) -> str:
+    cut = f"Texts above {model.max_length} tokens were cut. "
+    if model.truncation == "head":
+        return cut + "The pipeline cuts them the same way with `truncation=True`."
+    return cut + (
+        f"Training and test kept their {model.truncation}; the pipeline with `truncation=True` "
+        "keeps the head only, so long texts may score otherwise there. `finetune predict` cuts as "
+        "training did."
+    )
 
 
 def _cost(results: dict[str, Any]) -> str:

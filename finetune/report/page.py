@@ -1,5 +1,6 @@
 """A run directory -> report.html: one file that needs no network, no script and no other file."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import numpy
 import pandas
 from markupsafe import Markup
 
-from finetune import ledger
+from finetune import ledger, pictures
 from finetune.report import figures, wording
 
 WRONG_ROWS = 20
 TEXT_LENGTH = 600
+THUMBNAIL = 192
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -40,6 +42,7 @@ def render(run: ledger.Run) -> str:
             for caption, note, wide, svg in _figures(run, results, rows)
             if svg
         ],
+        pictures=[(name, _inline(data)) for name, data in run.pictures().items()],
         wrong=_wrong(rows, results["data"]),
         recipe=(run.folder / ledger.RECIPE).read_text(encoding="utf-8"),
     )
@@ -133,12 +136,28 @@ def _wrong(rows: pandas.DataFrame, data: dict[str, Any]) -> list[dict[str, str]]
         {
             "id": str(rows["id"].iloc[i]),
             "text": "\n\n".join(_cut(str(rows[c].iloc[i])) for c in columns),
+            "image": _thumbnail(rows["image"].iloc[i]) if "image" in rows else "",
             "label": true[i],
             "prediction": said[i],
             "confidence": shown[i],
         }
         for i in order[is_wrong[order]][:WRONG_ROWS]
     ]
+
+
+def _inline(png: bytes) -> str:
+    """A picture as a URL that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _thumbnail(picture: str | bytes) -> str:
+    """A test image, small enough to stand in the page; nothing where its file is gone."""
+    try:
+        image = pictures.decode(picture)
+    except pictures.Unusable:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return _inline(figures.png(image))
 
 
 def _members(cells: list[Any], names: list[str]) -> numpy.ndarray:

@@ -132,8 +132,7 @@ def _facts(run: ledger.Run, results: dict[str, Any]) -> Table:
     fact(
         "cost",
         [
-            f"{wording.duration(cost['train_seconds'])} of training, "
-            f"{wording.rows(round(cost['tokens_per_second']))} real tokens a second",
+            f"{wording.duration(cost['train_seconds'])} of training, {wording.speed(cost)}",
             f"{wording.size(cost['peak_memory_bytes'])} peak memory, "
             f"{wording.size(cost['model_bytes'])} on disk; {results['device']}",
             f"trained {wording.trained(cost)}",

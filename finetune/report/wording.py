@@ -203,6 +203,13 @@ def about(seconds: float) -> str:
     return duration(seconds) if seconds < 60 else _scaled(seconds, [(3600, "h"), (60, "min")])
 
 
+def speed(cost: dict[str, Any]) -> str:
+    """What went through training a second: real tokens, or rows where there are none."""
+    if "tokens_per_second" in cost:
+        return f"{rows(round(cost['tokens_per_second']))} real tokens a second"
+    return f"{rows(round(cost['rows_per_second']))} rows a second"
+
+
 def trained(cost: dict[str, Any]) -> str:
     """How many parameters learned: ``0.6 M of 23.3 M parameters (2.5 %)``."""
     some, total = cost["trainable_parameters"], cost["total_parameters"]
@@ -226,6 +233,6 @@ def findings(data: dict[str, Any]) -> list[str]:
     }
     found = [f"{rows(data[key])} {word}" for key, word in words.items() if data[key]]
     found += [f"{name} fixed {rows(count)} x" for name, count in data["fixed"].items() if count]
-    if data["share_truncated"]:
+    if data.get("share_truncated"):
         found.append(f"{share(data['share_truncated'])} of training texts truncated")
     return found

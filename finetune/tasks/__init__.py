@@ -6,7 +6,10 @@ from types import ModuleType
 from finetune.errors import refuse_unknown
 from finetune.recipe import Recipe
 
-TASKS = {"text-classification": "text_classification"}
+TASKS = {
+    "text-classification": "text_classification",
+    "image-classification": "image_classification",
+}
 
 
 def find(recipe: Recipe) -> ModuleType:

@@ -1,13 +1,14 @@
 """Text classification: one label, several labels or a number for a text or a pair of texts."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pandas
+import torch
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -16,10 +17,14 @@ from transformers import (
 )
 
 from finetune import baselines, corpus, scoring, sources, tuning
-from finetune.errors import Refusal, refuse_unknown
+from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.losses import classification_loss
 from finetune.recipe import Model, Recipe
+from finetune.tasks.classification import answers, labelled_config, scorer
+
+AUTO_MODEL = AutoModelForSequenceClassification
+AUTO_PROCESSOR = AutoTokenizer
 
 
 def kept(length: int, budget: int, truncation: str, head_share: float) -> list[int]:
@@ -76,7 +81,7 @@ def build(recipe: Recipe) -> Job:
     tuning.check(recipe)
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     data = corpus.load(recipe.data)
-    config = _config(recipe, checkpoint, data)
+    config = labelled_config(recipe, checkpoint, data)
     tokenizer = _tokenizer(recipe, checkpoint, config)
 
     def dataset(frame: pandas.DataFrame) -> Dataset:
@@ -90,7 +95,7 @@ def build(recipe: Recipe) -> Job:
     if share == 1.0:
         print(f"warning: every training text is longer than max_length {recipe.model.max_length}")
 
-    model = tuning.base(AutoModelForSequenceClassification, checkpoint, config, recipe)
+    model = tuning.base(AUTO_MODEL, checkpoint, config, recipe)
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
     return Job(
         model=tuning.apply(model, recipe, checkpoint),
@@ -105,26 +110,6 @@ def build(recipe: Recipe) -> Job:
         baselines=lambda: baselines.for_texts(data),
         answers=lambda logits: answers(logits, data.problem_type, data.label_names),
     )
-
-
-def _config(
-    recipe: Recipe, checkpoint: sources.Checkpoint, data: corpus.Corpus
-) -> PreTrainedConfig:
-    names = data.label_names or ["value"]
-    config = AutoConfig.from_pretrained(
-        checkpoint.folder,
-        num_labels=len(names),
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-        problem_type=data.problem_type,
-    )
-    known = list(config.to_dict())
-    for name, value in recipe.model.config.items():
-        if name not in known:
-            where = recipe.where("model.config")
-            refuse_unknown(name, known, f"{where}: {config.model_type} config key")
-        setattr(config, name, value)
-    return config
 
 
 def _tokenizer(
@@ -154,26 +139,46 @@ def _tokenizer(
     return tokenizer
 
 
-def scorer(data: corpus.Corpus) -> Callable[..., dict[str, Any]]:
-    """(logits, labels, resamples) -> all scores of this corpus's problem."""
+def read_rows(texts: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:
+    """Rows to label: ``text``, and ``text_pair`` for pairs.
 
-    def score(logits: numpy.ndarray, labels: numpy.ndarray, resamples: int) -> dict[str, Any]:
-        return scoring.score(data.problem_type, logits, labels, data.label_names, resamples)
+    Args:
+        texts: given one by one.
+        file: a table with the recipe's text columns, instead of ``texts``.
 
-    return score
+    Raises:
+        Refusal: no rows, or a column is missing.
+    """
+    data = recipe.data
+    names = {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
+    if file:
+        table = sources.read_table(Path(file), data.encoding)
+        for name in names.values():
+            if name not in table.rows.columns:
+                raise Refusal(f"{file}: no column {name!r}; it has {', '.join(table.rows.columns)}")
+        cells = {key: [str(v) for v in table.rows[name]] for key, name in names.items()}
+        return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    lines = [line for line in texts if line.strip()]
+    if not lines:
+        raise Refusal("there is no text to label")
+    if data.text_pair:
+        raise Refusal(f"{recipe.name}: labels pairs of texts; give them with --file")
+    return [{"text": line} for line in lines]
 
 
-def answers(logits: numpy.ndarray, problem_type: str, names: list[str]) -> list[dict[str, Any]]:
-    """What a user reads for each of N rows: logits (N, K) -> prediction and probabilities."""
-    values = scoring.probabilities(problem_type, logits)
-    if problem_type == "regression":
-        return [{"prediction": float(row[0])} for row in values]
-    out = []
-    for row in values:
-        scores = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
-        if problem_type == "single_label_classification":
-            prediction: Any = names[int(row.argmax())]
-        else:
-            prediction = [name for name, p in zip(names, row, strict=True) if p > 0.5]
-        out.append({"prediction": prediction, "probabilities": scores})
-    return out
+def batches(
+    rows: list[dict[str, Any]], tokenizer: Any, recipe: Recipe, size: int
+) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:
+    """Row numbers and model inputs of batches, longest texts first."""
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name.startswith("text")}
+    encoded = encode(columns, tokenizer, recipe.model)
+    inputs = [name for name in encoded if name not in {"length", "truncated"}]
+    order = numpy.argsort([-n for n in encoded["length"]], kind="stable")
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        yield (
+            chosen,
+            tokenizer.pad(
+                {name: [encoded[name][i] for i in chosen] for name in inputs}, return_tensors="pt"
+            ),
+        )

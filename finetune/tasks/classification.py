@@ -1,0 +1,69 @@
+"""What classifiers of texts and images share: labelled configs, scores, answers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from finetune import corpus, scoring, sources
+from finetune.errors import refuse_unknown
+from finetune.recipe import Recipe
+
+
+def labelled_config(
+    recipe: Recipe, checkpoint: sources.Checkpoint, data: corpus.Corpus
+) -> PreTrainedConfig:
+    """The checkpoint's config with the data's labels and the recipe's own values.
+
+    Raises:
+        Refusal: a value for a key that the config does not have.
+    """
+    names = data.label_names or ["value"]
+    labels: dict[str, Any] = {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "problem_type": data.problem_type,
+    }
+    if checkpoint.is_new:
+        kind = checkpoint.name.removeprefix("new:")
+        if kind not in CONFIG_MAPPING:
+            where = recipe.where("model.checkpoint")
+            refuse_unknown(kind, list(CONFIG_MAPPING), f"{where}: model type")
+        # None would do, but for the types with several classes (DeiT).
+        config = AutoConfig.for_model(kind, architectures=[], **labels)
+    else:
+        config = AutoConfig.from_pretrained(checkpoint.folder, **labels)
+    known = list(config.to_dict())
+    for name, value in recipe.model.config.items():
+        if name not in known:
+            where = recipe.where("model.config")
+            refuse_unknown(name, known, f"{where}: {config.model_type} config key")
+        setattr(config, name, value)
+    return config
+
+
+def scorer(data: corpus.Corpus) -> Callable[..., dict[str, Any]]:
+    """(logits, labels, resamples) -> all scores of this corpus's problem."""
+
+    def score(logits: numpy.ndarray, labels: numpy.ndarray, resamples: int) -> dict[str, Any]:
+        return scoring.score(data.problem_type, logits, labels, data.label_names, resamples)
+
+    return score
+
+
+def answers(logits: numpy.ndarray, problem_type: str, names: list[str]) -> list[dict[str, Any]]:
+    """What a user reads for each of N rows: logits (N, K) -> prediction and probabilities."""
+    values = scoring.probabilities(problem_type, logits)
+    if problem_type == "regression":
+        return [{"prediction": float(row[0])} for row in values]
+    out = []
+    for row in values:
+        scores = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
+        if problem_type == "single_label_classification":
+            prediction: Any = names[int(row.argmax())]
+        else:
+            prediction = [name for name, p in zip(names, row, strict=True) if p > 0.5]
+        out.append({"prediction": prediction, "probabilities": scores})
+    return out

@@ -1,0 +1,243 @@
+"""Image classification: one label, several labels or a number for an image."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    ViTImageProcessorPil,
+)
+
+from finetune import (
+    augmentation,
+    baselines,
+    convnets,
+    corpus,
+    pictures,
+    positions,
+    scoring,
+    sources,
+    tuning,
+)
+from finetune.errors import Refusal
+from finetune.job import Job
+from finetune.losses import classification_loss
+from finetune.recipe import Augmentation, Recipe
+from finetune.report import figures
+from finetune.tasks.classification import answers, labelled_config, scorer
+
+convnets.register()
+AUTO_MODEL = AutoModelForImageClassification
+AUTO_PROCESSOR = AutoImageProcessor
+# Rows and side of the images that the baselines on pixels learn from: seconds, whatever the data.
+BASELINE_ROWS, BASELINE_SIDE = 5000, 28
+SHEET_ROWS, SHEET_EPOCHS = 8, 9
+
+
+class Collator:
+    """Rows -> a batch: decodes, resizes as the processor says, changes training images.
+
+    Runs in the data loader's workers. Training rows carry their number in ``row``, others -1;
+    ``set_epoch`` is called before the workers of an epoch start.
+    """
+
+    def __init__(
+        self, processor: Any, channels: int, classes: int, seed: int, said: Augmentation
+    ) -> None:
+        self.processor, self.channels, self.classes = processor, channels, classes
+        self.seed, self.said, self.epoch = seed, said, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the changes of another epoch from now on."""
+        self.epoch = epoch
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Rows (B) -> ``pixel_values`` (B, C, H, W) float and ``labels``."""
+        numbers = torch.tensor([row["row"] for row in rows])
+        labels = torch.tensor([row["labels"] for row in rows])
+        images = [pictures.decode(row["image"], self.channels) for row in rows]
+        changes = augmentation.active(self.said) or augmentation.mixes(self.said)
+        if not changes or bool((numbers < 0).any()):
+            return {"pixel_values": pixels(self.processor, images), "labels": labels}
+        values = pixels(self.processor, images, normalize=False)
+        values = augmentation.augment(values, numbers, self.epoch, self.seed, self.said)
+        if augmentation.mixes(self.said):
+            values, labels = augmentation.mix(
+                values, labels, self.classes, numbers, self.epoch, self.seed, self.said
+            )
+        if self.processor.do_normalize:
+            shape = (-1, 1, 1)
+            mean = torch.tensor(self.processor.image_mean).view(shape)
+            values = (values - mean) / torch.tensor(self.processor.image_std).view(shape)
+        return {"pixel_values": values, "labels": labels}
+
+
+def pixels(processor: Any, images: list[Any], normalize: bool = True) -> torch.Tensor:
+    """PIL images (B) -> (B, C, H, W) float, as the processor makes them, or still in [0, 1]."""
+    arrays = [numpy.asarray(image) for image in images]
+    arrays = [array if array.ndim == 3 else array[:, :, None] for array in arrays]
+    # Not said at all where it is on: the processor knows whether its model wants it.
+    options = {} if normalize else {"do_normalize": False}
+    made = processor(arrays, return_tensors="pt", input_data_format="channels_last", **options)
+    return made["pixel_values"]
+
+
+def build(recipe: Recipe) -> Job:
+    """The recipe's data, image processor and model, ready for the runner.
+
+    Raises:
+        Refusal: the data, the checkpoint and the recipe do not fit each other.
+    """
+    tuning.check(recipe)
+    checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
+    data = corpus.load(recipe.data, pictures=True)
+    said = recipe.augmentation
+    if augmentation.mixes(said) and data.problem_type != "single_label_classification":
+        raise Refusal(f"{recipe.name}: mixup and cutmix blend classes; the rows have other labels")
+    config = labelled_config(recipe, checkpoint, data)
+    processor = _processor(recipe, checkpoint, config)
+    channels = getattr(config, "num_channels", 3)
+    if positions.side(config):
+        config.image_size = _side(processor)
+
+    def dataset(split: str) -> Dataset:
+        frame = getattr(data, split)
+        numbers = range(len(frame)) if split == "train" else [-1] * len(frame)
+        columns = {"image": frame["image"].tolist(), "labels": frame["label"].tolist()}
+        return Dataset.from_dict({**columns, "row": list(numbers), "length": [1] * len(frame)})
+
+    model = tuning.base(AUTO_MODEL, checkpoint, config, recipe)
+    smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
+    seed = int(recipe.training.get("seed", 0))
+    collator = Collator(processor, channels, len(data.label_names), seed, said)
+    splits = {name: dataset(name) for name in ("train", "validation", "test")}
+    return Job(
+        model=tuning.apply(model, recipe, checkpoint),
+        checkpoint=checkpoint,
+        processor=processor,
+        collator=collator,
+        splits=splits,
+        data=data,
+        loss=classification_loss(data.problem_type, smoothing),
+        score=scorer(data),
+        headline=scoring.HEADLINE[data.problem_type],
+        baselines=lambda: _baselines(data),
+        answers=lambda logits: answers(logits, data.problem_type, data.label_names),
+        pictures=lambda: _sheet(collator, splits["train"]),
+        # The collator reads columns that the model does not know; an image has no tokens to count.
+        training={"remove_unused_columns": False, "include_num_input_tokens_seen": "no"},
+    )
+
+
+def _processor(recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTrainedConfig) -> Any:
+    """The checkpoint's image processor, set to the recipe's ``image_size``."""
+    side = recipe.model.image_size
+    if checkpoint.is_new:
+        side = side or positions.side(config) or 224
+        half = [0.5] * getattr(config, "num_channels", 3)
+        return ViTImageProcessorPil(
+            size={"height": side, "width": side}, image_mean=half, image_std=half
+        )
+    if not (checkpoint.folder / "preprocessor_config.json").is_file():
+        raise Refusal(
+            f"{checkpoint.name}: has no preprocessor_config.json; how it wants its images is not "
+            "to be guessed"
+        )
+    # PIL, because torchvision is not among our dependencies.
+    processor: Any = AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil")
+    if side:
+        square = {"height": side, "width": side}
+        processor.size = square if "height" in processor.size else {"shortest_edge": side}
+        if getattr(processor, "crop_size", None):
+            processor.crop_size = square
+    return processor
+
+
+def _side(processor: Any) -> int:
+    """The side in pixels of the images that a processor makes."""
+    made = pixels(processor, [numpy.zeros((32, 32, len(processor.image_mean)), numpy.uint8)])
+    return made.shape[-1]
+
+
+def _sheet(collator: Collator, rows: Dataset) -> dict[str, bytes]:
+    """Some training images as they are, and as the first epochs saw them."""
+    if not augmentation.active(collator.said):
+        return {}
+    count = min(SHEET_ROWS, len(rows))
+    images = [pictures.decode(rows[i]["image"], collator.channels) for i in range(count)]
+    plain = pixels(collator.processor, images, normalize=False)
+    changed = [
+        augmentation.augment(plain, torch.arange(count), epoch, collator.seed, collator.said)
+        for epoch in range(SHEET_EPOCHS)
+    ]
+    grid = torch.stack([plain, *changed], 1)
+    caption = f"Training images, and how the first {SHEET_EPOCHS} epochs saw them"
+    return {caption: figures.sheet(grid.numpy())}
+
+
+def _baselines(data: corpus.Corpus) -> dict[str, numpy.ndarray]:
+    def features(images: Any) -> numpy.ndarray:
+        decoded = (pictures.decode(image, 1) for image in images)
+        small = [image.resize((BASELINE_SIDE, BASELINE_SIDE)) for image in decoded]
+        return numpy.stack([numpy.asarray(image).ravel() / 255 for image in small])
+
+    some = data.train
+    if len(some) > BASELINE_ROWS:
+        some = some.sample(BASELINE_ROWS, random_state=0)
+    labels = numpy.array(some["label"].tolist())
+    return baselines.for_images(data, features(some["image"]), labels, features(data.test["image"]))
+
+
+def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:
+    """Images to label.
+
+    Args:
+        given: paths of image files.
+        file: a folder of them, or a table with the recipe's image column, instead.
+
+    Raises:
+        Refusal: there is none, or one cannot be read.
+    """
+    if file and Path(file).is_dir():
+        inside = sorted(Path(file).rglob("*"))
+        paths: list[Any] = [str(p) for p in inside if p.suffix.lower() in pictures.SUFFIXES]
+    elif file:
+        column = recipe.data.image
+        table = sources.read_table(Path(file), recipe.data.encoding)
+        if column not in table.rows.columns:
+            raise Refusal(f"{file}: no column {column!r}; it has {', '.join(table.rows.columns)}")
+        paths = [str(Path(file).parent / str(cell)) for cell in table.rows[column]]
+    else:
+        paths = given
+    if not paths:
+        raise Refusal("there is no image to label")
+    for path in paths:
+        if not Path(path).is_file():
+            raise Refusal(f"{path}: no such image file")
+    return [{"image": path} for path in paths]
+
+
+def batches(
+    rows: list[dict[str, Any]], processor: Any, recipe: Recipe, size: int
+) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:
+    """Row numbers and model inputs of batches, decoded as they are needed.
+
+    Raises:
+        Refusal: an image cannot be decoded.
+    """
+    channels = len(processor.image_mean)
+    for start in range(0, len(rows), size):
+        images = []
+        for row in rows[start : start + size]:
+            try:
+                images.append(pictures.decode(row["image"], channels))
+            except pictures.Unusable as reason:
+                raise Refusal(f"{row['image']}: {reason}") from None
+        numbers = numpy.arange(start, start + len(images))
+        yield numbers, {"pixel_values": pixels(processor, images)}

@@ -1,0 +1,266 @@
+"""Images: any checkpoint, any resolution, seeded changes, and a model that loads elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageClassification,
+    BeitConfig,
+    ConvNextConfig,
+    DeiTConfig,
+    Dinov2Config,
+    PreTrainedConfig,
+    ResNetConfig,
+    SwinConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
+    pipeline,
+)
+
+from finetune import cli, inference, ledger, recipe, runner
+from finetune.errors import Refusal
+from finetune.job import Job
+from finetune.losses import classification_loss
+from finetune.tasks import image_classification
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SMALL = {"image_size": 32, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+ARCHITECTURES: dict[str, PreTrainedConfig] = {
+    "vit": ViTConfig(**SIZES),
+    "deit": DeiTConfig(**SIZES, architectures=["DeiTForImageClassification"]),
+    "beit": BeitConfig(**SIZES, use_absolute_position_embeddings=True),
+    "dinov2": Dinov2Config(**SIZES),
+    "swin": SwinConfig(
+        image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4
+    ),
+    "convnext": ConvNextConfig(
+        image_size=32, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], patch_size=2
+    ),
+    "resnet": ResNetConfig(**SMALL, layer_type="basic"),
+}
+COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40)}
+
+
+def paint(folder: Path, each: int, seed: int = 0) -> None:
+    """A folder of class folders: noisy squares of three colours."""
+    draw = numpy.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            noise = draw.normal(0, 25, (24, 24, 3))
+            pixels = numpy.clip(numpy.array(colour) + noise, 0, 255).astype(numpy.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+def save(config: PreTrainedConfig, folder: Path) -> Path:
+    torch.manual_seed(0)
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(ARCHITECTURES["vit"], tmp_path_factory.mktemp("vit") / "tiny-vit")
+
+
+@pytest.fixture
+def path(workdir: Path, tiny_vit: Path) -> Path:
+    """A recipe that trains the tiny ViT on 60 made-up images."""
+    paint(workdir / "photos", 30)
+    made = workdir / "images.yaml"
+    made.write_text(
+        f"""\
+task: image-classification
+model: {{checkpoint: "{tiny_vit}"}}
+data: {{train: photos, holdout: 18, validation_size: 12}}
+training:
+  learning_rate: 2.0e-3
+  per_device_train_batch_size: 12
+  num_train_epochs: 2
+  lr_scheduler_type: constant
+  logging_steps: 1
+  use_cpu: true
+""",
+        encoding="utf-8",
+    )
+    return made
+
+
+def trained(path: Path, *flags: str) -> tuple[ledger.Run, Job]:
+    jobs: list[Job] = []
+
+    def build(read: recipe.Recipe) -> Job:
+        jobs.append(image_classification.build(read))
+        return jobs[0]
+
+    run = runner.train(recipe.load(path, flags), build)
+    assert run is not None
+    return run, jobs[0]
+
+
+def losses(run: ledger.Run) -> list[float]:
+    return [row["loss"] for row in run.history() if "loss" in row]
+
+
+@pytest.mark.parametrize("side", ["32", "48"])
+@pytest.mark.parametrize("method", ["full", "lora", "bottleneck"])
+def test_what_is_saved_answers_the_same(path: Path, method: str, side: str) -> None:
+    run, job = trained(path, "--method", method, "--image_size", side)
+    assert run.results()["metrics"]["accuracy"]["value"] > 0.8
+    files = sorted(str(p) for p in Path("photos").rglob("*.png"))[::9]
+    rows = [{"image": file} for file in files]
+    read = recipe.load(path)
+    expected = inference.logits(job.model.eval(), job.processor, read, rows)
+    assert expected.shape == (len(files), 3)
+    found = inference.logits(*inference.load(run), rows)
+    assert numpy.array_equal(found, expected)
+    if method == "full":
+        classify = pipeline("image-classification", model=str(run.model))
+        ours = inference.predict(run, rows)
+        for said, mine in zip(classify(files), ours, strict=True):
+            assert said[0]["label"] == mine["prediction"]
+            assert said[0]["score"] == pytest.approx(
+                mine["probabilities"][mine["prediction"]], abs=1e-5
+            )
+
+
+def test_position_embeddings_are_interpolated_as_transformers_does(path: Path) -> None:
+    read = recipe.load(path, ["--image_size", "48"])
+    model = image_classification.build(read).model.eval()
+    plain = AutoModelForImageClassification.from_pretrained(read.model.checkpoint).eval()
+    pixels = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        ours = model.base_model(pixels).last_hidden_state
+        theirs = plain.base_model(pixels, interpolate_pos_encoding=True).last_hidden_state
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert model.config.image_size == 48
+
+
+@pytest.mark.parametrize("side", ["32", "64"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_any_image_classifier_trains(path: Path, tmp_path: Path, name: str, side: str) -> None:
+    folder = save(ARCHITECTURES[name], tmp_path / name)
+    flags = ["--checkpoint", str(folder), "--image_size", side, "--max_steps", "2"]
+    run, job = trained(path, *flags)
+    rows = [{"image": "photos/red/0.png"}]
+    expected = inference.logits(job.model.eval(), job.processor, recipe.load(path), rows)
+    assert numpy.array_equal(inference.logits(*inference.load(run), rows), expected)
+
+
+def test_a_new_model_learns_from_random_weights(path: Path) -> None:
+    config = json.dumps(SIZES).replace('"', "")
+    run, _ = trained(path, "--checkpoint", "new:vit", "--config", config)
+    assert run.results()["metrics"]["accuracy"]["value"] > 0.8
+    assert run.results()["checkpoint"]["name"] == "new:vit"
+    classify = pipeline("image-classification", model=str(run.model))
+    assert classify("photos/green/3.png")[0]["label"] == "green"
+
+
+CHANGES = ["--rotate", "20", "--flip", "0.5", "--crop_area", "0.5", "--erase", "0.5"]
+
+
+def test_changes_depend_on_seed_epoch_and_row_alone(path: Path) -> None:
+    job = image_classification.build(recipe.load(path, CHANGES))
+    rows = [job.splits["train"][i] for i in range(6)]
+    collate: Any = job.collator
+    first = collate(rows)["pixel_values"]
+    assert torch.equal(collate(rows[::-1])["pixel_values"].flip(0), first)
+    collate.set_epoch(1)
+    assert not torch.equal(collate(rows)["pixel_values"], first)
+    plain = image_classification.build(recipe.load(path)).collator
+    tested = [job.splits["test"][i] for i in range(6)]
+    assert torch.equal(collate(tested)["pixel_values"], plain(tested)["pixel_values"])
+    assert not torch.equal(plain(rows)["pixel_values"], first)
+
+
+def test_workers_change_nothing(path: Path) -> None:
+    curves = []
+    for workers in ("0", "2"):
+        flags = ["--dataloader_num_workers", workers, "--output_dir", f"runs/{workers}"]
+        curves.append(losses(trained(path, *CHANGES, *flags)[0]))
+    assert curves[0] == curves[1]
+
+
+def test_mixed_labels_train_and_plain_ones_are_tested(path: Path) -> None:
+    run, job = trained(path, "--mixup", "0.4", "--cutmix", "1.0")
+    assert all(numpy.isfinite(losses(run)))
+    rows = [job.splits["train"][i] for i in range(6)]
+    labels = job.collator(rows)["labels"]
+    assert labels.shape == (6, 3)
+    logits = torch.randn(6, 3)
+    counted = torch.tensor(labels.numel())
+    found = classification_loss("single_label_classification")(
+        {"logits": logits}, labels, num_items_in_batch=counted
+    )
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    assert torch.allclose(found, expected)
+
+
+def test_predict_names_every_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = trained(path)
+    files = ["photos/red/0.png", "photos/blue/1.png"]
+    capsys.readouterr()
+    cli.main(["predict", str(run), *files])
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in said] == files
+    assert [row["prediction"] for row in said] == ["red", "blue"]
+    cli.main(["predict", str(run), "--file", "photos/green"])
+    assert len(capsys.readouterr().out.splitlines()) == 30
+    Path("broken.png").write_bytes(b"<html>")
+    for name, message in [("none.png", "no such image file"), ("broken.png", "broken.png: ")]:
+        with pytest.raises(SystemExit):
+            cli.main(["predict", str(run), name])
+        assert message in capsys.readouterr().err
+
+
+def test_the_report_shows_the_images(path: Path) -> None:
+    run, _ = trained(path, *CHANGES, "--max_steps", "1", "--learning_rate", "0.0")
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "how the first" in page
+    assert page.count("data:image/png;base64,") >= 2
+    assert "<blockquote>" not in page
+    assert "rows a second" in page
+    results = run.results()
+    assert {
+        "majority class",
+        "logistic regression on pixels",
+        "3 nearest neighbours on pixels",
+    } == {*results["baselines"]}
+    assert "tokens_seen" not in results["cost"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint", "new:vitt"], "vit"),
+        (["--checkpoint", "nowhere"], "preprocessor_config"),
+        (["--mixup", "0.2", "--problem_type", "regression"], "mixup and cutmix blend classes"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    path: Path, tiny_vit: Path, flags: list[str], message: str
+) -> None:
+    if "nowhere" in flags:
+        folder = Path("nowhere")
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_bytes((tiny_vit / name).read_bytes())
+    if "regression" in flags:
+        for i, name in enumerate(COLOURS):
+            Path("photos", name).rename(Path("photos", str(i)))
+    with pytest.raises(Refusal, match=message) as refusal:
+        image_classification.build(recipe.load(path, flags))
+    assert "\n" not in str(refusal.value)
