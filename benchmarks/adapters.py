@@ -45,10 +45,9 @@ METHODS: dict[str, tuple[str, float]] = {
     "dora": ("--method lora --use_dora true", 1e-3),
     "ia3": ("--method ia3", 1e-2),
     "vera": ("--method vera", 1e-2),
-    "lokr": ("--method lokr", 3e-3),
-    "oft": ("--method oft", 1e-3),
-    "ln_tuning": ("--method ln_tuning", 3e-3),
     "prefix_tuning": ("--method prefix_tuning", 1e-2),
+    "ln_tuning": ("--method ln_tuning", 3e-3),
+    "lokr": ("--method lokr", 3e-3),
 }
 
 

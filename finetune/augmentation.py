@@ -22,6 +22,8 @@ Draws = dict[str, Tensor]
 
 # The most operations that a recipe may ask for.
 SLOTS = 8
+# Draws from this number on are not those of the changes.
+NOISE_FROM = 1 << 20
 DRAWS = (
     *("crop area", "crop aspect", "crop y", "crop x", "flip", "rotate", "translate x"),
     *("translate y", "scale", "shear", "erase", "erase area", "erase aspect", "erase y", "erase x"),
@@ -86,6 +88,12 @@ def augment(pixels: Tensor, rows: Tensor, epoch: int, seed: int, said: Augmentat
     if said.erase:
         pixels = _erase(pixels, keys, draws, said.erase)
     return pixels
+
+
+def noise(rows: Tensor, count: int, epoch: int, seed: int) -> Tensor:
+    """Numbers (B, ``count``) in [0, 1) that are a row's own in an epoch, for masks and the like."""
+    numbers = torch.arange(NOISE_FROM, NOISE_FROM + count, device=rows.device)
+    return _uniform(_keys(rows, epoch, seed), numbers)
 
 
 def mix(

@@ -219,6 +219,12 @@ def difference(problem_type: str, logits: Array, other: Array, labels: Array) ->
     return bootstrap(lambda rows: ours(rows) - theirs(rows), len(labels))
 
 
+def mean(name: str, values: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """The mean over rows of one number each, ``values`` (N,) or (N, 1), as ``score`` returns it."""
+    flat = values.reshape(-1)
+    return {"metrics": {name: bootstrap(lambda rows: flat[rows].mean(), len(flat), resamples)}}
+
+
 def score(
     problem_type: str, logits: Array, labels: Array, names: list[str], resamples: int = RESAMPLES
 ) -> dict[str, Any]:

@@ -196,8 +196,13 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         folder = embedded(name.removeprefix("embedded:"), EMBEDDED_CHECKPOINTS, "checkpoint")
     elif Path(name).is_dir():
         folder = Path(name)
-        if (folder / "model" / "config.json").is_file():
-            folder = folder / "model"
+        # A run's own model, or that of its only seed.
+        inside = [*folder.glob("model/config.json"), *folder.glob("seed-*/model/config.json")]
+        if len(inside) > 1:
+            seeds = ", ".join(str(path.parent.parent) for path in inside[:5])
+            raise Refusal(f"{name}: holds several runs; name one of {seeds}")
+        if inside:
+            folder = inside[0].parent
     else:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         folder = _snapshot(name, revision, "model", patterns)

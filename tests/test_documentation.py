@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from finetune import cli, recipe
 from finetune.recipe import Recipe
@@ -93,8 +94,12 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
         return
     assert words[0] == "finetune", command
     if words[1] == "train":
-        hub = any(name in command for name in ("bert-base", "distilbert", "roberta"))
-        small = SMALL if "--train" in words else ["--dataset", "embedded:rotten_tomatoes", *SMALL]
+        hub = any(n in command for n in ("bert-base", "distilbert", "roberta", "images.yaml"))
+        small = (
+            SMALL
+            if "--train" in words or "mnist" in command
+            else ["--dataset", "embedded:rotten_tomatoes", *SMALL]
+        )
         if hub:
             with pytest.raises(SystemExit) as stop:
                 cli.main([*words[1:], *SMALL])
@@ -103,11 +108,13 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
         cli.main([*words[1:], *[w for w in small if w != "--overwrite"]])
         assert list(tmp_path.glob("runs/**/results.json"))
     elif words[1] in {"predict", "compare", "report", "merge"}:
-        named = re.findall(r"runs/(\S+?/minilm[\w-]*)", command) or ["imdb/minilm"]
+        named = re.findall(r"runs/(\w+/[a-z][\w-]*)", command) or ["imdb/minilm"]
         for name in named:
             folder = f"runs/{name}/seed-0"
-            flags = ["--dataset", "embedded:rotten_tomatoes", "--output_dir", folder, *SMALL]
+            texts = [] if "mnist" in name else ["--dataset", "embedded:rotten_tomatoes"]
+            flags = [*texts, "--output_dir", folder, *SMALL]
             cli.main(["train", f"recipes/{name}.yaml", *[w for w in flags if w != "--overwrite"]])
+        Image.new("RGB", (28, 28)).save(tmp_path / "digit.png")
         write_csv(tmp_path / "reviews.csv", sentences(3), "text,label")
         spread = [
             str(p) for w in words[2:] for p in (sorted(tmp_path.glob(w)) if "*" in w else [w])

@@ -12,6 +12,8 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED = {"embedded:minilm": (MINILM, "apache-2.0")}
 # Methods whose model folder is a whole model; any other leaves an adapter.
 WHOLE = {"full", "head", "bitfit"}
+# The hub's name of a task, where it is not ours.
+PIPELINES = {"masked-image-modeling": "image-feature-extraction"}
 # The hub's names of our metrics, where it has one.
 HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "r2": "r_squared", "rmse": "rmse"}
 
@@ -73,7 +75,7 @@ def _front_matter(results: dict[str, Any]) -> str:
         datasets=data["source"] if data["revision"] else None,
         license=known[1] if known else None,
         library_name="peft" if _is_adapter(results) else "transformers",
-        pipeline_tag=results["task"],
+        pipeline_tag=PIPELINES.get(results["task"], results["task"]),
         tags=["finetune", results["method"]],
         metrics=[metric],
         model_name=_name(results),
@@ -98,6 +100,8 @@ def _opening(results: dict[str, Any]) -> str:
 
 def _usage(recipe: Recipe, results: dict[str, Any]) -> str:
     where = f"{recipe.training['output_dir']}/model" if "output_dir" in recipe.training else "."
+    if results["task"] == "masked-image-modeling":
+        return _start_from(where)
     task = results["task"]
     code = _load_adapter(where, results) if _is_adapter(results) else _load_whole(where, task)
     if task == "image-classification":
@@ -118,6 +122,14 @@ def _usage(recipe: Recipe, results: dict[str, Any]) -> str:
     if recipe.data.problem_type == "regression":
         after += " The score is the predicted number."
     return f"```python\n{code}\n```\n\n{after}"
+
+
+def _start_from(where: str) -> str:
+    return (
+        "A classifier starts from it with `checkpoint:` in a recipe, or in transformers:\n\n"
+        "```python\nfrom transformers import ViTForImageClassification\n\n"
+        f"model = ViTForImageClassification.from_pretrained({_quoted(where)}, num_labels=10)\n```"
+    )
 
 
 def _load_whole(where: str, task: str) -> str:

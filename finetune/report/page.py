@@ -104,12 +104,15 @@ def _figures(
 # --- errors ----------------------------------------------------------------------------------
 
 
-def _wrong(rows: pandas.DataFrame, data: dict[str, Any]) -> list[dict[str, str]]:
+def _wrong(rows: pandas.DataFrame, data: dict[str, Any]) -> list[dict[str, str]] | None:
     """The test rows that the model got wrong with the most confidence, worst first.
 
     Confidence is the probability of the wrong class, of several labels the one most wrongly
-    given or withheld; for a regression it is the size of the error.
+    given or withheld; for a regression it is the size of the error. None where rows are neither
+    right nor wrong.
     """
+    if "probabilities" not in rows and data["problem_type"] != "regression":
+        return None
     if data["problem_type"] == "regression":
         apart = (rows["prediction"] - rows["label"]).to_numpy(dtype=float)
         amount, is_wrong = numpy.abs(apart), apart != 0

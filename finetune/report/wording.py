@@ -10,7 +10,7 @@ from typing import Any
 
 Metric = dict[str, Any]
 # Shares, shown in percent; every other metric is shown as it is.
-PERCENT = {"accuracy", "macro_f1", "micro_f1", "exact_match"}
+PERCENT = {"accuracy", "macro_f1", "micro_f1", "exact_match", "explained_variance"}
 TITLES = {
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",

@@ -9,6 +9,7 @@ from finetune.recipe import Recipe
 TASKS = {
     "text-classification": "text_classification",
     "image-classification": "image_classification",
+    "masked-image-modeling": "masked_image_modeling",
 }
 
 

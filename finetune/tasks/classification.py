@@ -1,10 +1,11 @@
 """What classifiers of texts and images share: labelled configs, scores, answers."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, ViTConfig
 
 from finetune import corpus, scoring, sources
 from finetune.errors import refuse_unknown
@@ -35,6 +36,11 @@ def labelled_config(
         config = AutoConfig.for_model(kind, architectures=[], **labels)
     else:
         config = AutoConfig.from_pretrained(checkpoint.folder, **labels)
+        if config.model_type == "vit_mae":
+            # A masked autoencoder's encoder is a ViT, by the same names.
+            known = {f.name for f in fields(ViTConfig)}
+            shared = {k: v for k, v in config.to_dict().items() if k in known}
+            config = ViTConfig(**shared | labels)
     known = list(config.to_dict())
     for name, value in recipe.model.config.items():
         if name not in known:

@@ -43,8 +43,8 @@ SHEET_ROWS, SHEET_EPOCHS = 8, 9
 class Collator:
     """Rows -> a batch: decodes, resizes as the processor says, changes training images.
 
-    Runs in the data loader's workers. Training rows carry their number in ``row``, others -1;
-    ``set_epoch`` is called before the workers of an epoch start.
+    Runs in the data loader's workers. ``row`` numbers the training rows from 0 up and the others
+    from -1 down; ``set_epoch`` is called before the workers of an epoch start.
     """
 
     def __init__(
@@ -101,22 +101,16 @@ def build(recipe: Recipe) -> Job:
     if augmentation.mixes(said) and data.problem_type != "single_label_classification":
         raise Refusal(f"{recipe.name}: mixup and cutmix blend classes; the rows have other labels")
     config = labelled_config(recipe, checkpoint, data)
-    processor = _processor(recipe, checkpoint, config)
+    processor = processor_of(recipe, checkpoint, config)
     channels = getattr(config, "num_channels", 3)
     if positions.side(config):
-        config.image_size = _side(processor)
-
-    def dataset(split: str) -> Dataset:
-        frame = getattr(data, split)
-        numbers = range(len(frame)) if split == "train" else [-1] * len(frame)
-        columns = {"image": frame["image"].tolist(), "labels": frame["label"].tolist()}
-        return Dataset.from_dict({**columns, "row": list(numbers), "length": [1] * len(frame)})
+        config.image_size = side_of(processor)
 
     model = tuning.base(AUTO_MODEL, checkpoint, config, recipe)
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
     seed = int(recipe.training.get("seed", 0))
     collator = Collator(processor, channels, len(data.label_names), seed, said)
-    splits = {name: dataset(name) for name in ("train", "validation", "test")}
+    splits = {name: numbered(data, name) for name in ("train", "validation", "test")}
     return Job(
         model=tuning.apply(model, recipe, checkpoint),
         checkpoint=checkpoint,
@@ -135,7 +129,16 @@ def build(recipe: Recipe) -> Job:
     )
 
 
-def _processor(recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTrainedConfig) -> Any:
+def numbered(data: corpus.Corpus, split: str) -> Dataset:
+    """A split's images and labels with the row numbers that ``Collator`` reads."""
+    frame = getattr(data, split)
+    rows = range(len(frame))
+    numbers = rows if split == "train" else [-1 - i for i in rows]
+    columns = {"image": frame["image"].tolist(), "labels": frame["label"].tolist()}
+    return Dataset.from_dict({**columns, "row": list(numbers), "length": [1] * len(frame)})
+
+
+def processor_of(recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTrainedConfig) -> Any:
     """The checkpoint's image processor, set to the recipe's ``image_size``."""
     side = recipe.model.image_size
     if checkpoint.is_new:
@@ -159,7 +162,7 @@ def _processor(recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTraine
     return processor
 
 
-def _side(processor: Any) -> int:
+def side_of(processor: Any) -> int:
     """The side in pixels of the images that a processor makes."""
     made = pixels(processor, [numpy.zeros((32, 32, len(processor.image_mean)), numpy.uint8)])
     return made.shape[-1]
