@@ -227,9 +227,9 @@ def findings(data: dict[str, Any]) -> list[str]:
     """What the data checks found that is not zero, in words."""
     words = {
         "rejected": "rows set aside",
-        "duplicates_in_train": "duplicated training texts",
-        "contradictions_in_train": "training texts with two labels",
-        "test_texts_in_train": "test texts that also stand in train",
+        "duplicates_in_train": "duplicated training rows",
+        "contradictions_in_train": "training rows with two labels",
+        "test_texts_in_train": "test rows that also stand in train",
     }
     found = [f"{rows(data[key])} {word}" for key, word in words.items() if data[key]]
     found += [f"{name} fixed {rows(count)} x" for name, count in data["fixed"].items() if count]
