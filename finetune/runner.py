@@ -18,7 +18,12 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalPrediction, PredictionOutput, get_last_checkpoint
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalPrediction,
+    PredictionOutput,
+    get_last_checkpoint,
+)
 from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune import ledger, outcome, tuning
@@ -114,9 +119,20 @@ class StepTrainer(Trainer):
     ) -> None:
         super()._save(output_dir, state_dict)
         # A pickle of the arguments; recipe.yaml says the same and can be read by anyone.
-        folder = output_dir or self.args.output_dir
-        assert folder is not None
-        (Path(folder) / "training_args.bin").unlink(missing_ok=True)
+        folder = Path(output_dir or str(self.args.output_dir))
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            tuning.save_encoder(self.accelerator.unwrap_model(self.model), folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        learner = self.accelerator.unwrap_model(model or self.model)
+        tuning.load_encoder(learner, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        best = Path(str(self.state.best_model_checkpoint))
+        tuning.load_encoder(self.accelerator.unwrap_model(self.model), best)
 
 
 class Progress(ProgressCallback):

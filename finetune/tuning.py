@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 
@@ -22,7 +23,10 @@ from finetune.sources import Checkpoint
 PLAIN_METHODS = ["full", "head", "bitfit"]
 # What a recipe gets that names no learning rate. Adapters: see recipes/rotten_tomatoes/README.md.
 ADAPTER_LEARNING_RATE = 1e-3
-LEARNING_RATES = {"full": 5e-5, "head": 3e-3, "bitfit": 3e-3, "ia3": 1e-2, "vera": 1e-2}
+LEARNING_RATES = {
+    **{"full": 5e-5, "head": 3e-3, "bitfit": 1e-3},
+    **{"ia3": 1e-2, "vera": 1e-2, "prefix_tuning": 1e-2, "prompt_tuning": 1e-2},
+}
 # Over peft's own defaults, by its own option names; a recipe's options go over both. Methods that
 # are not listed adapt every linear layer, where they take target modules at all.
 ADAPTER_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -372,6 +376,25 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
     adapter_methods()
 
     return PeftModel.from_pretrained(base, str(folder))
+
+
+# peft saves the virtual tokens that an encoder made, not the encoder: enough to answer with, but
+# read back into a model that still trains they go through the encoder once more.
+ENCODER = "prompt_encoder.safetensors"
+
+
+def save_encoder(model: nn.Module, folder: Path) -> None:
+    """Write what makes the virtual tokens of a prompt method beside its adapter; else nothing."""
+    encoder = getattr(model, "prompt_encoder", None)
+    if isinstance(encoder, nn.Module):
+        save_model(encoder, str(folder / ENCODER))
+
+
+def load_encoder(model: nn.Module, folder: Path) -> None:
+    """Read what ``save_encoder`` wrote, if anything."""
+    encoder = getattr(model, "prompt_encoder", None)
+    if isinstance(encoder, nn.Module) and (folder / ENCODER).is_file():
+        load_model(encoder, str(folder / ENCODER))
 
 
 def fold(model: nn.Module, method: str) -> PreTrainedModel:

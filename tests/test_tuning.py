@@ -86,7 +86,9 @@ def test_adapters_come_back_bit_for_bit_in_a_new_process(
     base = load_file(tiny_bert / "model.safetensors")
     expected: dict[str, numpy.ndarray] = {}
     for method, options in METHODS.items():
-        read = recipe.load(with_tuning(tiny_recipe, method, options))
+        # By this measure the best epoch is not the last, so that coming back to it shows.
+        worst = ["--metric_for_best_model", "eval_loss", "--greater_is_better", "true"]
+        read = recipe.load(with_tuning(tiny_recipe, method, options), worst)
         jobs: list[Job] = []
 
         def build(read: recipe.Recipe, jobs: list[Job] = jobs) -> Job:
@@ -115,6 +117,12 @@ def test_adapters_come_back_bit_for_bit_in_a_new_process(
         assert len(untouched) == len(base), (method, set(base) - set(untouched))
         saved = load_file(run.model / "adapter_model.safetensors")
         assert any("classifier" in name for name in saved), method
+        chosen = run.results()["chosen"]
+        assert chosen["step"] < run.results()["steps"], method
+        place = run.checkpoints / f"checkpoint-{chosen['step']}" / "adapter_model.safetensors"
+        best = load_file(place)
+        assert set(best) == set(saved), method
+        assert all(torch.equal(best[name], saved[name]) for name in saved), method
     command = [sys.executable, "-c", RELOAD, json.dumps(TEXTS), *expected]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
