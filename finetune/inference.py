@@ -57,8 +57,9 @@ def load_base(run: ledger.Run, recipe: Recipe) -> PreTrainedModel:
         Refusal: it is not to be had, or its weights are not those that the run was trained on.
     """
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
+    logging.set_verbosity_error()
     expected, found = run.base_digest(), checkpoint.digest()
-    if expected != found:
+    if expected and expected != found:
         raise Refusal(
             f"{run}: its adapter was trained on other weights of {checkpoint.name} "
             f"(sha256 {expected[:12]}) than are there now ({found[:12]})"
@@ -80,11 +81,13 @@ def shared_base(runs: list[ledger.Run]) -> PreTrainedModel:
         method, kind = recipe.tuning.method, recipe.model.quantization
         if method in tuning.PLAIN_METHODS:
             raise Refusal(f"{run}: {method} leaves a whole model, not an adapter; ask it alone")
-        if run.base_digest() != runs[0].base_digest():
+        ours, first = run.base_digest(), runs[0].base_digest()
+        if not ours or not first:
+            raise Refusal(f"{runs[0] if ours else run}: keeps no hash of its base; ask it alone")
+        if ours != first:
             raise Refusal(
                 f"{run}: its adapter is for another base ({recipe.model.checkpoint}, sha256 "
-                f"{run.base_digest()[:12]}) than that of {runs[0]} ({read[0].model.checkpoint}, "
-                f"{runs[0].base_digest()[:12]})"
+                f"{ours[:12]}) than that of {runs[0]} ({read[0].model.checkpoint}, {first[:12]})"
             )
         apart = [k for k in config if config[k] != configs[0].get(k) and not OWN_KEYS.search(k)]
         if apart or kind != read[0].model.quantization:

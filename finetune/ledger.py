@@ -155,9 +155,9 @@ class Run:
             raise Refusal(f"{self}: holds no finished run (no {RESULTS})")
         return json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
 
-    def base_digest(self) -> str:
-        """sha256 of the weights that the run started from."""
-        return self.results()["checkpoint"]["sha256"]
+    def base_digest(self) -> str | None:
+        """sha256 of the weights that the run started from; None for runs of before it was kept."""
+        return self.results()["checkpoint"].get("sha256")
 
     def write_report(self, html: str) -> None:
         """Write report.html."""
