@@ -47,7 +47,6 @@ METHODS: dict[str, tuple[str, float]] = {
     "vera": ("--method vera", 1e-2),
     "prefix_tuning": ("--method prefix_tuning", 1e-2),
     "ln_tuning": ("--method ln_tuning", 3e-3),
-    "lokr": ("--method lokr", 3e-3),
 }
 
 

@@ -6,8 +6,10 @@ Imports torch only when a command needs it, so that help and tables are there at
 import argparse
 import csv
 import json
+import logging
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -15,6 +17,11 @@ from typing import Any
 
 from finetune import launching, ledger, recipe, sources
 from finetune.errors import Refusal
+
+# What a user can do nothing about: bitsandbytes asks for a kernel of the hub's at import and
+# complains, and peft 0.21 asks transformers 5.23 by an old name.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 DESCRIPTION = """\
 Fine-tune BERT, GPT and ViT checkpoints. A recipe goes in, a run directory comes out.

@@ -33,7 +33,7 @@ def load(
         Refusal: the base checkpoint of an adapter is not to be had, or is not the one that the
             adapter was trained on.
     """
-    logging.set_verbosity_error()
+    _quiet()
     recipe = recipes.load(run.folder / ledger.RECIPE)
     task = tasks.find(recipe)
     processor = task.AUTO_PROCESSOR.from_pretrained(run.model)
@@ -50,6 +50,11 @@ def load(
     return tuning.load_adapter(base, run.model).eval(), processor, recipe
 
 
+def _quiet() -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def load_base(run: ledger.Run, recipe: Recipe) -> PreTrainedModel:
     """The base of a run's adapter, without the adapter.
 
@@ -57,7 +62,7 @@ def load_base(run: ledger.Run, recipe: Recipe) -> PreTrainedModel:
         Refusal: it is not to be had, or its weights are not those that the run was trained on.
     """
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
-    logging.set_verbosity_error()
+    _quiet()
     expected, found = run.base_digest(), checkpoint.digest()
     if expected and expected != found:
         raise Refusal(

@@ -1,7 +1,6 @@
 """Which weights learn: full, head or an adapter; the one place that knows peft."""
 
 import copy
-import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -77,8 +76,6 @@ def head_modules(model: PreTrainedModel) -> list[str]:
 
 def adapter_methods() -> dict[str, type]:
     """The config class of every adapter method on offer: bottleneck, and peft's by peft's names."""
-    # At import bitsandbytes asks for a kernel of the hub's, and complains where it cannot.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
     # Imported to make peft know it.
