@@ -172,16 +172,22 @@ def _sheet(collator: Collator, rows: Dataset) -> dict[str, bytes]:
     """Some training images as they are, and as the first epochs saw them."""
     if not augmentation.active(collator.said):
         return {}
-    count = min(SHEET_ROWS, len(rows))
-    images = [pictures.decode(rows[i]["image"], collator.channels) for i in range(count)]
+    # From all over the rows, which often stand class by class.
+    chosen = evenly(len(rows), SHEET_ROWS)
+    images = [pictures.decode(rows[i]["image"], collator.channels) for i in chosen]
     plain = pixels(collator.processor, images, normalize=False)
     changed = [
-        augmentation.augment(plain, torch.arange(count), epoch, collator.seed, collator.said)
+        augmentation.augment(plain, torch.tensor(chosen), epoch, collator.seed, collator.said)
         for epoch in range(SHEET_EPOCHS)
     ]
     grid = torch.stack([plain, *changed], 1)
     caption = f"Training images, and how the first {SHEET_EPOCHS} epochs saw them"
     return {caption: figures.sheet(grid.numpy())}
+
+
+def evenly(count: int, some: int) -> list[int]:
+    """At most ``some`` of ``count`` row numbers, evenly apart."""
+    return [int(i) for i in numpy.linspace(0, count - 1, min(some, count))]
 
 
 def _baselines(data: corpus.Corpus) -> dict[str, numpy.ndarray]:

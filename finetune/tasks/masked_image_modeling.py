@@ -16,7 +16,14 @@ from finetune.errors import Refusal, refuse_unknown
 from finetune.job import Job
 from finetune.recipe import Recipe
 from finetune.report import figures
-from finetune.tasks.image_classification import Collator, numbered, pixels, processor_of, side_of
+from finetune.tasks.image_classification import (
+    Collator,
+    evenly,
+    numbered,
+    pixels,
+    processor_of,
+    side_of,
+)
 
 AUTO_PROCESSOR = AutoImageProcessor
 HEADLINE = "explained_variance"
@@ -148,10 +155,11 @@ def _config(recipe: Recipe, checkpoint: sources.Checkpoint) -> Any:
 def _sheet(model: Any, collator: MaskCollator, data: corpus.Corpus) -> dict[str, bytes]:
     """Test images, what the model sees of them, and what it paints."""
     model = model.eval()
-    some = data.test["image"].iloc[:SHEET_ROWS]
+    chosen = evenly(len(data.test), SHEET_ROWS)
+    some = data.test["image"].iloc[chosen]
     images = [pictures.decode(image, collator.channels) for image in some]
     seen = pixels(collator.processor, images).to(model.device)
-    numbers = -1 - torch.arange(len(images))
+    numbers = -1 - torch.tensor(chosen)
     noise = augmentation.noise(numbers, collator.patches, 0, collator.seed).to(model.device)
     out = model(pixel_values=seen, noise=noise, paint=True)
     patches, painted = model.patchify(seen), out.painted
