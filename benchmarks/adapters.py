@@ -27,7 +27,7 @@ import numpy
 from matplotlib.figure import Figure
 
 from finetune import ledger, scoring
-from finetune.report import figures
+from finetune.report import figures, wording
 
 RECIPE = "recipes/rotten_tomatoes/minilm.yaml"
 FOLDER = Path("runs/adapters")
@@ -47,6 +47,14 @@ METHODS: dict[str, tuple[str, float]] = {
     "vera": ("--method vera", 1e-2),
     "prefix_tuning": ("--method prefix_tuning", 1e-2),
     "ln_tuning": ("--method ln_tuning", 3e-3),
+}
+
+# Labels of the figure that would cover another's, in points from their dot.
+NUDGED = {
+    "ln_tuning": (-6, 4, "right"),
+    "ia3": (-6, -14, "right"),
+    "bottleneck": (-6, 4, "right"),
+    "lora": (6, -14, "left"),
 }
 
 
@@ -154,8 +162,11 @@ def draw(rows: dict[str, dict[str, Any]]) -> None:
             spread = [[value - low], [high - value]]
             at = row["trainable_parameters"]
             axes.errorbar(at, value, spread, fmt="o", color=colour, capsize=3, markersize=6)
-            axes.annotate(method, (at, value), (6, 4), textcoords="offset points", fontsize=9)
+            x, y, side = NUDGED.get(method, (6, 4, "left"))
+            axes.annotate(method, (at, value), (x, y), textcoords="offset points", ha=side)
         axes.set_xscale("log")
+        axes.set_xlim(8e4, 4e7)
+        axes.xaxis.set_major_formatter(lambda value, _: wording.parameters(int(value)))
         axes.set_xlabel("trained parameters (log scale)")
         axes.set_ylabel("test accuracy, %")
         axes.set_title(
