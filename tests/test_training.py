@@ -78,6 +78,7 @@ def test_the_same_seed_gives_the_same_results(tiny_recipe: Path) -> None:
         for measured in (
             "train_seconds",
             "total_seconds",
+            "rows_per_second",
             "tokens_per_second",
             "peak_memory_bytes",
         ):
