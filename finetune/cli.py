@@ -109,7 +109,9 @@ def _predict(options: argparse.Namespace) -> None:
         raise Refusal("predict needs a run directory, or --adapter RUN")
     places = options.adapter or [texts.pop(0)]
     if bool(texts) == bool(options.file):
-        raise Refusal("predict needs texts, or --file FILE (- for standard input), and not both")
+        raise Refusal(
+            "predict needs texts or images, or --file FILE (- for standard input), and not both"
+        )
     runs = [ledger.one(place) for place in places]
     file = options.file
     if file == "-":
@@ -183,15 +185,20 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("train", help="train a recipe; `finetune train --help` lists every key")
 
-    command = commands.add_parser("predict", help="label texts with a run's model")
-    command.add_argument("text", nargs="*", metavar="RUN TEXT", help="a run directory, then texts")
+    command = commands.add_parser("predict", help="label texts or images with a run's model")
+    command.add_argument(
+        "text", nargs="*", metavar="RUN TEXT", help="a run directory, then texts, or image files"
+    )
     command.add_argument(
         "--adapter",
         action="append",
         metavar="RUN",
         help="a run directory instead of the first word; several share one base in memory",
     )
-    command.add_argument("--file", help="CSV, TSV, JSON lines or Parquet; - reads lines of text")
+    command.add_argument(
+        "--file",
+        help="CSV, TSV, JSON lines or Parquet, or a folder of images; - reads lines",
+    )
     command.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
     command.set_defaults(go=_predict)
 

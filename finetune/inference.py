@@ -8,7 +8,7 @@ import numpy
 import torch
 from transformers import AutoConfig, PreTrainedModel, logging
 
-from finetune import ledger, sources, tasks, tuning
+from finetune import bases, ledger, sources, tasks, tuning
 from finetune import recipe as recipes
 from finetune.errors import Refusal
 from finetune.recipe import Recipe
@@ -46,7 +46,7 @@ def load(
         base = load_base(run, recipe)
     else:
         config = AutoConfig.from_pretrained(run.model)
-        base = tuning.with_trunk_of(base, task.AUTO_MODEL, config)
+        base = bases.with_trunk_of(base, task.AUTO_MODEL, config)
     return tuning.load_adapter(base, run.model).eval(), processor, recipe
 
 
@@ -70,7 +70,7 @@ def load_base(run: ledger.Run, recipe: Recipe) -> PreTrainedModel:
             f"(sha256 {expected[:12]}) than are there now ({found[:12]})"
         )
     config = AutoConfig.from_pretrained(run.model)
-    return tuning.base(tasks.find(recipe).AUTO_MODEL, checkpoint, config, recipe)
+    return bases.load(tasks.find(recipe).AUTO_MODEL, checkpoint, config, recipe)
 
 
 def shared_base(runs: list[ledger.Run]) -> PreTrainedModel:

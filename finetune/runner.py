@@ -26,7 +26,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils.import_utils import is_torch_xla_available
 
-from finetune import ledger, outcome, tuning
+from finetune import adalora, ledger, outcome, tuning
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.recipe import Recipe, typed_as
@@ -313,7 +313,7 @@ def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments)
         processing_class=job.processor,
         compute_loss_func=job.loss,
         compute_metrics=metrics,
-        callbacks=[History(run), Epochs(job.collator), tuning.RankBudget(job.model)],
+        callbacks=[History(run), Epochs(job.collator), adalora.RankBudget(job.model)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -356,6 +356,19 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
     return table
 
 
+def read_columns(path: Path, names: list[str], encoding: str) -> list[list[str]]:
+    """Some columns of a table as text, in the order of ``names``.
+
+    Raises:
+        Refusal: a column is missing, or what ``read_table`` refuses.
+    """
+    rows = read_table(path, encoding).rows
+    for name in names:
+        if name not in rows.columns:
+            raise Refusal(f"{path}: no column {name!r}; it has {', '.join(rows.columns)}")
+    return [[str(value) for value in rows[name]] for name in names]
+
+
 def _read_parquet(path: Path) -> pandas.DataFrame:
     from pyarrow import ArrowInvalid, parquet
 

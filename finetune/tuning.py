@@ -1,6 +1,5 @@
 """Which weights learn: full, head or an adapter; the one place that knows peft."""
 
-import copy
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -8,12 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
-from finetune import positions
 from finetune.errors import Refusal, refuse_unknown
 from finetune.recipe import Recipe, typed_as
 from finetune.sources import Checkpoint
@@ -96,12 +93,9 @@ def claim_flags(recipe: Recipe, known: set[str]) -> None:
     cls = adapter_methods().get(recipe.tuning.method)
     options = {f.name for f in fields(cls)} - known if cls else set()
     for name in options & set(recipe.training):
-        where = recipe.origin.pop(f"training.{name}")
-        if where.startswith("--"):
+        if recipe.where(f"training.{name}").startswith("--"):
             recipe.tuning.options[name] = recipe.training.pop(name)
-            recipe.origin[f"tuning.{name}"] = where
-        else:
-            recipe.origin[f"training.{name}"] = where
+            recipe.origin[f"tuning.{name}"] = recipe.origin.pop(f"training.{name}")
 
 
 def check(recipe: Recipe) -> None:
@@ -138,95 +132,10 @@ def check(recipe: Recipe) -> None:
 
 def learning_rate(method: str) -> float:
     """The learning rate for recipes that name none."""
-    return LEARNING_RATES.get(method, 5e-5 if method in PLAIN_METHODS else ADAPTER_LEARNING_RATE)
+    return LEARNING_RATES.get(method, ADAPTER_LEARNING_RATE)
 
 
-def base(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreTrainedModel:
-    """The checkpoint's weights under a new head, loaded once the recipe's tuning is known to fit.
-
-    Args:
-        auto: the task's class, for example ``AutoModelForSequenceClassification``.
-        config: the checkpoint's, with the task's labels.
-
-    Raises:
-        Refusal: the tuning does not fit the model, or the quantization does not work here.
-    """
-    # Shapes without memory: what cannot work shows before gigabytes are read.
-    empty = _empty(auto, config)
-    heads = head_modules(empty)
-    try:
-        with torch.device("meta"):
-            _pass(apply(empty, recipe, checkpoint), empty, recipe, checkpoint)
-    except RuntimeError as error:
-        # Some methods look at values when they start; those show once there are any.
-        if "meta tensor" not in str(error).lower():
-            raise
-    if checkpoint.is_new:
-        return auto.from_config(config)
-    # The checkpoint's own resolution first, else its positions would come out random.
-    pixels, own = positions.side(config), copy.deepcopy(config)
-    if pixels:
-        own.image_size = AutoConfig.from_pretrained(checkpoint.folder).image_size
-    model = auto.from_pretrained(
-        checkpoint.folder,
-        config=own,
-        dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        quantization_config=_quantization(recipe, heads),
-    )
-    if pixels and pixels != positions.side(own):
-        model = positions.fit(model, auto, pixels)
-    for module in model.modules():
-        # On a CPU bitsandbytes repacks 4-bit weights at the first evaluation and rounds their
-        # scales: what answers would not be what was trained.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            vars(module)["support_avx512bf16_for_cpu"] = False
-    return model
-
-
-def _quantization(recipe: Recipe, heads: list[str]) -> Any:
-    """transformers' config for a base in 4 or 8 bits, its heads left as they are; None without."""
-    kind = recipe.model.quantization
-    if kind is None:
-        return None
-    from transformers import BitsAndBytesConfig
-
-    compute = torch.bfloat16 if recipe.training.get("bf16") else torch.float32
-    return BitsAndBytesConfig(
-        load_in_4bit=kind == "nf4",
-        load_in_8bit=kind == "int8",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=heads,
-    )
-
-
-def _empty(auto: Any, config: Any) -> PreTrainedModel:
-    """The model of a config with shapes but no memory."""
-    with torch.device("meta"):
-        return auto.from_config(config)
-
-
-def with_trunk_of(base: PreTrainedModel, auto: Any, config: Any) -> PreTrainedModel:
-    """A model whose trunk shares ``base``'s weights, with a head of ``config``'s still to load."""
-    model = _empty(auto, config)
-    for name, child in model.named_children():
-        if name != model.base_model_prefix:
-            child.to_empty(device=base.device)
-    shared: dict[int, Any] = {id(t): t for t in [*base.parameters(), *base.buffers()]}
-    setattr(model, model.base_model_prefix, copy.deepcopy(base.base_model, shared))
-    return model
-
-
-def _pass(model: nn.Module, empty: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """One forward pass of an adapted model without memory: some misfits only show there."""
-    if empty.main_input_name == "input_ids":
-        ids = torch.ones(2, 8, dtype=torch.long)
-        _fitting(lambda: model(input_ids=ids, attention_mask=ids), recipe, checkpoint)
-
-
-def _fitting(action: Callable[[], Any], recipe: Recipe, checkpoint: Checkpoint) -> Any:
+def fitting(action: Callable[[], Any], recipe: Recipe, checkpoint: Checkpoint) -> Any:
     """What ``action`` returns; peft's and torch's complaints become one line."""
     try:
         return action()
@@ -266,8 +175,8 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
     if getattr(model, "is_quantized", False):
         checkpointing = bool(recipe.training.get("activation_checkpointing", False))
         model = prepare_model_for_kbit_training(model, checkpointing)
-    config: Any = _fitting(lambda: cls(**defaults | options), recipe, checkpoint)
-    adapted = _fitting(lambda: get_peft_model(model, config), recipe, checkpoint)
+    config: Any = fitting(lambda: cls(**defaults | options), recipe, checkpoint)
+    adapted = fitting(lambda: get_peft_model(model, config), recipe, checkpoint)
     if checkpoint.revision:
         # A cache folder means nothing elsewhere; the hub id and its commit do.
         config.base_model_name_or_path, config.revision = checkpoint.name, checkpoint.revision
@@ -308,62 +217,6 @@ def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) 
 
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
-
-
-class RankBudget(TrainerCallback):
-    """What AdaLoRA has to hear every step: gradients to weigh its directions by, and the step.
-
-    Nothing happens for other methods. The orthogonality of its factors (Zhang et al. 2023,
-    equation 4) is the model's own loss in peft, and here a gradient of its own, once a step.
-    """
-
-    tuner: Any = None
-
-    def __init__(self, model: nn.Module) -> None:
-        if hasattr(getattr(model, "base_model", None), "rankallocator"):
-            self.tuner = model.base_model
-        self.kept: dict[str, Any] | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.tuner is None:
-            return
-        config = self._config()
-        config.total_step = min(config.total_step, state.max_steps)
-        if config.tinit + config.tfinal >= config.total_step:
-            raise Refusal(
-                f"adalora: tinit {config.tinit} and tfinal {config.tfinal} leave none of the "
-                f"{config.total_step} steps to lower the rank in"
-            )
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.tuner is None:
-            return
-        factors = [
-            (p, p @ p.T if "lora_A" in n else p.T @ p)
-            for n, p in _learning(self.tuner.model)
-            if "lora_A" in n or "lora_B" in n
-        ]
-        gaps = [
-            torch.linalg.norm(c - torch.eye(len(c), out=torch.empty_like(c))) for _, c in factors
-        ]
-        weighted = self._config().orth_reg_weight * torch.stack(gaps).mean()
-        learners = [p for p, _ in factors]
-        # Not backward(): the processes' gradients are one already, and their hooks must not run.
-        for p, gradient in zip(learners, torch.autograd.grad(weighted, learners), strict=True):
-            p.grad = gradient if p.grad is None else p.grad + gradient
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.tuner is None:
-            return
-        config = self._config()
-        config.rank_pattern = self.kept
-        self.tuner.update_and_allocate(state.global_step + 1)
-        # With a pattern peft saves smaller matrices, which no later step can go on from; without,
-        # the directions that were dropped are saved as the zeros they are.
-        self.kept, config.rank_pattern = config.rank_pattern, None
-
-    def _config(self) -> Any:
-        return self.tuner.peft_config[self.tuner.trainable_adapter_name]
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
@@ -433,7 +286,7 @@ def parameter_groups(
     """
     layers = max((layer_of(n, -1) for n, _ in model.named_parameters()), default=0)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in _learning(model):
+    for name, parameter in learning(model):
         groups.setdefault((layer_of(name, layers), name in decayed), []).append(parameter)
     return [
         {
@@ -445,13 +298,13 @@ def parameter_groups(
     ]
 
 
-def _learning(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def learning(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((n, p) for n, p in model.named_parameters() if p.requires_grad)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """``trainable_parameters`` and ``total_parameters``; shared tensors count once."""
     return {
-        "trainable_parameters": sum(p.numel() for _, p in _learning(model)),
+        "trainable_parameters": sum(p.numel() for _, p in learning(model)),
         "total_parameters": sum(p.numel() for p in model.parameters()),
     }

@@ -2,8 +2,14 @@
 
 import random
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from finetune.job import Job
+    from finetune.ledger import Run
 
 WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot", "the", "a", "was", "cast"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -58,6 +64,21 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory: runs stay inside it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def train_job(task: ModuleType, path: Path, *flags: str) -> "tuple[Run, Job]":
+    """A recipe trained by its task, and the job whose model learned."""
+    from finetune import recipe, runner
+
+    jobs: list[Job] = []
+
+    def build(read: recipe.Recipe) -> "Job":
+        jobs.append(task.build(read))
+        return jobs[0]
+
+    run = runner.train(recipe.load(path, flags), build)
+    assert run is not None
+    return run, jobs[0]
 
 
 @pytest.fixture

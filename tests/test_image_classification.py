@@ -1,6 +1,7 @@
 """Images: any checkpoint, any resolution, seeded changes, and a model that loads elsewhere."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from transformers import (
     pipeline,
 )
 
-from finetune import cli, inference, ledger, recipe, runner
+from finetune import cli, inference, ledger, recipe
 from finetune.errors import Refusal
-from finetune.job import Job
 from finetune.losses import classification_loss
 from finetune.tasks import image_classification
+
+from .conftest import train_job
 
 SIZES = {
     "hidden_size": 32,
@@ -99,16 +101,7 @@ training:
     return made
 
 
-def trained(path: Path, *flags: str) -> tuple[ledger.Run, Job]:
-    jobs: list[Job] = []
-
-    def build(read: recipe.Recipe) -> Job:
-        jobs.append(image_classification.build(read))
-        return jobs[0]
-
-    run = runner.train(recipe.load(path, flags), build)
-    assert run is not None
-    return run, jobs[0]
+trained = partial(train_job, image_classification)
 
 
 def losses(run: ledger.Run) -> list[float]:

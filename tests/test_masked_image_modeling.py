@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForPreTraining
 
-from finetune import recipe, runner, scoring
+from finetune import recipe, scoring
 from finetune.errors import Refusal
-from finetune.job import Job
 from finetune.tasks import image_classification, masked_image_modeling
 
+from .conftest import train_job
 from .test_image_classification import losses, paint
 
 ENCODER = (
@@ -45,21 +45,9 @@ training:
     return made
 
 
-def trained(path: Path, *flags: str) -> tuple[Path, Job]:
-    jobs: list[Job] = []
-
-    def build(read: recipe.Recipe) -> Job:
-        jobs.append(masked_image_modeling.build(read))
-        return jobs[0]
-
-    run = runner.train(recipe.load(path, flags), build)
-    assert run is not None
-    return run.folder, jobs[0]
-
-
 def test_it_learns_to_paint_and_a_classifier_starts_from_it(path: Path) -> None:
-    folder, _ = trained(path)
-    run = runner.ledger.Run(folder)
+    run, _ = train_job(masked_image_modeling, path)
+    folder = run.folder
     curve = losses(run)
     assert numpy.mean(curve[-3:]) < 0.5 * numpy.mean(curve[:3])
     results = run.results()

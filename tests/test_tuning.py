@@ -32,13 +32,23 @@ from transformers import (
     ViTConfig,
 )
 
-from finetune import cli, inference, ledger, recipe, runner, sources, tuning
+from finetune import (
+    adalora,
+    bases,
+    cli,
+    inference,
+    ledger,
+    recipe,
+    runner,
+    sources,
+    tuning,
+)
 from finetune.bottleneck_adapters import BottleneckConfig, sublayers
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.tasks import text_classification
 
-from .conftest import sentences, write_csv
+from .conftest import sentences, train_job, write_csv
 
 # Methods with the options that a model of width 32 needs.
 METHODS: dict[str, dict[str, object]] = {
@@ -88,18 +98,11 @@ def test_adapters_come_back_bit_for_bit_in_a_new_process(
     for method, options in METHODS.items():
         # By this measure the best epoch is not the last, so that coming back to it shows.
         worst = ["--metric_for_best_model", "eval_loss", "--greater_is_better", "true"]
-        read = recipe.load(with_tuning(tiny_recipe, method, options), worst)
-        jobs: list[Job] = []
-
-        def build(read: recipe.Recipe, jobs: list[Job] = jobs) -> Job:
-            jobs.append(text_classification.build(read))
-            return jobs[0]
-
-        run = runner.train(read, build)
-        assert run is not None
-        model = jobs[0].model.eval()
+        path = with_tuning(tiny_recipe, method, options)
+        run, job = train_job(text_classification, path, *worst)
+        model, read = job.model.eval(), recipe.load(path)
         rows = [{"text": text} for text in TEXTS]
-        expected[str(run)] = inference.logits(model, jobs[0].processor, read, rows)
+        expected[str(run)] = inference.logits(model, job.processor, read, rows)
         assert all("eval_loss" in r for r in run.history() if "eval_accuracy" in r), method
         cost = run.results()["cost"]
         assert 0 < cost["trainable_parameters"] < cost["total_parameters"], method
@@ -192,10 +195,10 @@ def test_what_does_not_fit_the_model_shows_before_its_weights_load(
 
     monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", never)
     with pytest.raises(Refusal, match=f"{method} does not fit"):
-        tuning.base(AutoModelForSequenceClassification, checkpoint, config, read)
+        bases.load(AutoModelForSequenceClassification, checkpoint, config, read)
     full = recipe.load(tiny_recipe)
     with pytest.raises(AssertionError, match="weights were loaded"):
-        tuning.base(AutoModelForSequenceClassification, checkpoint, config, full)
+        bases.load(AutoModelForSequenceClassification, checkpoint, config, full)
 
 
 def test_a_recipe_without_a_learning_rate_gets_its_methods(tiny_recipe: Path) -> None:
@@ -233,7 +236,7 @@ def test_adalora_keeps_its_factors_orthogonal_as_pefts_own_loss_does(tiny_recipe
     learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
     labels = torch.zeros(2, dtype=torch.long)
     torch.nn.functional.cross_entropy(model(**inputs).logits, labels).backward()
-    tuning.RankBudget(model).on_pre_optimizer_step(None, None, None)
+    adalora.RankBudget(model).on_pre_optimizer_step(None, None, None)
     ours = {n: p.grad.clone() for n, p in learning.items() if p.grad is not None}
     model.zero_grad()
     model(**inputs, labels=labels).loss.backward()
@@ -260,16 +263,10 @@ def test_adalora_without_steps_to_spend_is_refused(tiny_recipe: Path) -> None:
 def test_an_adapter_over_a_quantized_base_comes_back(
     tiny_recipe: Path, kind: str, method: str
 ) -> None:
-    read = recipe.load(with_tuning(tiny_recipe, method, {}), ["--quantization", kind])
-    jobs: list[Job] = []
-
-    def build(read: recipe.Recipe) -> Job:
-        jobs.append(text_classification.build(read))
-        return jobs[0]
-
-    run = runner.train(read, build)
-    assert run is not None
-    model = jobs[0].model.eval()
+    path = with_tuning(tiny_recipe, method, {})
+    run, job = train_job(text_classification, path, "--quantization", kind)
+    read = recipe.load(path)
+    model = job.model.eval()
     frozen = model.get_parameter(
         "base_model.model.bert.encoder.layer.0.output.dense.base_layer.weight"
     )
@@ -278,7 +275,7 @@ def test_an_adapter_over_a_quantized_base_comes_back(
     assert numpy.mean(losses[-3:]) < numpy.mean(losses[:3])
     assert run.results()["cost"]["model_bytes"] < 200_000
     rows = [{"text": text} for text in TEXTS]
-    expected = inference.logits(model, jobs[0].processor, read, rows)
+    expected = inference.logits(model, job.processor, read, rows)
     assert numpy.array_equal(inference.logits(*inference.load(run), rows), expected)
     with pytest.raises(Refusal, match=f"over a base in {kind}"):
         inference.merge(run, Path("merged"))
@@ -472,7 +469,7 @@ def test_defaults_fit_every_architecture(tiny_recipe: Path, name: str, method: s
     config = copy.deepcopy(ARCHITECTURES[name])
     if (name, method) in CANNOT:
         with pytest.raises(Refusal, match=CANNOT[name, method]):
-            tuning.base(AutoModelForSequenceClassification, checkpoint, config, read)
+            bases.load(AutoModelForSequenceClassification, checkpoint, config, read)
         return
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)

@@ -17,6 +17,7 @@ from transformers import (
 from finetune import (
     augmentation,
     baselines,
+    bases,
     convnets,
     corpus,
     pictures,
@@ -72,9 +73,8 @@ class Collator:
                 values, labels, self.classes, numbers, self.epoch, self.seed, self.said
             )
         if self.processor.do_normalize:
-            shape = (-1, 1, 1)
-            mean = torch.tensor(self.processor.image_mean).view(shape)
-            values = (values - mean) / torch.tensor(self.processor.image_std).view(shape)
+            mean, deviation = scale(self.processor)
+            values = (values - mean) / deviation
         return {"pixel_values": values, "labels": labels}
 
 
@@ -86,6 +86,12 @@ def pixels(processor: Any, images: list[Any], normalize: bool = True) -> torch.T
     options = {} if normalize else {"do_normalize": False}
     made = processor(arrays, return_tensors="pt", input_data_format="channels_last", **options)
     return made["pixel_values"]
+
+
+def scale(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean and deviation (C, 1, 1) that a processor normalises by."""
+    mean, deviation = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+    return mean[:, None, None], deviation[:, None, None]
 
 
 def build(recipe: Recipe) -> Job:
@@ -106,7 +112,7 @@ def build(recipe: Recipe) -> Job:
     if positions.side(config):
         config.image_size = side_of(processor)
 
-    model = tuning.base(AUTO_MODEL, checkpoint, config, recipe)
+    model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
     seed = int(recipe.training.get("seed", 0))
     collator = Collator(processor, channels, len(data.label_names), seed, said)
@@ -217,11 +223,8 @@ def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[s
         inside = sorted(Path(file).rglob("*"))
         paths: list[Any] = [str(p) for p in inside if p.suffix.lower() in pictures.SUFFIXES]
     elif file:
-        column = recipe.data.image
-        table = sources.read_table(Path(file), recipe.data.encoding)
-        if column not in table.rows.columns:
-            raise Refusal(f"{file}: no column {column!r}; it has {', '.join(table.rows.columns)}")
-        paths = [str(Path(file).parent / str(cell)) for cell in table.rows[column]]
+        (cells,) = sources.read_columns(Path(file), [recipe.data.image], recipe.data.encoding)
+        paths = [str(Path(file).parent / cell) for cell in cells]
     else:
         paths = given
     if not paths:

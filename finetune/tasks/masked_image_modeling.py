@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, ViTMAEConfig
 from transformers.models.vit_mae import modeling_vit_mae
 from transformers.utils.generic import ModelOutput
 
-from finetune import augmentation, corpus, pictures, scoring, sources, tuning
+from finetune import augmentation, bases, corpus, pictures, scoring, sources
 from finetune.errors import Refusal, refuse_unknown
 from finetune.job import Job
 from finetune.recipe import Recipe
@@ -22,6 +22,7 @@ from finetune.tasks.image_classification import (
     numbered,
     pixels,
     processor_of,
+    scale,
     side_of,
 )
 
@@ -115,7 +116,7 @@ def build(recipe: Recipe) -> Job:
     seed = int(recipe.training.get("seed", 0))
     collator = MaskCollator(processor, config.num_channels, 0, seed, said)
     collator.patches = (side // config.patch_size) ** 2
-    model = tuning.base(AUTO_MODEL, checkpoint, config, recipe)
+    model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
     splits = {name: numbered(data, name) for name in ("train", "validation", "test")}
     return Job(
         model=model,
@@ -172,10 +173,8 @@ def _sheet(model: Any, collator: MaskCollator, data: corpus.Corpus) -> dict[str,
         model.unpatchify(patches * (1 - hidden)),
         model.unpatchify(patches * (1 - hidden) + painted * hidden),
     ]
-    shape = (-1, 1, 1)
-    mean = torch.tensor(collator.processor.image_mean).view(shape)
-    spread = torch.tensor(collator.processor.image_std).view(shape)
-    grid = torch.stack([column.cpu() * spread + mean for column in columns])
+    mean, deviation = scale(collator.processor)
+    grid = torch.stack([column.cpu() * deviation + mean for column in columns])
     return {
         "Test images, what is left of them, and what the model paints": figures.sheet(grid.numpy())
     }

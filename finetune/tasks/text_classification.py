@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from finetune import baselines, corpus, scoring, sources, tuning
+from finetune import baselines, bases, corpus, scoring, sources, tuning
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.losses import classification_loss
@@ -95,7 +95,7 @@ def build(recipe: Recipe) -> Job:
     if share == 1.0:
         print(f"warning: every training text is longer than max_length {recipe.model.max_length}")
 
-    model = tuning.base(AUTO_MODEL, checkpoint, config, recipe)
+    model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
     return Job(
         model=tuning.apply(model, recipe, checkpoint),
@@ -152,12 +152,8 @@ def read_rows(texts: list[str], file: str | None, recipe: Recipe) -> list[dict[s
     data = recipe.data
     names = {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
     if file:
-        table = sources.read_table(Path(file), data.encoding)
-        for name in names.values():
-            if name not in table.rows.columns:
-                raise Refusal(f"{file}: no column {name!r}; it has {', '.join(table.rows.columns)}")
-        cells = {key: [str(v) for v in table.rows[name]] for key, name in names.items()}
-        return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+        cells = sources.read_columns(Path(file), list(names.values()), data.encoding)
+        return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
     lines = [line for line in texts if line.strip()]
     if not lines:
         raise Refusal("there is no text to label")
