@@ -36,7 +36,7 @@ data: {{train: photos, holdout: 12, validation_size: 9}}
 training:
   learning_rate: 3.0e-3
   per_device_train_batch_size: 13
-  num_train_epochs: 10
+  num_train_epochs: 30
   logging_steps: 1
   use_cpu: true
 """,
@@ -49,10 +49,10 @@ def test_it_learns_to_paint_and_a_classifier_starts_from_it(path: Path) -> None:
     run, _ = train_job(masked_image_modeling, path)
     folder = run.folder
     curve = losses(run)
-    assert numpy.mean(curve[-3:]) < 0.5 * numpy.mean(curve[:3])
+    assert numpy.mean(curve[-3:]) < 0.6 * numpy.mean(curve[:3])
     results = run.results()
     explained = results["metrics"]["explained_variance"]
-    assert explained["low"] < explained["value"] < explained["high"] <= 1
+    assert 0.2 < explained["low"] < explained["value"] < explained["high"] <= 1
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "what the model paints" in page
     assert "confidently wrong" not in page
@@ -70,6 +70,14 @@ def test_it_learns_to_paint_and_a_classifier_starts_from_it(path: Path) -> None:
         assert set(weights) == set(saved)
         assert len(weights) > 20
         assert all(torch.equal(weights[name], saved[name]) for name in weights)
+
+
+def test_a_new_autoencoder_knows_where_its_patches_are(path: Path) -> None:
+    model = masked_image_modeling.build(recipe.load(path)).model
+    for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
+        positions = model.get_parameter(name)
+        assert len(positions[0].unique(dim=0)) == positions.shape[1] == 37, name
+        assert not positions.requires_grad
 
 
 def test_what_is_hidden_depends_on_seed_epoch_and_row_alone(path: Path) -> None:

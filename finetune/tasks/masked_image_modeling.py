@@ -40,8 +40,17 @@ class ViTMAEForPreTraining(modeling_vit_mae.ViTMAEForPreTraining):
 
     @classmethod
     def from_config(cls, config: Any) -> Any:
-        """Random weights, as the Auto classes make them."""
-        return cls._from_config(config)
+        """Random weights, as the Auto classes make them, and the fixed positions.
+
+        transformers 5.23 leaves these at zero: every hidden patch then looks
+        alike to the decoder, and nothing but their mean colour can be learned.
+        """
+        model = cls._from_config(config)
+        embeddings = model.vit.embeddings
+        embeddings.patch_embeddings.projection._is_hf_initialized = False
+        embeddings.initialize_weights()
+        model.decoder.initialize_weights(embeddings.patch_embeddings.num_patches)
+        return model
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, pixel_values: Any = None, noise: Any = None, labels: Any = None, paint: bool = False
