@@ -156,15 +156,15 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from finetune.report import tables
+    from finetune.report import comparison
 
-    print(tables.compare(ledger.find(options.runs)))
+    print(comparison.compare(ledger.find(options.runs)))
 
 
 def _recipes(options: argparse.Namespace) -> None:
-    from finetune.report import tables
+    from finetune.report import listing
 
-    print(tables.recipes(Path(options.folder)))
+    print(listing.recipes(Path(options.folder)))
 
 
 def _report(options: argparse.Namespace) -> None:

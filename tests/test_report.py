@@ -14,7 +14,7 @@ import yaml
 
 from finetune import ledger, recipe
 from finetune.errors import Refusal
-from finetune.report import card, figures, page, tables, wording
+from finetune.report import card, comparison, figures, listing, page, tables, wording
 
 RECIPE = """\
 task: text-classification
@@ -358,7 +358,7 @@ def test_confusion_matrix_takes_any_names_up_to_30_classes(k: int, drawn: bool) 
 def test_compare_ranks_and_gives_an_interval_over_seeds(write) -> None:
     values = [0.80, 0.84, 0.82]
     runs = [write(scored(value, seed=seed)) for seed, value in enumerate(values)]
-    text = tables.compare(runs)
+    text = comparison.compare(runs)
     assert max(map(len, text.splitlines())) <= 80
     assert re.findall(r"^imdb/minilm/seed-(\d)", text, re.MULTILINE) == ["1", "2", "0"]
     # Student's t with 2 degrees of freedom: 4.3027 * 0.02 / sqrt(3) = 0.0497
@@ -366,14 +366,27 @@ def test_compare_ranks_and_gives_an_interval_over_seeds(write) -> None:
     assert "86.8 % [85.8, 87.8]" in text
 
 
+def test_compare_gives_the_paired_difference_from_the_best_recipe(write) -> None:
+    ours = [write(scored(v, seed=i)) for i, v in enumerate([0.80, 0.84, 0.82])]
+    other = [write(scored(v, seed=i, name="a/b")) for i, v in enumerate([0.70, 0.75, 0.71])]
+    lone = write(scored(0.9, name="c/d"))
+    text = " ".join(comparison.compare([*other, *ours, lone]).split())
+    # Differences -10, -9, -11: mean -10, reach 4.3027 * 1 / sqrt(3) = 2.48.
+    assert "a/b: mean 72.0 % [65.4, 78.6], 95 % t interval over 3 seeds (0, 1, 2); " in text
+    assert "less imdb/minilm -10.0 [-12.5, -7.5] over 3 of them" in text
+    assert text.index("imdb/minilm: mean") < text.index("a/b: mean")
+    assert "c/d: mean" not in text
+    assert text.count("less ") == 1
+
+
 def test_compare_takes_no_mean_over_different_settings(write) -> None:
     runs = [write(scored(0.8))]
     runs.append(write(scored(0.9, seed=1), text=RECIPE.replace("1.0e-4", "5.0e-5")))
-    assert "mean" not in tables.compare(runs)
+    assert "mean" not in comparison.compare(runs)
 
 
 def test_compare_takes_no_mean_over_one_seed_twice(write) -> None:
-    text = tables.compare([write(scored(0.8), "runs/a"), write(scored(0.9), "runs/b")])
+    text = comparison.compare([write(scored(0.8), "runs/a"), write(scored(0.9), "runs/b")])
     assert "mean" not in text
     assert re.findall(r"^runs/(\w)", text, re.MULTILINE) == ["b", "a"]
 
@@ -387,7 +400,7 @@ def test_compare_takes_no_mean_over_one_seed_twice(write) -> None:
     ],
 )
 def test_different_test_data_is_not_ranked_together(write, other: dict[str, Any]) -> None:
-    text = tables.compare([write(scored(0.8)), write(scored(0.9, name="b/c", **other))])
+    text = comparison.compare([write(scored(0.8)), write(scored(0.9, name="b/c", **other))])
     assert text.count("test rows (") == 2
     first, second = re.split(r"\n\n(?=embedded:)", text)
     assert "imdb/minilm" in first
@@ -398,16 +411,16 @@ def test_different_test_data_is_not_ranked_together(write, other: dict[str, Any]
 def test_another_fingerprint_splits_the_ranking_only_with_other_test_rows(write) -> None:
     run = write(scored(0.8))
     less = write(scored(0.9, seed=1, data__fingerprint="less training rows"))
-    assert tables.compare([run, less]).count("test rows (") == 1
+    assert comparison.compare([run, less]).count("test rows (") == 1
     other = scored(0.9, seed=2, data__fingerprint="another split seed")
     rows = ROWS.assign(id=["train-7", "train-8", "train-9", "train-10"])
-    assert tables.compare([run, write(other, rows=rows)]).count("test rows (") == 2
+    assert comparison.compare([run, write(other, rows=rows)]).count("test rows (") == 2
 
 
 def test_compare_says_who_beats_the_linear_baseline_and_shows_ranges(write) -> None:
     baselines = copy.deepcopy(RESULTS["baselines"])
     baselines["TF-IDF + logistic regression"]["accuracy"] = metric(0.7)
-    text = tables.compare(
+    text = comparison.compare(
         [
             write(scored(0.95)),
             write(scored(0.5, seed=1)),
@@ -440,7 +453,7 @@ def test_recipes_show_measured_and_published_numbers(write, tmp_path: Path) -> N
         write(scored(value, seed=seed), text=RECIPE + published)
     # Not what the file says now, so not its number.
     write(scored(0.99, seed=2), text=RECIPE.replace("1.0e-4", "9.0e-4") + published)
-    lines = tables.recipes(Path("recipes")).splitlines()
+    lines = listing.recipes(Path("recipes")).splitlines()
     assert max(map(len, lines)) <= 80
     rows = [line for line in lines if ".yaml" in line]
     assert [row.split()[0] for row in rows] == ["imdb/minilm.yaml", "imdb/own.yaml"]
@@ -450,7 +463,7 @@ def test_recipes_show_measured_and_published_numbers(write, tmp_path: Path) -> N
 
 def test_no_recipes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="no recipe"):
-        tables.recipes(tmp_path / "recipes")
+        listing.recipes(tmp_path / "recipes")
 
 
 # --- card ------------------------------------------------------------------------------------
@@ -511,7 +524,7 @@ def test_recipes_show_what_a_recipe_notes_until_there_is_a_run(tmp_path, monkeyp
     folder.mkdir(parents=True)
     noted = "measured: {metric: accuracy, value: 0.8765, source: here}\n"
     (folder / "minilm.yaml").write_text(RECIPE + noted, encoding="utf-8")
-    assert "87.7 %" in tables.recipes(tmp_path / "recipes")
+    assert "87.7 %" in listing.recipes(tmp_path / "recipes")
     read = recipe.load(folder / "minilm.yaml")
     assert "measured" not in read.dump()
     assert recipe.load(folder / "minilm.yaml", ["--train", "mine.csv"]).measured is None

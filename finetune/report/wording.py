@@ -93,12 +93,16 @@ def verdict(baseline: dict[str, Metric]) -> str:
 
 def apart(metric: str, baseline: dict[str, Metric]) -> str:
     """The verdict with the difference, in points for a share: ``better, +2.0 [+0.6, +3.4]``."""
+    return f"{verdict(baseline)}, {signed(metric, baseline['difference'])}"
+
+
+def signed(metric: str, difference: Metric) -> str:
+    """A difference, in points for a share: ``+2.0 [+0.6, +3.4]``."""
     value, low, high = (
-        ("+" if baseline["difference"][key] >= 0 else "")
-        + _bare(metric, baseline["difference"][key])
+        ("+" if difference[key] >= 0 else "") + _bare(metric, difference[key])
         for key in ("value", "low", "high")
     )
-    return f"{verdict(baseline)}, {value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]"
 
 
 def linear(baselines: dict[str, Any]) -> str | None:

@@ -46,7 +46,7 @@ class ViTMAEForPreTraining(modeling_vit_mae.ViTMAEForPreTraining):
         alike to the decoder, and nothing but their mean colour can be learned.
         """
         model = cls._from_config(config)
-        embeddings = model.vit.embeddings
+        embeddings: Any = model.vit.embeddings
         embeddings.patch_embeddings.projection._is_hf_initialized = False
         embeddings.initialize_weights()
         model.decoder.initialize_weights(embeddings.patch_embeddings.num_patches)
