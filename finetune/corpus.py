@@ -24,6 +24,8 @@ from finetune.recipe import Data
 MOST_REJECTED = 0.01
 # Above this share of test rows that also stand in train, a score no longer means anything.
 MOST_OVERLAP = 0.001
+# The problem type of rows without labels.
+UNLABELLED = "unlabelled"
 
 
 @dataclass
@@ -34,7 +36,8 @@ class Corpus:
     shows), label.
 
     ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
-    ``problem_type`` says; ``label_names`` has K names, or none for regression.
+    ``problem_type`` says; ``label_names`` has K names, or none for regression. Rows that came
+    without labels have no such column, and ``problem_type`` is ``UNLABELLED``.
     """
 
     train: pandas.DataFrame
@@ -66,12 +69,14 @@ def _is_file(value: str | None) -> bool:
     return value is not None and (Path(value).suffix in sources.SUFFIXES or Path(value).exists())
 
 
-def _tables(data: Data, images: bool) -> tuple[dict[str, sources.Table], str, str | None]:
+def _tables(
+    data: Data, images: bool, labelled: bool
+) -> tuple[dict[str, sources.Table], str, str | None]:
     """The tables of train and, where they exist, validation and test; their source; the commit."""
 
     def read(file: str) -> sources.Table:
         if images:
-            return pictures.read(Path(file), data)
+            return pictures.read(Path(file), data, labelled)
         return sources.read_table(Path(file), data.encoding)
 
     if data.dataset is None:
@@ -79,7 +84,7 @@ def _tables(data: Data, images: bool) -> tuple[dict[str, sources.Table], str, st
         given = {split: file for split, file in files.items() if file}
         return {k: read(v) for k, v in given.items()}, ", ".join(given.values()), None
     if images:
-        tables, commit = pictures.dataset(data.dataset, data)
+        tables, commit = pictures.dataset(data.dataset, data, labelled)
     else:
         tables, commit = sources.dataset(
             data.dataset, data.dataset_config, data.dataset_revision, data.label, data.encoding
@@ -150,7 +155,9 @@ def _inspected(frame: pandas.DataFrame, table: sources.Table) -> pandas.DataFram
     return frame
 
 
-def _rows(table: sources.Table, split: str, data: Data, images: bool) -> pandas.DataFrame:
+def _rows(
+    table: sources.Table, split: str, data: Data, images: bool, labelled: bool
+) -> pandas.DataFrame:
     """Texts as str, images with their digest, labels as read.
 
     Rows that cannot be used go to ``table.rejected``.
@@ -159,7 +166,8 @@ def _rows(table: sources.Table, split: str, data: Data, images: bool) -> pandas.
     if data.text_pair and not images:
         content["text_pair"] = data.text_pair
     columns = {key: _column(table, name, key) for key, name in content.items()}
-    columns["label"] = _column(table, data.label, "label")
+    if labelled:
+        columns["label"] = _column(table, data.label, "label")
     frame = pandas.DataFrame(columns)
     # What is set aside already was no row.
     read = len(frame) + len(table.rejected)
@@ -176,7 +184,10 @@ def _rows(table: sources.Table, split: str, data: Data, images: bool) -> pandas.
             for c in columns
             if _is_missing(getattr(row, c)) and not (c == "label" and says_none(getattr(row, c)))
         ]
-        if empty:
+        if empty and not labelled and not images:
+            # Blank lines between texts are no mistakes: nothing is lost with them.
+            table.fixed["blank row left out"] = table.fixed.get("blank row left out", 0) + 1
+        elif empty:
             reason = f"empty {' and '.join(empty)}"
             source, at = table.place(line)
             table.rejected.append({"source": source, "line": at, "reason": reason})
@@ -194,8 +205,9 @@ def _rows(table: sources.Table, split: str, data: Data, images: bool) -> pandas.
     for column in content if not images else ():
         # dtype object keeps "NA" and "007" as written, and turns numbers of JSON into their text.
         frame[column] = [v if isinstance(v, str) else str(v) for v in frame[column]]
-    labels = [v.item() if isinstance(v, numpy.generic) else v for v in frame["label"]]
-    frame["label"] = pandas.Series(labels, index=frame.index, dtype=object)
+    if labelled:
+        labels = [v.item() if isinstance(v, numpy.generic) else v for v in frame["label"]]
+        frame["label"] = pandas.Series(labels, index=frame.index, dtype=object)
     frame.insert(0, "id", [f"{split}-{line}" for line in frame.index])
     return frame
 
@@ -333,7 +345,7 @@ def _contents(frame: pandas.DataFrame) -> pandas.Series:
 
 def _strata(frame: pandas.DataFrame, taken: int) -> Any:
     """Labels to stratify by, or None where too few rows of a class make that impossible."""
-    if not len(frame) or isinstance(frame["label"].iloc[0], list | float):
+    if not len(frame) or "label" not in frame or isinstance(frame["label"].iloc[0], list | float):
         return None
     counts = frame["label"].value_counts()
     fits = counts.min() >= 2 and min(taken, len(frame) - taken) >= len(counts)
@@ -383,7 +395,7 @@ def _findings(train: pandas.DataFrame, test: pandas.DataFrame) -> dict[str, Any]
     contradictions = [
         list(rows["id"])
         for _, rows in repeated.groupby(_contents(repeated), sort=False)
-        if len(set(rows["label"].astype(str))) > 1
+        if "label" in rows and len(set(rows["label"].astype(str))) > 1
     ]
     return {
         "duplicates_in_train": int(contents.duplicated().sum()),
@@ -394,29 +406,49 @@ def _findings(train: pandas.DataFrame, test: pandas.DataFrame) -> dict[str, Any]
     }
 
 
-def load(data: Data, pictures: bool = False) -> Corpus:
+def _encoded(
+    frames: dict[str, pandas.DataFrame], tables: dict[str, sources.Table], data: Data
+) -> list[str]:
+    """Encode the labels of all splits in place, as the problem type says; their names."""
+    if data.problem_type == "single_label_classification":
+        for split, frame in frames.items():
+            _check_types(frame, tables[split])
+        return _encode_classes(frames, tables)
+    if data.problem_type == "multi_label_classification":
+        return _encode_sets(frames, tables, data.label_separator)
+    _encode_numbers(frames, tables)
+    return []
+
+
+def load(data: Data, pictures: bool = False, labelled: bool = True) -> Corpus:
     """Read, check and split what ``data`` names.
 
     Args:
         pictures: whether the rows are images, not texts.
+        labelled: whether the task needs labels. Where it does not, those that a classifier could
+            use still decide which rows are taken for test and validation: the same as for that
+            classifier, which may start from what is learned here.
 
     Raises:
         Refusal: anything of which a run would lie or fail: see the messages.
     """
-    tables, source, commit = _tables(data, pictures)
-    frames = {split: _rows(table, split, data, pictures) for split, table in tables.items()}
+    if labelled:
+        return _loaded(data, pictures, True)
+    try:
+        return _loaded(data, pictures, True)
+    except Refusal:
+        return _loaded(data, pictures, False)
+
+
+def _loaded(data: Data, pictures: bool, labelled: bool) -> Corpus:
+    tables, source, commit = _tables(data, pictures, labelled)
+    frames = {
+        split: _rows(table, split, data, pictures, labelled) for split, table in tables.items()
+    }
     for split, frame in frames.items():
         if not len(frame):
             raise Refusal(f"{tables[split].source}: no usable rows")
-        if data.problem_type == "single_label_classification":
-            _check_types(frame, tables[split])
-    names: list[str] = []
-    if data.problem_type == "single_label_classification":
-        names = _encode_classes(frames, tables)
-    elif data.problem_type == "multi_label_classification":
-        names = _encode_sets(frames, tables, data.label_separator)
-    else:
-        _encode_numbers(frames, tables)
+    names = _encoded(frames, tables, data) if labelled else []
 
     frames = {split: frame.reset_index(drop=True) for split, frame in frames.items()}
     train, seed = frames["train"], data.split_seed
@@ -454,7 +486,7 @@ def load(data: Data, pictures: bool = False) -> Corpus:
     return Corpus(
         *(frame.reset_index(drop=True) for frame in (train, validation, test)),
         label_names=names,
-        problem_type=data.problem_type,
+        problem_type=data.problem_type if labelled else UNLABELLED,
         source=source,
         revision=commit,
         test_is=test_is,

@@ -142,7 +142,8 @@ def write(
 ) -> None:
     """Predictions and card; then results.json, which finishes the run; then the report."""
     rows = job.data.test.copy()
-    rows["label"] = [_shown(v, job.data) for v in rows["label"]]
+    if "label" in rows:
+        rows["label"] = [_shown(v, job.data) for v in rows["label"]]
     said = job.answers(logits)
     rows["prediction"] = [answer["prediction"] for answer in said]
     if "probabilities" in said[0]:

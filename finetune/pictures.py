@@ -168,11 +168,18 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _class_folders(path: Path, data: Data) -> sources.Table:
+def _class_folders(path: Path, data: Data, labelled: bool) -> sources.Table:
     folders = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
     if len({split for split, _ in sources.split_files(path)}) > 1:
         raise Refusal(f"{path}: holds folders of several splits; give it as `dataset:`")
     loose = [file for file in _files(path) if file.parent == path]
+    if loose and not labelled:
+        files = _files(path)
+        names = [file.relative_to(path).as_posix() for file in files]
+        paths = [str(file) for file in files]
+        return sources.Table(
+            pandas.DataFrame({data.image: paths}, index=names, dtype=object), str(path)
+        )
     if not folders:
         found = "images but no class folders" if loose else "no images"
         raise Refusal(f"{path}: holds {found}; sort them into a folder a class, {path}/NAME/")
@@ -211,8 +218,10 @@ def _unpack(table: sources.Table, folder: Path, data: Data) -> sources.Table:
     return table
 
 
-def read(path: Path, data: Data) -> sources.Table:
+def read(path: Path, data: Data, labelled: bool = True) -> sources.Table:
     """Read a folder of class folders, a table of paths, or Parquet that holds the files.
+
+    Where no labels are needed, the images of a folder need no class folders.
 
     The image column has a path, the bytes of a file, or None; paths of a table start at its
     folder. Rows of class folders have the file as their index.
@@ -224,7 +233,7 @@ def read(path: Path, data: Data) -> sources.Table:
     if path.is_dir():
         tables = sorted(f for f in path.iterdir() if f.suffix in sources.SUFFIXES)
         if not tables:
-            return _class_folders(path, data)
+            return _class_folders(path, data, labelled)
         if _files(path):
             raise Refusal(
                 f"{path}: holds {tables[0].name} beside images; give the table itself, or move it "
@@ -251,7 +260,9 @@ def _digits(name: str, data: Data) -> sources.Table:
     return sources.Table(frame, name, label_names=[str(digit) for digit in range(10)])
 
 
-def dataset(name: str, data: Data) -> tuple[dict[str, sources.Table], str | None]:
+def dataset(
+    name: str, data: Data, labelled: bool = True
+) -> tuple[dict[str, sources.Table], str | None]:
     """All splits of a named dataset of images, and the hub commit they came from if any.
 
     Raises:
@@ -265,7 +276,7 @@ def dataset(name: str, data: Data) -> tuple[dict[str, sources.Table], str | None
         data.dataset_revision,
         data.label,
         data.encoding,
-        lambda file, _: read(file, data),
+        lambda file, _: read(file, data, labelled),
     )
     if commit:
         tables = {split: _unpack(table, Path(), data) for split, table in tables.items()}

@@ -491,3 +491,39 @@ def test_a_folder_of_splits_is_not_one_table(here):
     table(reviews(20, 20), "both/test.csv")
     assert "give it as `dataset:`" in refusal(Data(train="both"))
     assert len(corpus.load(Data(dataset="both")).test) == 20
+
+
+# --- without labels ----------------------------------------------------------------------------
+
+
+def test_texts_need_no_labels_where_the_task_needs_none(here) -> None:
+    lines([{"text": f"review number {i}"} for i in range(40)] + [{"text": " "}] * 9)
+    assert "no column 'label'" in refusal(Data(train="train.jsonl"))
+    found = corpus.load(Data(train="train.jsonl"), labelled=False)
+    assert found.problem_type == corpus.UNLABELLED
+    assert found.label_names == []
+    assert [len(f) for f in (found.train, found.validation, found.test)] == [29, 3, 8]
+    assert list(found.train.columns) == ["id", "text"]
+    assert len(texts(everything(found))) == 40
+    assert found.report["fixed"] == {"blank row left out": 9}
+    assert found.rejected == []
+
+
+def test_good_labels_hold_out_the_rows_that_a_classifier_holds_out(here) -> None:
+    data = Data(train=table(reviews(100)))
+    with_labels, without = corpus.load(data), corpus.load(data, labelled=False)
+    assert without.fingerprint == with_labels.fingerprint
+
+
+def test_labels_that_no_classifier_could_use_are_left_out(here) -> None:
+    data = Data(train=table([(text, "-1") for text, _ in reviews(50)]))
+    refusal(data)
+    found = corpus.load(data, labelled=False)
+    assert "label" not in found.test
+    assert len(everything(found)) == 50
+
+
+def test_what_is_wrong_beside_the_labels_is_still_refused(here) -> None:
+    lines([{"texts": f"review number {i}"} for i in range(40)])
+    with pytest.raises(Refusal, match="no column 'text'"):
+        corpus.load(Data(train="train.jsonl"), labelled=False)

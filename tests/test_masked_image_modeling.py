@@ -80,6 +80,17 @@ def test_a_new_autoencoder_knows_where_its_patches_are(path: Path) -> None:
         assert not positions.requires_grad
 
 
+def test_a_folder_of_images_needs_no_classes(path: Path, workdir: Path) -> None:
+    (workdir / "flat").mkdir()
+    for file in (workdir / "photos").glob("*/*.png"):
+        file.rename(workdir / "flat" / f"{file.parent.name}-{file.name}")
+    run, _ = train_job(masked_image_modeling, path, "--train", "flat", "--max_steps", "1")
+    data = run.results()["data"]
+    assert data["label_names"] == []
+    assert data["train"] + data["validation"] + data["test"] == len(list(Path("flat").iterdir()))
+    assert "label" not in run.predictions()
+
+
 def test_what_is_hidden_depends_on_seed_epoch_and_row_alone(path: Path) -> None:
     job = masked_image_modeling.build(recipe.load(path))
     collate = job.collator

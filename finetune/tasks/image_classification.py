@@ -136,11 +136,12 @@ def build(recipe: Recipe) -> Job:
 
 
 def numbered(data: corpus.Corpus, split: str) -> Dataset:
-    """A split's images and labels with the row numbers that ``Collator`` reads."""
+    """A split's images and labels, if any, with the row numbers that ``Collator`` reads."""
     frame = getattr(data, split)
     rows = range(len(frame))
     numbers = rows if split == "train" else [-1 - i for i in rows]
-    columns = {"image": frame["image"].tolist(), "labels": frame["label"].tolist()}
+    labels = frame["label"].tolist() if "label" in frame else [0] * len(frame)
+    columns = {"image": frame["image"].tolist(), "labels": labels}
     return Dataset.from_dict({**columns, "row": list(numbers), "length": [1] * len(frame)})
 
 
