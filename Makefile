@@ -1,4 +1,4 @@
-# make imdb · make adapters · make test · make check · make venv · make clean
+# make imdb · make mnist · make few-labels · make adapters · make test · make check · make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -10,11 +10,41 @@ BIN := .venv/bin
 # A script's own folder must not come first on sys.path: finetune/ would hide other packages.
 export PYTHONSAFEPATH := 1
 
-.PHONY: imdb adapters test test-slow check venv clean
+# Comparisons train as many models at once as there are cores: ones this small gain nothing from a
+# second thread. What is finished already is not trained again.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+AT_ONCE := OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j $(CORES)
+MNIST := vit-after-mae vit cnn cnn-tutorial
+FEW := $(foreach seed,0 1 2 3 4,vit/seed-$(seed) vit-after-mae/seed-$(seed))
+
+# A training into its run directory, told of in a log beside it: $(call train,RECIPE,RUN,FLAGS)
+define train
+@mkdir -p $(2)
+@echo "$(1) $(3) trains into $(2); $(2).log tells how far it is"
+@$(BIN)/finetune train $(1) $(3) --output_dir $(2) --overwrite > $(2).log 2>&1 || { tail -n 1 $(2).log; exit 1; }
+@echo "$(2) is done"
+endef
+
+.PHONY: imdb mnist adapters few-labels test test-slow check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb: .venv/.installed
 	$(BIN)/finetune train $(RECIPE) $(ARGS)
+
+mnist: .venv/.installed
+	$(AT_ONCE) $(MNIST:%=runs/mnist/%/seed-0/results.json)
+	$(BIN)/finetune compare $(MNIST:%=runs/mnist/%)
+
+few-labels: .venv/.installed runs/mnist/vit-mae/seed-0/results.json
+	$(AT_ONCE) $(FEW:%=runs/few-labels/%/results.json)
+	$(BIN)/finetune compare runs/few-labels/*
+
+runs/mnist/vit-after-mae/seed-0/results.json: runs/mnist/vit-mae/seed-0/results.json
+runs/mnist/%/seed-0/results.json: recipes/mnist/%.yaml
+	$(call train,$<,$(@D),$(ARGS))
+
+runs/few-labels/%/results.json:
+	$(call train,recipes/mnist/$(*D).yaml,$(@D),--seed $(subst seed-,,$(*F)) --max_train_samples 100 --validation_size 0 --num_train_epochs 150 $(ARGS))
 
 adapters: .venv/.installed
 	$(BIN)/python benchmarks/adapters.py $(ARGS)
