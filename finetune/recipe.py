@@ -90,6 +90,9 @@ class Augmentation:
 class Tuning:
     method: str = key("full", "full, head, bitfit, bottleneck, lora or any other of peft's")
     layer_decay: float = key(1.0, "each layer's learning rate over the next one's", low=0, high=1)
+    ema_decay: float = key(
+        0.0, "average the weights over steps, for example 0.999; 0 for none", low=0, high=0.99999
+    )
     options: dict[str, Any] = key(dict, "the method's own settings, by peft's names", hidden=True)  # noqa: RUF009
 
 
