@@ -345,11 +345,15 @@ def by_length(rows: Dataset) -> tuple[Dataset, numpy.ndarray]:
 
 
 def test(trainer: Trainer, job: Job) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Logits (N, K) and labels of the test split, in its own order; called once a run."""
+    """Logits (N, K) and labels of the test split, in its own order; called once a run.
+
+    Logits are averaged over a row's views, as timm's ``--tta`` does.
+    """
     rows, order = by_length(job.splits["test"])
     logits, labels = _arrays(trainer.predict(cast(Any, rows)))
-    back = numpy.argsort(order, kind="stable")
-    return logits[back], labels[back]
+    back, count = numpy.argsort(order, kind="stable"), len(job.data.test)
+    views = logits[back].reshape(count, -1, logits.shape[1])
+    return views.mean(1), labels[back][:: views.shape[1]]
 
 
 def _arrays(output: EvalPrediction | PredictionOutput) -> tuple[numpy.ndarray, numpy.ndarray]:
