@@ -61,12 +61,15 @@ def mixes(said: Augmentation) -> bool:
     return bool(said.mixup or said.cutmix)
 
 
-def augment(pixels: Tensor, rows: Tensor, epoch: int, seed: int, said: Augmentation) -> Tensor:
+def augment(
+    pixels: Tensor, rows: Tensor, epoch: int | Tensor, seed: int, said: Augmentation
+) -> Tensor:
     """``pixels`` changed as ``said``: mirrored, warped once, RandAugment's operations, erased.
 
     Args:
         pixels: (B, C, H, W) float in [0, 1], C 1 or 3.
         rows: (B,) int64, each image's row number.
+        epoch: one for all, or each image's own (B,).
 
     Returns:
         (B, C, H, W) float in [0, 1]; ``pixels`` itself where nothing is asked for.
@@ -166,10 +169,10 @@ def _splitmix64(state: Tensor, number: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & ((1 << 33) - 1))
 
 
-def _keys(rows: Tensor, epoch: int, seed: int) -> Tensor:
+def _keys(rows: Tensor, epoch: int | Tensor, seed: int) -> Tensor:
     """Each row's own state (B,) int64, on the CPU."""
     state = torch.zeros((), dtype=torch.int64)
-    for number in (torch.tensor(seed), torch.tensor(epoch), rows.cpu().long()):
+    for number in (torch.tensor(seed), torch.as_tensor(epoch), rows.cpu().long()):
         state = _splitmix64(state, number)
     return state
 

@@ -105,7 +105,7 @@ def shared_base(runs: list[ledger.Run]) -> PreTrainedModel:
 def logits(
     model: torch.nn.Module, processor: Any, recipe: Recipe, rows: list[dict[str, Any]]
 ) -> numpy.ndarray:
-    """Rows (N) -> logits (N, K), in the rows' order."""
+    """Rows (N) -> logits (N, K), in the rows' order; their mean where a row comes several times."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     parts, order = [], []
@@ -113,7 +113,8 @@ def logits(
         inputs = {name: value.to(device) for name, value in batch.items()}
         parts.append(model(**inputs).logits.float().cpu().numpy())
         order.append(chosen)
-    return numpy.concatenate(parts)[numpy.argsort(numpy.concatenate(order), kind="stable")]
+    found = numpy.concatenate(parts)[numpy.argsort(numpy.concatenate(order), kind="stable")]
+    return found.reshape(len(rows), -1, found.shape[1]).mean(1)
 
 
 def read_rows(given: list[str], file: str | None, run: ledger.Run) -> list[dict[str, Any]]:

@@ -18,11 +18,11 @@ class Job:
     """A model, its data and how they are scored.
 
     ``splits`` has train, validation and test, encoded, each with columns ``labels``, ``length``
-    and the model's inputs; ``score`` is (logits, labels, resamples) -> scoring's dict; ``answers``
-    turns logits (N, K) into N dicts with a ``prediction``; ``baselines`` gives the trivial answers'
-    logits for the test split by name; ``training`` holds what the task needs of
-    ``TrainingArguments`` where a recipe is silent; ``pictures`` draws PNG files for the report, by
-    their captions.
+    and the model's inputs; test has a row as often in succession as it is looked at. ``score`` is
+    (logits, labels, resamples) -> scoring's dict; ``answers`` turns logits (N, K) into N dicts
+    with a ``prediction``; ``baselines`` gives the trivial answers' logits for the test split by
+    name; ``training`` holds what the task needs of ``TrainingArguments`` where a recipe is silent;
+    ``pictures`` draws PNG files for the report, by their captions.
     """
 
     model: torch.nn.Module

@@ -69,7 +69,7 @@ class Data:
 
 @dataclass
 class Augmentation:
-    """How training images are changed; nothing unless a recipe says so."""
+    """How images are changed, in training and for views of a test image; else not at all."""
 
     crop_area: float = key(
         1.0, "least share of the area that a random crop keeps", low=0.01, high=1
@@ -84,12 +84,18 @@ class Augmentation:
     erase: float = key(0.0, "chance that a rectangle is replaced by noise", low=0, high=1)
     mixup: float = key(0.0, "mixup's alpha: blend pairs of images and labels; 0 for none", low=0)
     cutmix: float = key(0.0, "CutMix's alpha: paste a rectangle of another; 0 for none", low=0)
+    test_views: int = key(
+        0, "answer by the mean over an image and so many changed views of it", low=0, high=100
+    )
 
 
 @dataclass
 class Tuning:
     method: str = key("full", "full, head, bitfit, bottleneck, lora or any other of peft's")
     layer_decay: float = key(1.0, "each layer's learning rate over the next one's", low=0, high=1)
+    ema_decay: float = key(
+        0.0, "average the weights over steps, for example 0.999; 0 for none", low=0, high=0.99999
+    )
     options: dict[str, Any] = key(dict, "the method's own settings, by peft's names", hidden=True)  # noqa: RUF009
 
 

@@ -26,7 +26,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils.import_utils import is_torch_xla_available
 
-from finetune import adalora, ledger, outcome, tuning
+from finetune import adalora, averaging, ledger, outcome, tuning
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.recipe import Recipe, typed_as
@@ -64,12 +64,20 @@ class StepTrainer(Trainer):
     """The Trainer with batches that do not depend on the number of processes.
 
     Evaluation goes through the rows in the order given, each once, whatever the sampling strategy;
-    layer-wise learning rates are the optimizer's parameter groups; nothing is pickled.
+    layer-wise learning rates are the optimizer's parameter groups; nothing is pickled. What is
+    evaluated, and the model in the end, is of averaged weights where ``ema_decay`` asks for them;
+    a checkpoint has both.
     """
 
-    def __init__(self, *, layer_decay: float, **kwargs: Any) -> None:
+    def __init__(self, *, layer_decay: float, ema_decay: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.layer_decay = layer_decay
+        self.averages = averaging.Averages(self.accelerator.unwrap_model(self.model), ema_decay)
+        self.add_callback(self.averages)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.averages.in_place():
+            return super().evaluate(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         rows, args = train_dataset or self.train_dataset, self.args
@@ -118,21 +126,27 @@ class StepTrainer(Trainer):
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            # Another process writes, and the folder may not be there yet.
+            return
         # A pickle of the arguments; recipe.yaml says the same and can be read by anyone.
         folder = Path(output_dir or str(self.args.output_dir))
         (folder / "training_args.bin").unlink(missing_ok=True)
         if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             tuning.save_encoder(self.accelerator.unwrap_model(self.model), folder)
+            self.averages.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         learner = self.accelerator.unwrap_model(model or self.model)
         tuning.load_encoder(learner, Path(resume_from_checkpoint))
+        self.averages.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         best = Path(str(self.state.best_model_checkpoint))
         tuning.load_encoder(self.accelerator.unwrap_model(self.model), best)
+        self.averages.load(best)
 
 
 class Progress(ProgressCallback):
@@ -305,6 +319,7 @@ def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments)
 
     trainer = StepTrainer(
         layer_decay=recipe.tuning.layer_decay,
+        ema_decay=recipe.tuning.ema_decay,
         model=job.model,
         args=args,
         data_collator=job.collator,
@@ -330,11 +345,15 @@ def by_length(rows: Dataset) -> tuple[Dataset, numpy.ndarray]:
 
 
 def test(trainer: Trainer, job: Job) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Logits (N, K) and labels of the test split, in its own order; called once a run."""
+    """Logits (N, K) and labels of the test split, in its own order; called once a run.
+
+    Logits are averaged over a row's views, as timm's ``--tta`` does.
+    """
     rows, order = by_length(job.splits["test"])
     logits, labels = _arrays(trainer.predict(cast(Any, rows)))
-    back = numpy.argsort(order, kind="stable")
-    return logits[back], labels[back]
+    back, count = numpy.argsort(order, kind="stable"), len(job.data.test)
+    views = logits[back].reshape(count, -1, logits.shape[1])
+    return views.mean(1), labels[back][:: views.shape[1]]
 
 
 def _arrays(output: EvalPrediction | PredictionOutput) -> tuple[numpy.ndarray, numpy.ndarray]:

@@ -122,7 +122,7 @@ def check(recipe: Recipe) -> None:
     if method in PLAIN_METHODS:
         for option in options:
             place = recipe.where(f"tuning.{option}")
-            refuse_unknown(option, ["method", "layer_decay"], f"{place}: tuning key")
+            refuse_unknown(option, ["method", "layer_decay", "ema_decay"], f"{place}: tuning key")
         return
     methods = adapter_methods()
     if method not in methods:

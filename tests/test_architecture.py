@@ -29,7 +29,7 @@ FLOORS = [
         "finetune.positions",
     },
     {"finetune.baselines", "finetune.tuning", "finetune.report"},
-    {"finetune.job", "finetune.bases", "finetune.adalora"},
+    {"finetune.job", "finetune.bases", "finetune.adalora", "finetune.averaging"},
     {"finetune.outcome"},
     {"finetune.runner"},
     {"finetune.tasks"},

@@ -202,6 +202,58 @@ def test_mixed_labels_train_and_plain_ones_are_tested(path: Path) -> None:
     assert torch.allclose(found, expected)
 
 
+def test_views_are_an_images_own_and_their_mean_answers(path: Path) -> None:
+    read = recipe.load(path, [*CHANGES, "--test_views", "3"])
+    job = image_classification.build(read)
+    plain = image_classification.build(recipe.load(path))
+    assert len(job.data.test) == 18
+    assert len(job.splits["test"]) == 18 * 4
+    assert len(job.splits["validation"]) == 12
+    batch = job.collator([job.splits["test"][i] for i in range(8)])
+    seen = batch["pixel_values"].view(2, 4, 3, 32, 32)
+    once = plain.collator([plain.splits["test"][i] for i in range(2)])
+    torch.testing.assert_close(seen[:, 0], once["pixel_values"])
+    assert batch["labels"].tolist() == [
+        label for label in once["labels"].tolist() for _ in range(4)
+    ]
+    different = {tuple(view.flatten().tolist()) for row in seen for view in row}
+    assert len(different) == 8
+    # Whatever it comes with.
+    alone = job.collator([job.splits["test"][5]])["pixel_values"]
+    torch.testing.assert_close(alone[0], seen[1, 1])
+
+    rows = [{"image": image} for image in job.data.test["image"]]
+    model = job.model.eval()
+    found = inference.logits(model, job.processor, read, rows)
+    last = inference.logits(model, job.processor, read, rows[-1:])
+    numpy.testing.assert_allclose(last[0], found[-1], atol=1e-5)
+    with torch.no_grad():
+        expected = model(pixel_values=seen.flatten(0, 1)).logits.view(2, 4, 3).mean(1)
+    numpy.testing.assert_allclose(found[:2], expected.numpy(), atol=1e-5)
+
+
+def test_a_run_with_views_says_so_and_answers_as_it_was_tested(path: Path) -> None:
+    flags = [*CHANGES, "--mixup", "0.2", "--max_steps", "2"]
+    once, _ = trained(path, *flags)
+    run, _ = trained(path, *flags, "--test_views", "2", "--output_dir", "runs/views")
+    tested = run.predictions()
+    assert list(tested["id"]) == list(once.predictions()["id"])
+    probabilities = numpy.stack(tested["probabilities"])
+    assert not numpy.allclose(probabilities, numpy.stack(once.predictions()["probabilities"]))
+    said = inference.predict(run, [{"image": image} for image in tested["image"]][::-1])[::-1]
+    again = [list(answer["probabilities"].values()) for answer in said]
+    numpy.testing.assert_allclose(probabilities, again, atol=1e-5)
+    results = run.results()
+    assert results["metrics"]["accuracy"]["n"] == 18
+    assert results["data"]["test_views"] == 2
+    for text in (
+        (run.folder / "report.html").read_text(encoding="utf-8"),
+        (run.model / "README.md").read_text(encoding="utf-8"),
+    ):
+        assert "mean over it and 2 changed views" in text
+    assert "changed views" not in (once.model / "README.md").read_text(encoding="utf-8")
+
+
 def test_predict_names_every_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, _ = trained(path)
     files = ["photos/red/0.png", "photos/blue/1.png"]
@@ -241,6 +293,7 @@ def test_the_report_shows_the_images(path: Path) -> None:
         (["--checkpoint", "new:vitt"], "vit"),
         (["--checkpoint", "nowhere"], "preprocessor_config"),
         (["--mixup", "0.2", "--problem_type", "regression"], "mixup and cutmix blend classes"),
+        (["--mixup", "0.2", "--test_views", "2"], "test_views needs something that changes a view"),
     ],
 )
 def test_what_cannot_work_is_refused(

@@ -133,6 +133,7 @@ def test_the_mean_has_an_interval() -> None:
     [
         (["--method", "lora"], "pretraining tunes everything"),
         (["--mixup", "0.5"], "pretraining has none"),
+        (["--test_views", "2", "--flip", "0.5"], "pretraining gives none"),
         (["--checkpoint", "new:vit"], "starts from new:vit_mae"),
         (["--image_size", "27"], "do not divide into patches of 4"),
         (["--config", "{mask_rato: 0.5}"], "did you mean 'mask_ratio'"),

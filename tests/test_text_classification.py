@@ -92,6 +92,11 @@ def test_share_truncated_is_counted(tiny_recipe: Path, capsys: pytest.CaptureFix
     assert "every training text is longer than max_length 4" in capsys.readouterr().out
 
 
+def test_changes_of_images_are_refused_for_texts(tiny_recipe: Path) -> None:
+    with pytest.raises(Refusal, match="augmentation changes images; leave it out for texts"):
+        text_classification.build(recipe.load(tiny_recipe, ["--test_views", "2"]))
+
+
 def test_max_length_beyond_the_positions_is_refused(tiny_recipe: Path) -> None:
     with pytest.raises(Refusal, match=r"--max_length: max_length 65 is more than the model's 64"):
         build(tiny_recipe, "--max_length", "65")

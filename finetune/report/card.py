@@ -196,6 +196,8 @@ def _results(results: dict[str, Any]) -> str:
         if name != headline:
             lines.append(f"| {wording.title(name)} | {wording.measured(name, scores)} |")
     lines += ["", "Brackets hold 95 % intervals over the test rows, for one training seed."]
+    if wording.views(results["data"]):
+        lines += ["", wording.views(results["data"])]
     published = wording.reference(results)
     if published:
         lines += ["", f"For comparison: {'; '.join(published.lines)}."]

@@ -137,6 +137,7 @@ def _facts(run: ledger.Run, results: dict[str, Any]) -> Table:
             wording.plain(f"{data['source']}: {wording.counts(data)}"),
             *([", ".join(found)] if found else []),
             f"test: {wording.split(data['test_is'])}",
+            *([wording.views(data)] if wording.views(data) else []),
         ],
     )
     fact("run", [str(run)])

@@ -52,6 +52,16 @@ def split(test_is: str) -> str:
     return SPLITS.get(test_is, test_is)
 
 
+def views(data: dict[str, Any]) -> str:
+    """How test images were answered where not by one look; else nothing."""
+    if not data.get("test_views"):
+        return ""
+    return (
+        f"Each test image was answered by the mean over it and {data['test_views']} changed views "
+        "of it, as `finetune predict` answers; `pipeline()` looks once and may score otherwise."
+    )
+
+
 def _percent(value: float) -> str:
     # As the decimal digits read: a plain format makes 87.6 of 0.8765, which readers round up.
     return str((100 * Decimal(str(value))).quantize(Decimal("0.1"), ROUND_HALF_UP))

@@ -45,7 +45,8 @@ class Collator:
     """Rows -> a batch: decodes, resizes as the processor says, changes training images.
 
     Runs in the data loader's workers. ``row`` numbers the training rows from 0 up and the others
-    from -1 down; ``set_epoch`` is called before the workers of an epoch start.
+    from -1 down, ``view`` the changed views of the others from 1 up; ``set_epoch`` is called before
+    the workers of an epoch start.
     """
 
     def __init__(
@@ -60,22 +61,23 @@ class Collator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows (B) -> ``pixel_values`` (B, C, H, W) float and ``labels``."""
-        numbers = torch.tensor([row["row"] for row in rows])
+        numbers, views = (torch.tensor([row[name] for row in rows]) for name in ("row", "view"))
         labels = torch.tensor([row["labels"] for row in rows])
         images = [pictures.decode(row["image"], self.channels) for row in rows]
-        changes = augmentation.active(self.said) or augmentation.mixes(self.said)
-        if not changes or bool((numbers < 0).any()):
+        learns = bool((numbers >= 0).all())
+        mixes = augmentation.mixes(self.said)
+        if not (augmentation.active(self.said) or mixes if learns else views.any()):
             return {"pixel_values": pixels(self.processor, images), "labels": labels}
-        values = pixels(self.processor, images, normalize=False)
-        values = augmentation.augment(values, numbers, self.epoch, self.seed, self.said)
-        if augmentation.mixes(self.said):
+        plain = pixels(self.processor, images, normalize=False)
+        epoch = self.epoch if learns else views
+        values = augmentation.augment(plain, numbers, epoch, self.seed, self.said)
+        if not learns:
+            values = torch.where(views[:, None, None, None] > 0, values, plain)
+        elif mixes:
             values, labels = augmentation.mix(
                 values, labels, self.classes, numbers, self.epoch, self.seed, self.said
             )
-        if self.processor.do_normalize:
-            mean, deviation = scale(self.processor)
-            values = (values - mean) / deviation
-        return {"pixel_values": values, "labels": labels}
+        return {"pixel_values": normalized(self.processor, values), "labels": labels}
 
 
 def pixels(processor: Any, images: list[Any], normalize: bool = True) -> torch.Tensor:
@@ -86,6 +88,14 @@ def pixels(processor: Any, images: list[Any], normalize: bool = True) -> torch.T
     options = {} if normalize else {"do_normalize": False}
     made = processor(arrays, return_tensors="pt", input_data_format="channels_last", **options)
     return made["pixel_values"]
+
+
+def normalized(processor: Any, values: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) in [0, 1] as ``pixels`` gives them otherwise."""
+    if not processor.do_normalize:
+        return values
+    mean, deviation = scale(processor)
+    return (values - mean) / deviation
 
 
 def scale(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,6 +116,12 @@ def build(recipe: Recipe) -> Job:
     said = recipe.augmentation
     if augmentation.mixes(said) and data.problem_type != "single_label_classification":
         raise Refusal(f"{recipe.name}: mixup and cutmix blend classes; the rows have other labels")
+    if said.test_views and not augmentation.active(said):
+        raise Refusal(
+            f"{recipe.where('augmentation.test_views')}: test_views needs something that changes "
+            "a view, for example `translate: 0.1`; mixup and cutmix do not"
+        )
+    data.report["test_views"] = said.test_views
     config = labelled_config(recipe, checkpoint, data)
     processor = processor_of(recipe, checkpoint, config)
     channels = getattr(config, "num_channels", 3)
@@ -116,7 +132,8 @@ def build(recipe: Recipe) -> Job:
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
     seed = int(recipe.training.get("seed", 0))
     collator = Collator(processor, channels, len(data.label_names), seed, said)
-    splits = {name: numbered(data, name) for name in ("train", "validation", "test")}
+    splits = {name: numbered(data, name) for name in ("train", "validation")}
+    splits["test"] = numbered(data, "test", said.test_views)
     return Job(
         model=tuning.apply(model, recipe, checkpoint),
         checkpoint=checkpoint,
@@ -135,14 +152,33 @@ def build(recipe: Recipe) -> Job:
     )
 
 
-def numbered(data: corpus.Corpus, split: str) -> Dataset:
-    """A split's images and labels, if any, with the row numbers that ``Collator`` reads."""
+def numbered(data: corpus.Corpus, split: str, views: int = 0) -> Dataset:
+    """A split's images and labels with the numbers that ``Collator`` reads.
+
+    Each row stands once, and behind it as often again as it has changed ``views``. Labels that
+    nobody gave are 0.
+    """
     frame = getattr(data, split)
     rows = range(len(frame))
     numbers = rows if split == "train" else [-1 - i for i in rows]
+    if views:
+        numbers = [own_number(digest) for digest in frame["digest"]]
     labels = frame["label"].tolist() if "label" in frame else [0] * len(frame)
     columns = {"image": frame["image"].tolist(), "labels": labels}
-    return Dataset.from_dict({**columns, "row": list(numbers), "length": [1] * len(frame)})
+    columns |= {"row": list(numbers), "length": [1] * len(frame)}
+    if views:
+        columns = {
+            k: [v for v in column for _ in range(1 + views)] for k, column in columns.items()
+        }
+    return Dataset.from_dict({**columns, "view": list(range(1 + views)) * len(frame)})
+
+
+def own_number(digest: str) -> int:
+    """A row number, below 0, that follows from an image's digest.
+
+    Views are drawn by it, so that an image has the same ones wherever it stands.
+    """
+    return -1 - int(digest[:15], 16)
 
 
 def processor_of(recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTrainedConfig) -> Any:
@@ -241,10 +277,13 @@ def batches(
 ) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:
     """Row numbers and model inputs of batches, decoded as they are needed.
 
+    With ``test_views`` each row comes once as it is, and in a batch more for each view.
+
     Raises:
         Refusal: an image cannot be decoded.
     """
-    channels = len(processor.image_mean)
+    channels, said = len(processor.image_mean), recipe.augmentation
+    seed = int(recipe.training.get("seed", 0))
     for start in range(0, len(rows), size):
         images = []
         for row in rows[start : start + size]:
@@ -252,5 +291,13 @@ def batches(
                 images.append(pictures.decode(row["image"], channels))
             except pictures.Unusable as reason:
                 raise Refusal(f"{row['image']}: {reason}") from None
-        numbers = numpy.arange(start, start + len(images))
-        yield numbers, {"pixel_values": pixels(processor, images)}
+        places = numpy.arange(start, start + len(images))
+        yield places, {"pixel_values": pixels(processor, images)}
+        if not said.test_views:
+            continue
+        digests = [pictures.inspect(row["image"])[0] for row in rows[start : start + size]]
+        numbers = torch.tensor([own_number(digest) for digest in digests])
+        plain = pixels(processor, images, normalize=False)
+        for view in range(1, 1 + said.test_views):
+            values = augmentation.augment(plain, numbers, view, seed, said)
+            yield places, {"pixel_values": normalized(processor, values)}

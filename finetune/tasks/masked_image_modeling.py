@@ -112,6 +112,9 @@ def build(recipe: Recipe) -> Job:
         raise Refusal(f"{where}: pretraining tunes everything; leave the method out")
     if augmentation.mixes(said):
         raise Refusal(f"{recipe.name}: mixup and cutmix blend labels; pretraining has none")
+    if said.test_views:
+        where = recipe.where("augmentation.test_views")
+        raise Refusal(f"{where}: test_views average answers; pretraining gives none")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     data = corpus.load(recipe.data, pictures=True, labelled=False)
     config = _config(recipe, checkpoint)

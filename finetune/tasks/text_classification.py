@@ -20,7 +20,7 @@ from finetune import baselines, bases, corpus, scoring, sources, tuning
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.losses import classification_loss
-from finetune.recipe import Model, Recipe
+from finetune.recipe import Augmentation, Model, Recipe
 from finetune.tasks.classification import answers, labelled_config, scorer
 
 AUTO_MODEL = AutoModelForSequenceClassification
@@ -79,6 +79,8 @@ def build(recipe: Recipe) -> Job:
         Refusal: the data, the checkpoint and the recipe do not fit each other.
     """
     tuning.check(recipe)
+    if recipe.augmentation != Augmentation():
+        raise Refusal(f"{recipe.name}: augmentation changes images; leave it out for texts")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     data = corpus.load(recipe.data)
     config = labelled_config(recipe, checkpoint, data)
