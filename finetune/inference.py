@@ -8,7 +8,7 @@ import numpy
 import torch
 from transformers import AutoConfig, PreTrainedModel, logging
 
-from finetune import bases, ledger, sources, tasks, tuning
+from finetune import bases, ledger, padding_free, sources, tasks, tuning
 from finetune import recipe as recipes
 from finetune.errors import Refusal
 from finetune.recipe import Recipe
@@ -41,13 +41,16 @@ def load(
         model: torch.nn.Module = task.AUTO_MODEL.from_pretrained(
             run.model, dtype=torch.float32, use_safetensors=True
         )
-        return model.eval(), processor, recipe
-    if base is None:
-        base = load_base(run, recipe)
     else:
-        config = AutoConfig.from_pretrained(run.model)
-        base = bases.with_trunk_of(base, task.AUTO_MODEL, config)
-    return tuning.load_adapter(base, run.model).eval(), processor, recipe
+        if base is None:
+            base = load_base(run, recipe)
+        else:
+            config = AutoConfig.from_pretrained(run.model)
+            base = bases.with_trunk_of(base, task.AUTO_MODEL, config)
+        model = tuning.load_adapter(base, run.model)
+    if recipe.task == "text-classification" and recipe.model.padding_free:
+        padding_free.enable(model, {"use_cpu": not torch.cuda.is_available()})
+    return model.eval(), processor, recipe
 
 
 def _quiet() -> None:

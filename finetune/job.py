@@ -22,7 +22,8 @@ class Job:
     (logits, labels, resamples) -> scoring's dict; ``answers`` turns logits (N, K) into N dicts
     with a ``prediction``; ``baselines`` gives the trivial answers' logits for the test split by
     name; ``training`` holds what the task needs of ``TrainingArguments`` where a recipe is silent;
-    ``pictures`` draws PNG files for the report, by their captions.
+    ``pictures`` draws PNG files for the report, by their captions; ``notes``
+    are said when training starts.
     """
 
     model: torch.nn.Module
@@ -38,3 +39,4 @@ class Job:
     answers: Callable[[numpy.ndarray], list[dict[str, Any]]]
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     pictures: Callable[[], dict[str, bytes]] = dict
+    notes: list[str] = dataclasses.field(default_factory=list)

@@ -37,6 +37,7 @@ class Model:
         "head", "tokens of a long text that stay: head, tail, head+tail"
     )
     head_share: float = key(0.25, "head+tail: the head's share of the tokens kept", low=0, high=1)
+    padding_free: bool = key(True, "compute no padding, where the logits stay the same without")
 
 
 @dataclass

@@ -375,7 +375,7 @@ def _save(trainer: Trainer, job: Job, run: ledger.Run) -> None:
 
 def _opening(recipe: Recipe, job: Job, run: ledger.Run) -> str:
     data, count = job.data, tuning.count_parameters(job.model)
-    notes = []
+    notes = [*job.notes]
     if "share_truncated" in data.report:
         notes.append(f"{data.report['share_truncated']:.0%} of texts truncated")
     if data.rejected:

@@ -27,6 +27,7 @@ FLOORS = [
         "finetune.bottleneck_adapters",
         "finetune.convnets",
         "finetune.positions",
+        "finetune.padding_free",
     },
     {"finetune.baselines", "finetune.tuning", "finetune.report"},
     {"finetune.job", "finetune.bases", "finetune.adalora", "finetune.averaging"},

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from finetune import baselines, bases, corpus, scoring, sources, tuning
+from finetune import baselines, bases, corpus, padding_free, scoring, sources, tuning
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.losses import classification_loss
@@ -98,9 +98,13 @@ def build(recipe: Recipe) -> Job:
         print(f"warning: every training text is longer than max_length {recipe.model.max_length}")
 
     model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
+    model = tuning.apply(model, recipe, checkpoint)
+    padded = "the recipe says so"
+    if recipe.model.padding_free:
+        padded = padding_free.enable(model, recipe.training)
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
     return Job(
-        model=tuning.apply(model, recipe, checkpoint),
+        model=model,
         checkpoint=checkpoint,
         processor=tokenizer,
         collator=DataCollatorWithPadding(tokenizer),
@@ -111,6 +115,7 @@ def build(recipe: Recipe) -> Job:
         headline=scoring.HEADLINE[data.problem_type],
         baselines=lambda: baselines.for_texts(data),
         answers=lambda logits: answers(logits, data.problem_type, data.label_names),
+        notes=[f"batches padded: {padded}" if padded else "batches without padding"],
     )
 
 

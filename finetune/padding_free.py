@@ -1,0 +1,252 @@
+"""Batches without padding: the trunk sees a batch's real tokens only, laid end to end.
+
+A batch comes padded, as the Trainer and every head know it. At the trunk's door its real tokens
+become one row, inside each sequence attends to itself alone, and at the exit the states return to
+their padded places: what stands outside of the trunk computes what it always did.
+"""
+
+import inspect
+import itertools
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.utils.import_utils import is_flash_attn_2_available, is_torch_xla_available
+
+# The name in transformers' registry. It is no part of what a model's config saves.
+PER_SEQUENCE = "per_sequence"
+FLASH = "flash_attention_2"
+
+# What models hand to their attention that changes nothing here; anything else might.
+WITHOUT_EFFECT = {
+    *("cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids", "use_cache"),
+    *("cache_position", "deterministic", "num_items_in_batch"),
+}
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention inside each sequence, as an ``AttentionInterface`` function.
+
+    Args:
+        query, key, value: (1, heads, T, d): sequences end to end, as ``cu_seq_lens_q`` cuts them;
+            without it (B, heads, L, d): rows that are whole sequences.
+        attention_mask: of a batch that did not come through ``Doors``; plain attention then.
+        sliding_window: tokens attend to those less than so many places away.
+
+    Returns:
+        (1, T, heads, d), or (B, L, heads, d).
+
+    Raises:
+        NotImplementedError: the model asks its attention for something that is not done here.
+    """
+    if attention_mask is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **others
+        )
+    for name, given in others.items():
+        if given is not None and given is not False and name not in WITHOUT_EFFECT:
+            raise NotImplementedError(f"its attention takes {name}")
+    causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        length = q.shape[2]
+        near = None
+        if sliding_window is not None and sliding_window < length:
+            near = window(length, sliding_window, causal, q.device)
+        out = functional.scaled_dot_product_attention(
+            *(q, k, v, near, dropout, causal and near is None),
+            scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        return out.transpose(1, 2)
+
+    if cu_seq_lens_q is None:
+        return attend(query, key, value), None
+    # Neighbours of one length go together: fewer calls, and wider ones.
+    lengths = cu_seq_lens_q.diff().tolist()
+    runs = [(len(list(same)), length) for length, same in itertools.groupby(lengths)]
+    cuts = [count * length for count, length in runs]
+    parts = [
+        # (1, heads, count * length, d) -> (count, heads, length, d)
+        attend(*(x.unflatten(2, run).squeeze(0).transpose(0, 1) for x in (q, k, v))).flatten(0, 1)
+        for run, q, k, v in zip(runs, *(x.split(cuts, 2) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts).unsqueeze(0), None
+
+
+@lru_cache(maxsize=256)
+def window(length: int, reach: int, causal: bool, device: torch.device) -> torch.Tensor:
+    """Mask (length, length) of the pairs less than ``reach`` places apart, causal or both ways."""
+    place = torch.arange(length, device=device)
+    apart = place[:, None] - place
+    return (apart < reach) & (apart >= 0) if causal else apart.abs() < reach
+
+
+def _mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
+    """No mask for rows that hold no padding; else the usual one."""
+    if attention_mask is None:
+        return None
+    return sdpa_mask(*arguments, attention_mask=attention_mask, **options)
+
+
+AttentionInterface.register(PER_SEQUENCE, attention)
+AttentionMaskInterface.register(PER_SEQUENCE, _mask)
+
+
+class Doors:
+    """The hooks that take padding out of a trunk's inputs and put it back into its states.
+
+    Args:
+        trunk: a model's ``base_model``.
+    """
+
+    def __init__(self, trunk: nn.Module) -> None:
+        self.names = list(inspect.signature(trunk.forward).parameters)
+        self.index: torch.Tensor | None = None
+        self.shape = torch.Size()
+        self.used = False
+        self.hooks = [
+            trunk.register_forward_pre_hook(self._enter, with_kwargs=True),
+            trunk.register_forward_hook(self._leave),
+        ]
+        pooler = getattr(trunk, "pooler", None)
+        if pooler is not None:
+            self.hooks.append(pooler.register_forward_pre_hook(self._pool))
+
+    def _enter(
+        self, trunk: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        given = dict(zip(self.names, arguments, strict=False)) | options
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        self.index = None
+        if ids is None or mask is None or mask.shape != ids.shape or given.get("past_key_values"):
+            return None
+        self.used = True
+        self.index, self.shape = mask.flatten().nonzero().squeeze(1), ids.shape
+        given.setdefault("position_ids", None)
+        if given["position_ids"] is None:
+            given["position_ids"] = _positions(trunk, ids)
+        given = {
+            name: value.flatten()[self.index][None]
+            if isinstance(value, torch.Tensor) and value.shape == ids.shape
+            else value
+            for name, value in given.items()
+        }
+        ends = functional.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+        return (), given | {
+            "attention_mask": None,
+            **{"cu_seq_lens_q": ends, "cu_seq_lens_k": ends},
+            **{"max_length_q": ids.shape[1], "max_length_k": ids.shape[1]},
+        }
+
+    def _padded(self, states: torch.Tensor) -> torch.Tensor:
+        """States (1, T, H) -> (B, L, H), zero where there is no token."""
+        assert self.index is not None
+        rows = states.new_zeros(self.shape.numel(), states.shape[-1])
+        return rows.index_copy(0, self.index, states[0]).view(*self.shape, -1)
+
+    def _pool(self, pooler: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.index is None:
+            return None
+        if arguments[0].ndim != 3:
+            raise NotImplementedError("its pooler takes states that were picked before")
+        return (self._padded(arguments[0]), *arguments[1:])
+
+    def _leave(self, trunk: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if self.index is not None:
+            output.last_hidden_state = self._padded(output.last_hidden_state)
+        self.index = None
+
+    def remove(self) -> None:
+        """Leave the trunk as it was."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def _positions(trunk: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """The positions (B, L) that the trunk would number ids (B, L) with."""
+    embeddings = getattr(trunk, "embeddings", None)
+    number = getattr(embeddings, "create_position_ids_from_input_ids", None)
+    if number is not None:
+        # RoBERTa starts behind its padding token's position.
+        return number(ids, embeddings.padding_idx)  # pyright: ignore
+    return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
+
+def enable(model: nn.Module, training: dict[str, Any]) -> str:
+    """Take the padding out of a classifier's batches of texts, if its logits stay what they are.
+
+    Args:
+        model: a transformers model, or peft's around one.
+        training: the recipe's, for the device and precision it asks for.
+
+    Returns:
+        Nothing, or why batches stay padded.
+    """
+    kernel = PER_SEQUENCE
+    if is_torch_xla_available():
+        return "XLA wants fixed shapes"
+    if torch.accelerator.is_available() and not training.get("use_cpu"):
+        low = training.get("bf16") or training.get("fp16")
+        if not (torch.cuda.is_available() and is_flash_attn_2_available() and low):
+            return "without padding a GPU needs flash-attn, and bf16 or fp16"
+        kernel = FLASH
+    base = next(m for m in model.modules() if isinstance(m, PreTrainedModel))
+    before, was_training = str(base.config._attn_implementation), model.training
+    model.eval()
+    doors, why = None, ""
+    try:
+        expected = _sample(model, base)
+        base.set_attn_implementation(PER_SEQUENCE)
+        if base.config._attn_implementation != PER_SEQUENCE:
+            raise NotImplementedError("its attention is its own")
+        doors = Doors(base.base_model)
+        found = _sample(model, base)
+        if not doors.used:
+            why = "its tokens do not enter as ids"
+        elif (found - expected).abs().max() > 1e-4 * expected.abs().max():
+            why = "its logits would change"
+    except Exception as error:  # Whatever a model cannot do, padded batches can.
+        why = " ".join(str(error).split())
+    finally:
+        model.train(was_training)
+    if why:
+        if doors:
+            doors.remove()
+        base.set_attn_implementation(before)
+    elif kernel != PER_SEQUENCE:
+        base.set_attn_implementation(kernel)
+    return why
+
+
+@torch.no_grad()
+def _sample(model: nn.Module, base: PreTrainedModel) -> torch.Tensor:
+    """Logits (N, K) of three made-up texts, one a single token, or of all their tokens."""
+    config: Any = base.config
+    special = {config.pad_token_id, getattr(config, "eos_token_id", None)}
+    words = [i for i in range(min(config.vocab_size, 512)) if i not in special]
+    lengths = torch.tensor([24, 1, 7])
+    mask = (torch.arange(24) < lengths[:, None]).long()
+    ids = torch.tensor(words).repeat(72)[torch.arange(72) * 5].view(3, 24)
+    ids = torch.where(mask.bool(), ids, config.pad_token_id).to(base.device)
+    mask = mask.to(base.device)
+    logits = model(input_ids=ids, attention_mask=mask).logits.float()
+    # A head on every token speaks of padding too, which nobody asks.
+    return logits[mask.bool()] if logits.ndim == 3 else logits

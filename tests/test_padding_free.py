@@ -1,0 +1,213 @@
+"""Without padding the result is the padded one: logits, gradients, loss curves, predictions."""
+
+import inspect
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+
+from finetune import inference, ledger, padding_free, recipe
+from finetune.job import Job
+from finetune.tasks import text_classification
+
+from .conftest import sentences, train_job
+
+CPU = {"use_cpu": True}
+LONGEST = 64
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_act": "gelu"},
+    "roberta": {"pad_token_id": 1, "max_position_embeddings": LONGEST + 2},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    "electra": {"embedding_size": 16},
+    "modernbert": {"local_attention": 16, "classifier_pooling": "cls", "pad_token_id": 0},
+    "modernbert, mean": {"local_attention": 16, "classifier_pooling": "mean", "pad_token_id": 0},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0, "eos_token_id": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 16, "pad_token_id": 0},
+}
+
+
+def config(family: str) -> Any:
+    """A tiny model's config, without dropout."""
+    kind = family.partition(",")[0]
+    shape = {
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"intermediate_size": 64, "vocab_size": 99, "max_position_embeddings": LONGEST},
+    }
+    made = AutoConfig.for_model(kind, architectures=[], num_labels=3, **shape | FAMILIES[family])
+    for name, value in made.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(made, name, 0.0)
+    return made
+
+
+def model(family: str, auto: Any = AutoModelForSequenceClassification) -> PreTrainedModel:
+    """A tiny model whose weights are large enough for every one of them to matter."""
+    torch.manual_seed(0)
+    made = auto.from_config(config(family))
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(5)
+    return made
+
+
+def batch(padding: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Ragged rows, the shortest and the longest possible among them, and two of one length."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([5, 1, LONGEST, 23, 23, 40])
+    ids = torch.randint(3, 99, (len(lengths), LONGEST), generator=draw)
+    mask = (torch.arange(LONGEST) < lengths[:, None]).long()
+    return {"input_ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask}
+
+
+def gradients(learner: torch.nn.Module, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    learner.zero_grad()
+    logits = learner(**rows).logits
+    functional.cross_entropy(logits, torch.arange(len(logits)) % 3).backward()
+    found = {n: p.grad.clone() for n, p in learner.named_parameters() if p.grad is not None}
+    return found | {"logits": logits.detach()}
+
+
+def assert_close(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], relative: float
+) -> None:
+    assert found.keys() == expected.keys()
+    largest = max(t.abs().max() for t in expected.values())
+    for name, tensor in expected.items():
+        # A key's bias gets no gradient but noise: softmax does not see it.
+        scale = max(tensor.abs().max(), 1e-2 * largest)
+        assert (found[name] - tensor).abs().max() <= relative * scale, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_are_the_padded_ones(family: str) -> None:
+    learner = model(family).train()
+    rows = batch(learner.config.pad_token_id)
+    if "token_type_ids" in inspect.signature(learner.base_model.forward).parameters:
+        rows["token_type_ids"] = (torch.arange(LONGEST) > 3).long().expand(6, -1).contiguous()
+    expected = gradients(learner, rows)
+    assert padding_free.enable(learner, CPU) == ""
+    assert learner.training
+    shapes = []
+    learner.base_model.register_forward_pre_hook(
+        lambda module, given, options: shapes.append(options["input_ids"].shape), with_kwargs=True
+    )
+    found = gradients(learner, rows)
+    assert shapes == [(1, 5 + 1 + LONGEST + 23 + 23 + 40)]
+    assert_close({"logits": found.pop("logits")}, {"logits": expected.pop("logits")}, 1e-6)
+    assert_close(found, expected, 1e-5)
+
+
+def test_a_head_on_every_token_sees_its_own_state() -> None:
+    learner = model("bert", AutoModelForTokenClassification)
+    rows = batch(0)
+    real = rows["attention_mask"].bool()
+    expected = learner(**rows).logits[real]
+    assert padding_free.enable(learner, CPU) == ""
+    assert torch.allclose(learner(**rows).logits[real], expected, atol=1e-6)
+
+
+def test_attention_dropout_is_the_configs() -> None:
+    torch.manual_seed(0)
+    made = config("bert")
+    made.attention_probs_dropout_prob = 0.5
+    learner = AutoModelForSequenceClassification.from_config(made)
+    assert padding_free.enable(learner, CPU) == ""
+    rows = batch(0)
+    learner.train()
+    assert not torch.equal(learner(**rows).logits, learner(**rows).logits)
+    learner.eval()
+    assert torch.equal(learner(**rows).logits, learner(**rows).logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p"]}, "attention is its"),
+        ("albert", {"embedding_size": 16}, "pooler takes"),
+        ("mobilebert", {"intra_bottleneck_size": 32}, "logits would change"),
+        ("gemma2", {"num_key_value_heads": 2, "head_dim": 8}, "attention takes softcap"),
+    ],
+)
+def test_a_family_that_cannot_is_left_as_it_was(
+    kind: str, options: dict[str, Any], why: str
+) -> None:
+    torch.manual_seed(0)
+    shape = {
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"intermediate_size": 64, "vocab_size": 99, "pad_token_id": 0},
+    }
+    made = AutoConfig.for_model(kind, architectures=[], **shape | options)
+    learner = AutoModelForSequenceClassification.from_config(made).eval()
+    rows, before = batch(0), learner.config._attn_implementation
+    expected = learner(**rows).logits
+    said = padding_free.enable(learner, CPU)
+    assert said
+    assert why in said
+    assert learner.config._attn_implementation == before
+    assert torch.equal(learner(**rows).logits, expected)
+
+
+def curve(path: Path, name: str, *flags: str) -> tuple[ledger.Run, list[float], Job]:
+    """A run of the recipe without dropout, its losses, and its job."""
+    words = ["--output_dir", f"runs/{name}", *flags]
+    run, job = train_job(text_classification, path, *words)
+    return run, [row["loss"] for row in run.history() if "loss" in row], job
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "bottleneck"])
+def test_fifty_steps_have_the_padded_losses(tiny_recipe: Path, method: str) -> None:
+    draw = random.Random(0)
+    # Pairs of texts, from one word to more than max_length takes.
+    rows = [
+        (" ".join([text] * draw.randint(1, 4)), draw.choice(text.split()), label)
+        for text, label in sentences(160)
+    ]
+    lines = ["text,second,label", *(",".join(row) for row in rows)]
+    Path("reviews.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    flags = ["--method", method, "--text_pair", "second", "--max_length", "40"]
+    flags += ["--max_steps", "50", "--per_device_train_batch_size", "8"]
+    free, losses, job = curve(tiny_recipe, "free", *flags)
+    _, padded, other = curve(tiny_recipe, "padded", *flags, "--padding_free", "false")
+    assert len(losses) == 50
+    assert losses == pytest.approx(padded, abs=1e-5)
+    assert "batches without padding" in job.notes
+    assert "batches padded: the recipe says so" in other.notes
+    asked = [{"text": a, "text_pair": b} for a, b, _ in rows[:20]]
+    learner, tokenizer, read = inference.load(free)
+    modules = [m for m in learner.modules() if isinstance(m, PreTrainedModel)]
+    assert modules[0].config._attn_implementation == padding_free.PER_SEQUENCE
+    ours = inference.logits(learner, tokenizer, read, asked)
+    read.model.padding_free = False
+    (free.folder / ledger.RECIPE).write_text(read.dump(), encoding="utf-8")
+    plain, *_ = inference.load(free)
+    theirs = inference.logits(plain, tokenizer, read, asked)
+    assert abs(ours - theirs).max() < 1e-5
+
+
+def test_tokens_before_the_text_keep_their_padding(tiny_recipe: Path) -> None:
+    job = text_classification.build(recipe.load(tiny_recipe, ["--method", "prompt_tuning"]))
+    assert job.notes == ["batches padded: its tokens do not enter as ids"]
+
+
+def test_the_log_says_how_batches_are_computed(
+    tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, *_ = curve(tiny_recipe, "a", "--max_steps", "1")
+    assert "batches without padding" in capsys.readouterr().err
+    assert "per_sequence" not in (run.model / "config.json").read_text("utf-8")
+
+
+def test_without_flash_attention_a_gpu_pads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    learner = model("bert")
+    assert "flash-attn" in padding_free.enable(learner, {"bf16": True})
+    assert padding_free.enable(learner, CPU) == ""
