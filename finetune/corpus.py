@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,8 @@ MOST_REJECTED = 0.01
 MOST_OVERLAP = 0.001
 # The problem type of rows without labels.
 UNLABELLED = "unlabelled"
+# Images that are looked at before the first of them is taken down.
+WINDOW = 1000
 
 
 @dataclass
@@ -138,7 +141,9 @@ def _inspected(frame: pandas.DataFrame, table: sources.Table) -> pandas.DataFram
     digests, keep, fixed = [], [], Counter(table.fixed)
     # Threads suffice: PIL decodes outside the interpreter's lock, and each holds one image.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looked = pool.map(look, frame["image"])
+        # A window at a time: what is asked for at once is held at once.
+        windows = (frame["image"].iloc[i : i + WINDOW] for i in range(0, len(frame), WINDOW))
+        looked = chain.from_iterable(pool.map(look, window) for window in windows)
         for line, image, found in zip(frame.index, frame["image"], looked, strict=True):
             keep.append(not isinstance(found, pictures.Unusable))
             if isinstance(found, pictures.Unusable):

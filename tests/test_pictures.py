@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pyarrow import parquet
 from finetune import corpus, pictures, sources
 from finetune.corpus import Corpus
 from finetune.errors import Refusal
+from finetune.ledger import Run
 from finetune.pictures import Unusable
 from finetune.recipe import Data
 
@@ -721,3 +723,62 @@ def test_images_are_inspected_side_by_side(here, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr(pictures, "inspect", waits)
     assert len(everything(load(train=class_folders("own", 20)))) == 20
+
+
+def noise(folder: Path, count: int, side: int) -> None:
+    draw = numpy.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for i in range(count // 2):
+            values = draw.integers(0, 256, (side, side, 3), dtype=numpy.uint8)
+            Image.fromarray(values).save(folder / name / f"{i}.png", compress_level=0)
+
+
+def test_what_is_checked_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 3 kB each: neither images nor what is asked for at once may add up.
+    monkeypatch.setattr(corpus, "WINDOW", 100)
+    peaks = []
+    for count in (200, 200, 2000):
+        folder = tmp_path / f"{count}-{len(peaks)}"
+        noise(folder, count, 32)
+        tracemalloc.start()
+        found = corpus.load(Data(train=str(folder)), pictures=True)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(found.train) + len(found.validation) + len(found.test) == count
+    # The first one also loads libraries.
+    assert (peaks[2] - peaks[1]) / 1800 < 1000
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    """Whole runs in one process, on ten times the images in the second: how its peak rises."""
+    side = 200
+    words = []
+    for count in ("100", "1000"):
+        noise(tmp_path / count, int(count), side)
+        words.append(["train", "noise.yaml", "--train", count, "--output_dir", f"runs/{count}"])
+    (tmp_path / "noise.yaml").write_text(
+        """\
+task: image-classification
+model:
+  checkpoint: "new:convnet"
+  image_size: 16
+  config: {channels: [4], convolutions: 1, kernel_size: 3, num_channels: 3}
+data: {train: photos}
+augmentation: {flip: 0.5}
+training: {num_train_epochs: 1, per_device_train_batch_size: 20, use_cpu: true}
+""",
+        encoding="utf-8",
+    )
+    code = f"from finetune import cli\nfor words in {words}: cli.main(words)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    small, large = (
+        Run(tmp_path / "runs" / count).results()["cost"]["peak_memory_bytes"]
+        for count in ("100", "1000")
+    )
+    # What is added is 108 MB of images, decoded or as files; a third of it may be other things.
+    assert large - small < 900 * side * side * 3 / 3
+    assert small > 1e8

@@ -237,7 +237,7 @@ def _baselines(data: corpus.Corpus) -> dict[str, numpy.ndarray]:
     def features(images: Any) -> numpy.ndarray:
         decoded = (pictures.decode(image, 1) for image in images)
         small = [image.resize((BASELINE_SIDE, BASELINE_SIDE)) for image in decoded]
-        return numpy.stack([numpy.asarray(image).ravel() / 255 for image in small])
+        return numpy.stack([numpy.asarray(image).ravel() for image in small]) / 255
 
     some = data.train
     if len(some) > BASELINE_ROWS:
