@@ -7,6 +7,7 @@ their padded places: what stands outside of the trunk computes what it always di
 
 import inspect
 import itertools
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils.import_utils import is_flash_attn_2_available, is_torch_xla_available
 
+# What takes up the states after attention, by the names of BERT and its kin.
+ATTENTION_OUTPUT = re.compile(r"encoder\.layer\.\d+\.attention\.output")
 # The name in transformers' registry. It is no part of what a model's config saves.
 PER_SEQUENCE = "per_sequence"
 FLASH = "flash_attention_2"
@@ -115,11 +118,17 @@ class Doors:
 
     Args:
         trunk: a model's ``base_model``.
+        first_only: the head reads each sequence's first token alone, so behind the last
+            attention the others stop, where the trunk has BERT's shape.
     """
 
-    def __init__(self, trunk: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, first_only: bool) -> None:
         self.names = list(inspect.signature(trunk.forward).parameters)
-        self.index: torch.Tensor | None = None
+        # Where each sequence starts among the real tokens, and where the states that come out
+        # stand in the padded batch; None for a batch that is not for us. They stay until the next
+        # batch: gradient checkpointing runs the layers once more in the backward pass.
+        self.starts = torch.empty(0)
+        self.kept: torch.Tensor | None = None
         self.shape = torch.Size()
         self.used = False
         self.hooks = [
@@ -129,50 +138,63 @@ class Doors:
         pooler = getattr(trunk, "pooler", None)
         if pooler is not None:
             self.hooks.append(pooler.register_forward_pre_hook(self._pool))
+        outputs = [m for name, m in trunk.named_modules() if ATTENTION_OUTPUT.fullmatch(name)]
+        self.first_only = first_only and bool(outputs)
+        if self.first_only:
+            self.hooks.append(outputs[-1].register_forward_pre_hook(self._stop_others))
 
     def _enter(
         self, trunk: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         given = dict(zip(self.names, arguments, strict=False)) | options
         ids, mask = given.get("input_ids"), given.get("attention_mask")
-        self.index = None
+        self.kept = None
         if ids is None or mask is None or mask.shape != ids.shape or given.get("past_key_values"):
             return None
         self.used = True
-        self.index, self.shape = mask.flatten().nonzero().squeeze(1), ids.shape
+        index, self.shape = mask.flatten().nonzero().squeeze(1), ids.shape
         given.setdefault("position_ids", None)
         if given["position_ids"] is None:
             given["position_ids"] = _positions(trunk, ids)
         given = {
-            name: value.flatten()[self.index][None]
+            name: value.flatten()[index][None]
             if isinstance(value, torch.Tensor) and value.shape == ids.shape
             else value
             for name, value in given.items()
         }
         ends = functional.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+        self.starts = ends[:-1]
+        self.kept = index[self.starts] if self.first_only else index
         return (), given | {
             "attention_mask": None,
             **{"cu_seq_lens_q": ends, "cu_seq_lens_k": ends},
             **{"max_length_q": ids.shape[1], "max_length_k": ids.shape[1]},
         }
 
+    def _stop_others(
+        self, output: nn.Module, arguments: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...] | None:
+        """Of what attention gives (1, T, H), and of its input, the first tokens (1, B, H)."""
+        if self.kept is None:
+            return None
+        return tuple(states[:, self.starts] for states in arguments)
+
     def _padded(self, states: torch.Tensor) -> torch.Tensor:
-        """States (1, T, H) -> (B, L, H), zero where there is no token."""
-        assert self.index is not None
+        """States (1, T or B, H) -> (B, L, H), zero where there is none."""
+        assert self.kept is not None
         rows = states.new_zeros(self.shape.numel(), states.shape[-1])
-        return rows.index_copy(0, self.index, states[0]).view(*self.shape, -1)
+        return rows.index_copy(0, self.kept, states[0]).view(*self.shape, -1)
 
     def _pool(self, pooler: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self.index is None:
+        if self.kept is None:
             return None
         if arguments[0].ndim != 3:
             raise NotImplementedError("its pooler takes states that were picked before")
         return (self._padded(arguments[0]), *arguments[1:])
 
     def _leave(self, trunk: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        if self.index is not None:
+        if self.kept is not None:
             output.last_hidden_state = self._padded(output.last_hidden_state)
-        self.index = None
 
     def remove(self) -> None:
         """Leave the trunk as it was."""
@@ -211,42 +233,66 @@ def enable(model: nn.Module, training: dict[str, Any]) -> str:
     base = next(m for m in model.modules() if isinstance(m, PreTrainedModel))
     before, was_training = str(base.config._attn_implementation), model.training
     model.eval()
-    doors, why = None, ""
     try:
         expected = _sample(model, base)
         base.set_attn_implementation(PER_SEQUENCE)
         if base.config._attn_implementation != PER_SEQUENCE:
             raise NotImplementedError("its attention is its own")
-        doors = Doors(base.base_model)
-        found = _sample(model, base)
-        if not doors.used:
-            why = "its tokens do not enter as ids"
-        elif (found - expected).abs().max() > 1e-4 * expected.abs().max():
-            why = "its logits would change"
-    except Exception as error:  # Whatever a model cannot do, padded batches can.
-        why = " ".join(str(error).split())
-    finally:
-        model.train(was_training)
+        try:
+            _prove(model, base, expected, first_only=True)
+        except NotImplementedError:
+            _prove(model, base, expected, first_only=False)
+        why = ""
+    except NotImplementedError as error:
+        why = str(error)
+    model.train(was_training)
     if why:
-        if doors:
-            doors.remove()
         base.set_attn_implementation(before)
     elif kernel != PER_SEQUENCE:
         base.set_attn_implementation(kernel)
     return why
 
 
+def _prove(
+    model: nn.Module, base: PreTrainedModel, expected: torch.Tensor, first_only: bool
+) -> None:
+    """Put doors on the trunk, to stay if its logits are the expected ones.
+
+    Raises:
+        NotImplementedError: they are not, or there are none.
+    """
+    doors = Doors(base.base_model, first_only)
+    try:
+        found = _sample(model, base)
+        if not doors.used:
+            raise NotImplementedError("its tokens do not enter as ids")
+        if (found - expected).abs().max() > 1e-4 * expected.abs().max():
+            raise NotImplementedError("its logits would change")
+    except NotImplementedError:
+        doors.remove()
+        raise
+
+
 @torch.no_grad()
 def _sample(model: nn.Module, base: PreTrainedModel) -> torch.Tensor:
-    """Logits (N, K) of three made-up texts, one a single token, or of all their tokens."""
+    """Logits (N, K) of three made-up texts, one a single token, or of all their tokens.
+
+    Raises:
+        NotImplementedError: the model does not answer, whatever it is that stops it.
+    """
     config: Any = base.config
-    special = {config.pad_token_id, getattr(config, "eos_token_id", None)}
-    words = [i for i in range(min(config.vocab_size, 512)) if i not in special]
+    if base.main_input_name != "input_ids":
+        raise NotImplementedError("it reads no text")
+    padding = config.pad_token_id or 0
+    words = [i for i in range(min(config.vocab_size, 512)) if i != padding]
     lengths = torch.tensor([24, 1, 7])
     mask = (torch.arange(24) < lengths[:, None]).long()
     ids = torch.tensor(words).repeat(72)[torch.arange(72) * 5].view(3, 24)
-    ids = torch.where(mask.bool(), ids, config.pad_token_id).to(base.device)
+    ids = torch.where(mask.bool(), ids, padding).to(base.device)
     mask = mask.to(base.device)
-    logits = model(input_ids=ids, attention_mask=mask).logits.float()
+    try:
+        logits = model(input_ids=ids, attention_mask=mask).logits.float()
+    except Exception as error:
+        raise NotImplementedError(" ".join(str(error).split())) from error
     # A head on every token speaks of padding too, which nobody asks.
     return logits[mask.bool()] if logits.ndim == 3 else logits
