@@ -215,7 +215,8 @@ def _heading(results: dict[str, Any]) -> str:
 
 def _ranking(group: list[Read]) -> Table:
     headline = group[0][1]["headline"]
-    ranked = sorted(group, key=lambda item: -item[1]["metrics"][headline]["value"])
+    sign = 1 if headline in wording.LOSSES else -1
+    ranked = sorted(group, key=lambda item: sign * item[1]["metrics"][headline]["value"])
     names = [f"{results['name']}/seed-{results['seed']}" for _, results in ranked]
     table = _table(
         "run",
@@ -248,7 +249,7 @@ def _beats_linear(results: dict[str, Any]) -> str:
     name = wording.linear(results["baselines"])
     if name is None:
         return "-"
-    said = wording.verdict(results["baselines"][name])
+    said = wording.verdict(results["headline"], results["baselines"][name])
     return {wording.BETTER: "yes", wording.WORSE: "no", wording.UNCLEAR: "unclear"}[said]
 
 

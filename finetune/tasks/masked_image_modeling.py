@@ -104,7 +104,7 @@ def build(recipe: Recipe) -> Job:
     if augmentation.mixes(said):
         raise Refusal(f"{recipe.name}: mixup and cutmix blend labels; pretraining has none")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
-    data = corpus.load(recipe.data, pictures=True, labelled=False)
+    data = corpus.load(recipe.data, corpus.IMAGES, labelled=False)
     config = _config(recipe, checkpoint)
     processor = processor_of(recipe, checkpoint, config)
     side = config.image_size = side_of(processor)
