@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from finetune import positions, tuning
+from finetune.errors import Refusal
 from finetune.recipe import Recipe
 from finetune.sources import Checkpoint
 
@@ -40,11 +41,12 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
         own.image_size = AutoConfig.from_pretrained(checkpoint.folder).image_size
     model = auto.from_pretrained(
         checkpoint.folder,
+        **checkpoint.options,
         config=own,
         dtype=torch.float32,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
-        quantization_config=_quantization(recipe, heads),
+        quantization_config=_quantization(recipe, checkpoint, heads),
     )
     if pixels and pixels != positions.side(own):
         model = positions.fit(model, auto, pixels)
@@ -56,9 +58,18 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
     return model
 
 
-def _quantization(recipe: Recipe, heads: list[str]) -> Any:
-    """transformers' config for a base in 4 or 8 bits, its heads left as they are; None without."""
+def _quantization(recipe: Recipe, checkpoint: Checkpoint, heads: list[str]) -> Any:
+    """transformers' config for how the weights are held, the heads left as they are; or None."""
     kind = recipe.model.quantization
+    if checkpoint.gguf:
+        from transformers import GgufConfig
+
+        if kind:
+            raise Refusal(
+                f"{recipe.where('model.quantization')}: {checkpoint.name} is a file of few bits, "
+                "which is read into full precision; leave the quantization out"
+            )
+        return GgufConfig(dequantize=True)
     if kind is None:
         return None
     from transformers import BitsAndBytesConfig
@@ -69,7 +80,8 @@ def _quantization(recipe: Recipe, heads: list[str]) -> Any:
         load_in_8bit=kind == "int8",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=heads,
+        # Said to be none, it would take a language model's output layer too.
+        llm_int8_skip_modules=heads or None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The ``finetune`` command: train, predict, merge, compare, recipes, report.
+"""The ``finetune`` command: train, predict, generate, merge, compare, recipes, report.
 
 Imports torch only when a command needs it, so that help and tables are there at once.
 """
@@ -19,9 +19,12 @@ from finetune import launching, ledger, recipe, sources
 from finetune.errors import Refusal
 
 # What a user can do nothing about: bitsandbytes asks for a kernel of the hub's at import and
-# complains, and peft 0.21 asks transformers 5.23 by an old name.
+# complains; peft 0.21 asks transformers 5.23 by an old name, looks for the config of GGUF files,
+# and is told of positions by transformers wherever something is written.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)
+warnings.filterwarnings("ignore", "Position ids are not supported for", UserWarning)
 
 DESCRIPTION = """\
 Fine-tune BERT, GPT and ViT checkpoints. A recipe goes in, a run directory comes out.
@@ -145,6 +148,14 @@ def _flat(row: dict[str, Any]) -> dict[tuple[bool, str], Any]:
     return cells | {(True, k): v for k, v in row.get("probabilities", {}).items()}
 
 
+def _generate(options: argparse.Namespace) -> None:
+    run = ledger.one(options.run)
+
+    from finetune import inference
+
+    inference.generate(run, options.prompt, options.seed, options.max_new_tokens, options.greedy)
+
+
 def _merge(options: argparse.Namespace) -> None:
     run = ledger.one(options.run)
 
@@ -201,6 +212,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
     command.set_defaults(go=_predict)
+
+    command = commands.add_parser("generate", help="go on with a text, or answer, word by word")
+    command.add_argument("run", help="the run directory of a language model")
+    command.add_argument("prompt", help="a text to go on with; for a run on chats, a question")
+    command.add_argument("--max_new_tokens", type=int, default=60, help="most to write [60]")
+    command.add_argument("--seed", type=int, default=0, help="another seed, another text [0]")
+    command.add_argument("--greedy", action="store_true", help="the likeliest token every time")
+    command.set_defaults(go=_generate)
 
     command = commands.add_parser("merge", help="fold an adapter into a plain checkpoint")
     command.add_argument("run", help="a run directory")

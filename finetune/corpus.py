@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ import numpy
 import pandas
 from sklearn.model_selection import train_test_split
 
-from finetune import pictures, sources
+from finetune import conversations, pictures, sources
 from finetune.errors import Refusal, nearest
 from finetune.recipe import Data
 
@@ -29,14 +29,18 @@ MOST_OVERLAP = 0.001
 UNLABELLED = "unlabelled"
 # Images that are looked at before the first of them is taken down.
 WINDOW = 1000
+# What a row is: a text or a pair of them; an image; or a document for a language model, which is a
+# text, a prompt with its completion, or a chat.
+TEXTS, IMAGES, DOCUMENTS = "texts", "images", "documents"
 
 
 @dataclass
 class Corpus:
     """Checked splits. Each frame has columns id, text, label, and text_pair for pairs.
 
-    Of images, the columns are id, image (a path, or the bytes of its file), digest (of what it
-    shows), label.
+    Documents for a language model may instead have prompt and completion, or messages: a chat as
+    JSON. Of images, the columns are id, image (a path, or the bytes of its file), digest (of what
+    it shows), label.
 
     ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
     ``problem_type`` says; ``label_names`` has K names, or none for regression. Rows that came
@@ -160,16 +164,28 @@ def _inspected(frame: pandas.DataFrame, table: sources.Table) -> pandas.DataFram
     return frame
 
 
+def _content(table: sources.Table, data: Data, content: str) -> dict[str, str]:
+    """What makes up a row, by the names of the columns that hold it."""
+    if content == IMAGES:
+        return {"image": data.image}
+    if content == DOCUMENTS:
+        if data.messages in table.rows.columns:
+            return {"messages": data.messages}
+        if {data.prompt, data.completion} <= set(table.rows.columns):
+            return {"prompt": data.prompt, "completion": data.completion}
+        return {"text": data.text}
+    return {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
+
+
 def _rows(
-    table: sources.Table, split: str, data: Data, images: bool, labelled: bool
+    table: sources.Table, split: str, data: Data, kind: str, labelled: bool
 ) -> pandas.DataFrame:
-    """Texts as str, images with their digest, labels as read.
+    """Texts as str, chats as JSON, images with their digest, labels as read.
 
     Rows that cannot be used go to ``table.rejected``.
     """
-    content = {"image": data.image} if images else {"text": data.text}
-    if data.text_pair and not images:
-        content["text_pair"] = data.text_pair
+    images = kind == IMAGES
+    content = _content(table, data, kind)
     columns = {key: _column(table, name, key) for key, name in content.items()}
     if labelled:
         columns["label"] = _column(table, data.label, "label")
@@ -189,15 +205,20 @@ def _rows(
             for c in columns
             if _is_missing(getattr(row, c)) and not (c == "label" and says_none(getattr(row, c)))
         ]
-        if empty and not labelled and not images:
+        reason = f"empty {' and '.join(empty)}" if empty else None
+        if "messages" in columns and not empty:
+            wrong = conversations.fault(getattr(row, "messages"))  # noqa: B009 - as above
+            reason = f"{data.messages} {wrong}" if wrong else None
+        keep.append(reason is None)
+        if empty == [data.text] and not labelled:
             # Blank lines between texts are no mistakes: nothing is lost with them.
             table.fixed["blank row left out"] = table.fixed.get("blank row left out", 0) + 1
-        elif empty:
-            reason = f"empty {' and '.join(empty)}"
+        elif reason:
             source, at = table.place(line)
             table.rejected.append({"source": source, "line": at, "reason": reason})
-        keep.append(not empty)
     frame = frame.loc[keep].copy()
+    if "messages" in frame:
+        frame["messages"] = [conversations.as_text(cell) for cell in frame["messages"]]
     if images:
         frame = _inspected(frame, table)
     if len(table.rejected) > MOST_REJECTED * read:
@@ -343,9 +364,9 @@ def _contents(frame: pandas.DataFrame) -> pandas.Series:
     """What makes two rows the same text or image."""
     if "digest" in frame:
         return frame.loc[:, "digest"]
-    if "text_pair" in frame:
-        return frame["text"].str.strip() + "\0" + frame["text_pair"].str.strip()
-    return frame["text"].str.strip()
+    columns = [c for c in frame if c not in {"id", "label"}]
+    parts = [frame[column].str.strip() for column in columns]
+    return parts[0].str.cat(parts[1:], sep="\0") if parts[1:] else parts[0]
 
 
 def _strata(frame: pandas.DataFrame, taken: int) -> Any:
@@ -425,11 +446,11 @@ def _encoded(
     return []
 
 
-def load(data: Data, pictures: bool = False, labelled: bool = True) -> Corpus:
+def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
     """Read, check and split what ``data`` names.
 
     Args:
-        pictures: whether the rows are images, not texts.
+        content: what a row is: ``TEXTS``, ``IMAGES`` or ``DOCUMENTS``.
         labelled: whether the task needs labels. Where it does not, those that a classifier could
             use still decide which rows are taken for test and validation: the same as for that
             classifier, which may start from what is learned here.
@@ -438,21 +459,29 @@ def load(data: Data, pictures: bool = False, labelled: bool = True) -> Corpus:
         Refusal: anything of which a run would lie or fail: see the messages.
     """
     if labelled:
-        return _loaded(data, pictures, True)
+        return _loaded(data, content, True)
     try:
-        return _loaded(data, pictures, True)
+        found = _loaded(data, content, True)
     except Refusal:
-        return _loaded(data, pictures, False)
+        return _loaded(data, content, False)
+    frames = {name: getattr(found, name) for name in ("train", "validation", "test")}
+    frames = {name: frame.drop(columns="label") for name, frame in frames.items()}
+    return replace(found, **frames, label_names=[], problem_type=UNLABELLED)
 
 
-def _loaded(data: Data, pictures: bool, labelled: bool) -> Corpus:
-    tables, source, commit = _tables(data, pictures, labelled)
+def _loaded(data: Data, content: str, labelled: bool) -> Corpus:
+    tables, source, commit = _tables(data, content == IMAGES, labelled)
     frames = {
-        split: _rows(table, split, data, pictures, labelled) for split, table in tables.items()
+        split: _rows(table, split, data, content, labelled) for split, table in tables.items()
     }
     for split, frame in frames.items():
         if not len(frame):
             raise Refusal(f"{tables[split].source}: no usable rows")
+        if list(frame.columns) != list(frames["train"].columns):
+            raise Refusal(
+                f"{tables[split].source}: holds {', '.join(frame.columns[1:])} where train has "
+                f"{', '.join(frames['train'].columns[1:])}; write all splits alike"
+            )
     names = _encoded(frames, tables, data) if labelled else []
 
     frames = {split: frame.reset_index(drop=True) for split, frame in frames.items()}
@@ -480,8 +509,9 @@ def _loaded(data: Data, pictures: bool, labelled: bool) -> Corpus:
     report = _findings(train, test)
     overlap = report["test_texts_in_train"]
     if overlap > MOST_OVERLAP * len(test) and not data.allow_overlap:
+        what = IMAGES if content == IMAGES else TEXTS
         raise Refusal(
-            f"{source}: {overlap} of {len(test)} test {'images' if pictures else 'texts'} also "
+            f"{source}: {overlap} of {len(test)} test {what} also "
             f"stand in train, the first is {report['overlapping_rows'][0]}; remove them, or set "
             "`allow_overlap: true`"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 import torch
-from transformers import AutoConfig, PreTrainedModel, logging
+from transformers import AutoConfig, PreTrainedModel, TextStreamer, logging
 
 from finetune import bases, ledger, padding_free, sources, tasks, tuning
 from finetune import recipe as recipes
@@ -15,6 +15,8 @@ from finetune.recipe import Recipe
 from finetune.tasks import classification
 
 BATCH = 32
+# The tasks whose runs answer with labels, and the one whose runs write.
+LABELLING, WRITING = {"text-classification", "image-classification"}, "text-generation"
 
 
 # Config keys that two adapters on one base may differ in: labels, and what acts in training only.
@@ -127,7 +129,37 @@ def read_rows(given: list[str], file: str | None, run: ledger.Run) -> list[dict[
         Refusal: no rows, or not of the kind that the run labels.
     """
     recipe = recipes.load(run.folder / ledger.RECIPE)
+    if recipe.task not in LABELLING:
+        other = "; finetune generate writes with it" if recipe.task == WRITING else ""
+        raise Refusal(f"{run}: {recipe.task} gives no labels{other}")
     return tasks.find(recipe).read_rows(given, file, recipe)
+
+
+def generate(run: ledger.Run, prompt: str, seed: int, max_new_tokens: int, greedy: bool) -> None:
+    """Print what a run's language model goes on with, as it comes.
+
+    Raises:
+        Refusal: the run is of another task, or there is nothing to go on from.
+    """
+    recipe = recipes.load(run.folder / ledger.RECIPE)
+    if recipe.task != WRITING:
+        raise Refusal(f"{run}: {recipe.task} writes nothing; finetune predict answers")
+    if not prompt.strip():
+        raise Refusal("there is no text to go on with")
+    if max_new_tokens < 1:
+        raise Refusal(f"--max_new_tokens {max_new_tokens}: has to be at least 1")
+    model, tokenizer, _ = load(run)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    chats = run.results()["data"]["documents"] == "messages"
+    tasks.find(recipe).write(
+        model,
+        tokenizer,
+        [{"role": "user", "content": prompt}] if chats else prompt,
+        seed,
+        do_sample=not greedy,
+        max_new_tokens=max_new_tokens,
+        streamer=TextStreamer(tokenizer, skip_prompt=chats, skip_special_tokens=True),
+    )
 
 
 def merge(run: ledger.Run, folder: Path) -> None:

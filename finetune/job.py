@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from finetune.corpus import Corpus
 from finetune.losses import Loss
+from finetune.scoring import Metric
 from finetune.sources import Checkpoint
 
 
@@ -22,8 +23,15 @@ class Job:
     (logits, labels, resamples) -> scoring's dict; ``answers`` turns logits (N, K) into N dicts
     with a ``prediction``; ``baselines`` gives the trivial answers' logits for the test split by
     name; ``training`` holds what the task needs of ``TrainingArguments`` where a recipe is silent;
-    ``pictures`` draws PNG files for the report, by their captions; ``notes``
-    are said when training starts.
+    ``pictures`` draws PNG files for the report, by their captions; ``notes`` are said when
+    training starts.
+
+    ``difference`` is (logits, others', labels) -> by how much the headline differs, where it is
+    not that of a classifier. ``reduce`` makes of a batch's logits, where those are too many to
+    keep, what ``score`` reads instead: (logits (B, ...), labels (B, ...)) -> (B, K). With
+    ``untuned`` the model as it starts is a baseline, and ``samples`` shows what it writes before
+    and after: by what was given, what came. ``tokens`` counts those of an epoch, where the Trainer
+    cannot.
     """
 
     model: torch.nn.Module
@@ -40,3 +48,8 @@ class Job:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     pictures: Callable[[], dict[str, bytes]] = dict
     notes: list[str] = dataclasses.field(default_factory=list)
+    difference: Callable[[numpy.ndarray, numpy.ndarray, numpy.ndarray], Metric] | None = None
+    reduce: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    untuned: bool = False
+    samples: Callable[[], dict[str, str]] = dict
+    tokens: int = 0

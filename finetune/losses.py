@@ -41,3 +41,34 @@ def classification_loss(problem_type: str, label_smoothing: float = 0.0) -> Loss
         return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
     return loss
+
+
+def next_token_loss(
+    outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross-entropy of each token given those before it, over all learned ones of the batch.
+
+    Labels (B, T) int are the tokens themselves, or -100 where nothing is learned. What they say of
+    position 0 is not looked at: nothing comes before it.
+    """
+    logits, target = _shifted(outputs["logits"], labels)
+    total = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
+    return total / ((target != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def document_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(B, T, V) -> (B, 3): each row's loss in nats, its tokens that count, and ``labels[:, 0]``.
+
+    Rows' logits are too many to keep; these are what perplexity and bits per byte are made of.
+    """
+    shifted, target = _shifted(logits, labels)
+    nats = functional.cross_entropy(shifted.transpose(1, 2), target, reduction="none")
+    return torch.stack([nats.sum(1), (target != -100).sum(1), labels[:, 0]], 1)
+
+
+def _shifted(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, T - 1, V) and the tokens (B, T - 1) that follow them.
+
+    Virtual tokens before the text have logits too; those are left out.
+    """
+    return logits[:, -labels.shape[1] : -1].float(), labels[:, 1:]

@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,16 @@ from finetune.job import Job
 from finetune.recipe import Recipe
 from finetune.report import card, page
 
+UNTUNED = "before training"
+
+
+@dataclasses.dataclass
+class Start:
+    """The model before training, without its adapter: its test logits, and what it writes."""
+
+    logits: numpy.ndarray
+    samples: dict[str, str]
+
 
 def results(
     recipe: Recipe,
@@ -28,6 +39,7 @@ def results(
     args: TrainingArguments,
     logits: numpy.ndarray,
     labels: numpy.ndarray,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """results.json without its cost, from the test split's logits (N, K) and labels."""
     data = job.data
@@ -42,12 +54,14 @@ def results(
             "name": job.checkpoint.name,
             "revision": job.checkpoint.revision,
             "sha256": job.checkpoint.digest(),
+            "gguf": job.checkpoint.gguf,
         },
         "method": recipe.tuning.method,
         "seed": args.seed,
         "headline": job.headline,
         **job.score(logits, labels, 1000),
-        "baselines": _beside(job, logits, labels),
+        "baselines": _beside(job, logits, labels, start),
+        **({"samples": _samples(job, start)} if start else {}),
         "reference": dataclasses.asdict(recipe.reference) if recipe.reference else None,
         "chosen": best,
         "steps": state.global_step,
@@ -73,16 +87,26 @@ def results(
     }
 
 
-def _beside(job: Job, logits: numpy.ndarray, labels: numpy.ndarray) -> dict[str, Any]:
+def _beside(
+    job: Job, logits: numpy.ndarray, labels: numpy.ndarray, start: Start | None
+) -> dict[str, Any]:
     """Each baseline's headline on the test rows, and how far the model is from it."""
-    kind, names = job.data.problem_type, job.data.label_names
+    difference = job.difference or partial(scoring.difference, job.data.problem_type)
+    beside = job.baselines() | ({UNTUNED: start.logits} if start else {})
     return {
         name: {
-            job.headline: scoring.score(kind, said, labels, names)["metrics"][job.headline],
-            "difference": scoring.difference(kind, logits, said, labels),
+            job.headline: job.score(said, labels, scoring.RESAMPLES)["metrics"][job.headline],
+            "difference": difference(logits, said, labels),
         }
-        for name, said in job.baselines().items()
+        for name, said in beside.items()
     }
+
+
+def _samples(job: Job, start: Start) -> list[dict[str, str]]:
+    return [
+        {"given": given, "before": start.samples[given], "after": after}
+        for given, after in job.samples().items()
+    ]
 
 
 def cost(

@@ -51,6 +51,9 @@ class Data:
     text: str = key("text", "column of the text")
     image: str = key("image", "column of the image: a path, or the file itself")
     text_pair: str | None = key(None, "column of the second text of a pair")
+    messages: str = key("messages", "language models: column of chats, where the table has it")
+    prompt: str = key("prompt", "language models: column of prompts, with completions beside it")
+    completion: str = key("completion", "language models: column of what is learned")
     label: str = key("label", "column of the label")
     problem_type: Literal[
         "single_label_classification", "multi_label_classification", "regression"

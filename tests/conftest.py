@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -37,6 +37,41 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     BertModel(config).save_pretrained(folder)
     BertTokenizer(str(vocabulary)).save_pretrained(folder)
+    return folder
+
+
+def make_writer(folder: Path, kind: str = "llama") -> Path:
+    """A two-layer GPT-2 or Llama with random weights and a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+    from transformers.models.auto import AutoModelForCausalLM
+
+    tokenizer = Tokenizer(
+        models.BPE(
+            {c: i for i, c in enumerate(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())])},
+            [],
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    torch.manual_seed(0)
+    size = {"vocab_size": len(fast), "eos_token_id": 0, "bos_token_id": 0}
+    if kind == "gpt2":
+        drops = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        config: Any = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=128, **drops, **size)
+    else:
+        config = LlamaConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=128,
+            **size,
+        )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
     return folder
 
 

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Who stands on whom: a module may import from lower floors, and from its own package.
 FLOORS = [
     {"finetune", "finetune.errors"},
-    {"finetune.recipe", "finetune.launching"},
+    {"finetune.recipe", "finetune.launching", "finetune.conversations"},
     {"finetune.ledger", "finetune.sources"},
     {"finetune.pictures"},
     {
@@ -24,6 +24,7 @@ FLOORS = [
         "finetune.losses",
         "finetune.augmentation",
         "finetune.sampling",
+        "finetune.packing",
         "finetune.bottleneck_adapters",
         "finetune.convnets",
         "finetune.positions",

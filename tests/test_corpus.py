@@ -512,7 +512,10 @@ def test_texts_need_no_labels_where_the_task_needs_none(here) -> None:
 def test_good_labels_hold_out_the_rows_that_a_classifier_holds_out(here) -> None:
     data = Data(train=table(reviews(100)))
     with_labels, without = corpus.load(data), corpus.load(data, labelled=False)
-    assert without.fingerprint == with_labels.fingerprint
+    for split in ("train", "validation", "test"):
+        plain = getattr(with_labels, split).drop(columns="label")
+        assert getattr(without, split).equals(plain)
+    assert without.problem_type == corpus.UNLABELLED
 
 
 def test_labels_that_no_classifier_could_use_are_left_out(here) -> None:
@@ -527,3 +530,65 @@ def test_what_is_wrong_beside_the_labels_is_still_refused(here) -> None:
     lines([{"texts": f"review number {i}"} for i in range(40)])
     with pytest.raises(Refusal, match="no column 'text'"):
         corpus.load(Data(train="train.jsonl"), labelled=False)
+
+
+# --- documents ---------------------------------------------------------------------------------
+
+CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+
+
+def documents(**options) -> Corpus:
+    return corpus.load(Data(train="train.jsonl", **options), corpus.DOCUMENTS, labelled=False)
+
+
+def test_a_document_is_a_chat_a_prompt_with_its_completion_or_a_text(here) -> None:
+    rows = [{"text": f"t{i}", "prompt": f"p{i}", "completion": f"c{i}"} for i in range(20)]
+    said = {"role": "user", "name": "x"}
+    lines([row | {"messages": [said | {"content": row["text"]}, CHAT[1]]} for row in rows])
+    chats = documents().test
+    assert list(chats.columns) == ["id", "messages"]
+    first = json.loads(chats["messages"].iloc[0])
+    assert first[0].keys() == {"role", "content"}
+    assert first[1] == CHAT[1]
+    lines(rows)
+    assert list(documents().test.columns) == ["id", "prompt", "completion"]
+    assert list(documents(prompt="other").test.columns) == ["id", "text"]
+
+
+def test_chats_may_be_json_in_a_table(here) -> None:
+    chats = [[{"role": "user", "content": f"hello {i}"}, CHAT[1]] for i in range(20)]
+    pandas.DataFrame({"messages": [json.dumps(c) for c in chats]}).to_csv("t.csv", index=False)
+    lines([{"messages": chat} for chat in chats])
+    from_csv = corpus.load(Data(train="t.csv"), corpus.DOCUMENTS, labelled=False)
+    assert texts_of(from_csv) == texts_of(documents())
+
+
+def texts_of(found: Corpus) -> set[str]:
+    return set(everything(found)["messages"])
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ([], "is not a list of messages"),
+        ("hello", "is not a list of messages"),
+        (7, "is not a list of messages"),
+        (["hello"], "holds a message that is not"),
+        ([{"from": "human", "value": "hello"}], "holds a message that is not"),
+        ([{"role": "assistant", "content": None}], "not a text"),
+        (CHAT[:1], "no message of the assistant"),
+    ],
+)
+def test_a_broken_chat_is_set_aside_with_its_reason(here, cell, reason: str) -> None:
+    good = [{"messages": [{"role": "user", "content": str(i)}, CHAT[1]]} for i in range(199)]
+    lines([*good, {"messages": cell}])
+    (row,) = documents().rejected
+    assert row["line"] == 200
+    assert reason in row["reason"]
+
+
+def test_splits_of_different_documents_are_refused(here) -> None:
+    lines([{"text": f"t{i}"} for i in range(20)], "test.jsonl")
+    lines([{"prompt": f"p{i}", "completion": "c"} for i in range(20)])
+    with pytest.raises(Refusal, match="holds text where train has prompt, completion"):
+        documents(test="test.jsonl")

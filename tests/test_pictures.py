@@ -339,7 +339,7 @@ def here(tmp_path, monkeypatch):
 
 
 def load(**options) -> Corpus:
-    return corpus.load(Data(**options), pictures=True)
+    return corpus.load(Data(**options), corpus.IMAGES)
 
 
 def refusal(**options) -> str:

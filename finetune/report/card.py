@@ -9,9 +9,17 @@ from finetune.report import wording
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # Hub id and license of the checkpoints that come in packages.
-EMBEDDED = {"embedded:minilm": (MINILM, "apache-2.0")}
+EMBEDDED = {
+    "embedded:minilm": (MINILM, "apache-2.0"),
+    "embedded:smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
+}
 # Methods whose model folder is a whole model; any other leaves an adapter.
 WHOLE = {"full", "head", "bitfit"}
+AUTO_CLASSES = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+    "text-generation": "AutoModelForCausalLM",
+}
 # The hub's name of a task, where it is not ours.
 PIPELINES = {"masked-image-modeling": "image-feature-extraction"}
 # The hub's names of our metrics, where it has one.
@@ -106,6 +114,8 @@ def _usage(recipe: Recipe, results: dict[str, Any]) -> str:
     code = _load_adapter(where, results) if _is_adapter(results) else _load_whole(where, task)
     if task == "image-classification":
         text, options = '"image.png"', []
+    elif task == "text-generation":
+        text, options = _prompt(results), ["max_new_tokens=60"]
     else:
         pair = '{"text": "One text.", "text_pair": "Another."}'
         text, options = pair if recipe.data.text_pair else '"A text."', ["truncation=True"]
@@ -113,7 +123,7 @@ def _usage(recipe: Recipe, results: dict[str, Any]) -> str:
         options.append("top_k=None")
     if recipe.data.problem_type == "regression":
         options.append('function_to_apply="none"')
-    code += f"print(classify({', '.join([text, *options])}))"
+    code += f"print({_verb(task)}({', '.join([text, *options])}))"
     after = "The folder may also be the hub id that it was pushed to."
     if _is_adapter(results):
         after += f" The base's weights have the sha256 `{results['checkpoint']['sha256']}`."
@@ -122,6 +132,17 @@ def _usage(recipe: Recipe, results: dict[str, Any]) -> str:
     if recipe.data.problem_type == "regression":
         after += " The score is the predicted number."
     return f"```python\n{code}\n```\n\n{after}"
+
+
+def _verb(task: str) -> str:
+    """What the pipeline is called in the code."""
+    return "write" if task == "text-generation" else "classify"
+
+
+def _prompt(results: dict[str, Any]) -> str:
+    if results["data"]["documents"] == "messages":
+        return '[{"role": "user", "content": "A question?"}]'
+    return '"This film"'
 
 
 def _start_from(where: str) -> str:
@@ -135,7 +156,7 @@ def _start_from(where: str) -> str:
 def _load_whole(where: str, task: str) -> str:
     return (
         "from transformers import pipeline\n\n"
-        f"classify = pipeline({_quoted(task)}, model={_quoted(where)})\n"
+        f"{_verb(task)} = pipeline({_quoted(task)}, model={_quoted(where)})\n"
     )
 
 
@@ -146,10 +167,18 @@ def _load_adapter(where: str, results: dict[str, Any]) -> str:
     # peft learns of the one method that is not its own by this import.
     ours = "import finetune.bottleneck_adapters\n" if results["method"] == "bottleneck" else ""
     images = results["task"] == "image-classification"
-    auto = "AutoModelForImageClassification" if images else "AutoModelForSequenceClassification"
+    auto = AUTO_CLASSES[results["task"]]
     processor = "AutoImageProcessor" if images else "AutoTokenizer"
     argument = "image_processor" if images else "tokenizer"
     names = sorted(["AutoConfig", auto, processor])
+    source, options = f"{_quoted(base)}{at}", "config=config, ignore_mismatched_sizes=True"
+    if results["checkpoint"].get("gguf"):
+        # Full weights of the hub are not quite those that the adapter was trained on.
+        ours += "from finetune import sources\n"
+        source, options = "checkpoint.folder", "config=config, **checkpoint.options"
+        found = f"checkpoint = sources.checkpoint({_quoted(results['checkpoint']['name'])})\n"
+    else:
+        found = ""
     return (
         f"{ours}from peft import PeftModel\n"
         "from transformers import (\n"
@@ -157,12 +186,13 @@ def _load_adapter(where: str, results: dict[str, Any]) -> str:
         + ")\n\n"
         f"folder = {_quoted(where)}\n"
         "config = AutoConfig.from_pretrained(folder)\n"
-        f"base = {auto}.from_pretrained(\n"
-        f"    {_quoted(base)}{at}, config=config, ignore_mismatched_sizes=True\n"
+        f"{found}base = {auto}.from_pretrained(\n"
+        f"    {source}, {options}\n"
         ")\n"
         "model = PeftModel.from_pretrained(base, folder)\n"
         f"processor = {processor}.from_pretrained(folder)\n"
-        f'classify = pipeline("{results["task"]}", model=model, {argument}=processor)\n'
+        f'{_verb(results["task"])} = pipeline("{results["task"]}", model=model, '
+        f"{argument}=processor)\n"
     )
 
 
@@ -233,6 +263,12 @@ def _limits(recipe: Recipe, results: dict[str, Any]) -> str:
         said.append(f"Only {wording.rows(data['test'])} test rows were used (`max_test_samples`).")
     if results["task"] == "text-classification":
         said.append(_cutting(model))
+    if results["checkpoint"].get("gguf"):
+        said.append(
+            f"It started from a GGUF file, `{results['checkpoint']['gguf']}`, whose weights were "
+            "rounded to few bits and turned back into full precision (dequantised) for training: "
+            "what the rounding took is not restored."
+        )
     if model.quantization:
         said.append(
             f"The base was held in {model.quantization} while the adapter was trained; the code "

@@ -75,7 +75,8 @@ def _heading(results: dict[str, Any]) -> str:
 
 def _ranking(group: list[Read]) -> Table:
     headline = group[0][1]["headline"]
-    ranked = sorted(group, key=lambda item: -item[1]["metrics"][headline]["value"])
+    sign = 1 if headline in wording.LOSSES else -1
+    ranked = sorted(group, key=lambda item: sign * item[1]["metrics"][headline]["value"])
     names = [f"{results['name']}/seed-{results['seed']}" for _, results in ranked]
     table = new_table(
         "run",
@@ -108,7 +109,7 @@ def _beats_linear(results: dict[str, Any]) -> str:
     name = wording.linear(results["baselines"])
     if name is None:
         return "-"
-    said = wording.verdict(results["baselines"][name])
+    said = wording.verdict(results["headline"], results["baselines"][name])
     return {wording.BETTER: "yes", wording.WORSE: "no", wording.UNCLEAR: "unclear"}[said]
 
 
@@ -156,7 +157,8 @@ def _over_seeds(group: list[Read]) -> list[str]:
         # A seed that was run twice says nothing new.
         known.setdefault(results["seed"], value)
     several = [(name, values) for name, _, values in found if len(values) > 1]
-    several.sort(key=lambda item: -float(numpy.mean(list(item[1].values()))))
+    sign = 1 if headline in wording.LOSSES else -1
+    several.sort(key=lambda item: sign * float(numpy.mean(list(item[1].values()))))
     lines = []
     for name, values in several:
         mean = wording.measured(headline, _t_interval(list(values.values())))

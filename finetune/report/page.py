@@ -33,7 +33,7 @@ def render(run: ledger.Run) -> str:
     results = run.results()
     rows = run.predictions()
     return TEMPLATES.get_template("report.html.j2").render(
-        r=results,
+        r={"samples": []} | results,
         words=wording,
         bars=_bars(results),
         published=wording.reference(results),

@@ -11,6 +11,8 @@ from typing import Any
 Metric = dict[str, Any]
 # Shares, shown in percent; every other metric is shown as it is.
 PERCENT = {"accuracy", "macro_f1", "micro_f1", "exact_match", "explained_variance"}
+# The less the better.
+LOSSES = {"bits_per_byte", "perplexity"}
 TITLES = {
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
@@ -93,17 +95,18 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{_percent(value)} %"
 
 
-def verdict(baseline: dict[str, Metric]) -> str:
+def verdict(metric: str, baseline: dict[str, Metric]) -> str:
     """Whether the model beats a baseline: by the 95 % interval of the paired difference."""
     apart = baseline["difference"]
+    more, less = (WORSE, BETTER) if metric in LOSSES else (BETTER, WORSE)
     if apart["low"] > 0:
-        return BETTER
-    return WORSE if apart["high"] < 0 else UNCLEAR
+        return more
+    return less if apart["high"] < 0 else UNCLEAR
 
 
 def apart(metric: str, baseline: dict[str, Metric]) -> str:
     """The verdict with the difference, in points for a share: ``better, +2.0 [+0.6, +3.4]``."""
-    return f"{verdict(baseline)}, {signed(metric, baseline['difference'])}"
+    return f"{verdict(metric, baseline)}, {signed(metric, baseline['difference'])}"
 
 
 def signed(metric: str, difference: Metric) -> str:
@@ -124,7 +127,7 @@ def standing(results: dict[str, Any]) -> str:
     """One sentence: how the headline stands against every baseline."""
     said: dict[str, list[str]] = {}
     for name, scores in results["baselines"].items():
-        said.setdefault(verdict(scores), []).append(name)
+        said.setdefault(verdict(results["headline"], scores), []).append(name)
     if not said:
         return "No baseline was measured."
     parts = {
@@ -237,6 +240,17 @@ def counts(data: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def packed(data: dict[str, Any]) -> list[str]:
+    """How the training documents of a language model fill its blocks, in words."""
+    if "blocks" not in data:
+        return []
+    return [
+        f"{rows(data['tokens'])} tokens in {rows(data['blocks'])} blocks, "
+        f"{share(data['share_padding'])} padding",
+        f"{share(data['share_cut'])} of documents cut",
+    ]
+
+
 def findings(data: dict[str, Any]) -> list[str]:
     """What the data checks found that is not zero, in words."""
     words = {
@@ -247,6 +261,7 @@ def findings(data: dict[str, Any]) -> list[str]:
     }
     found = [f"{rows(data[key])} {word}" for key, word in words.items() if data[key]]
     found += [f"{name} fixed {rows(count)} x" for name, count in data["fixed"].items() if count]
+    found += packed(data)
     if data.get("share_truncated"):
         found.append(f"{share(data['share_truncated'])} of training texts truncated")
     return found

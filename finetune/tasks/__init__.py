@@ -10,6 +10,7 @@ TASKS = {
     "text-classification": "text_classification",
     "image-classification": "image_classification",
     "masked-image-modeling": "masked_image_modeling",
+    "text-generation": "causal_lm",
 }
 
 

@@ -27,20 +27,35 @@ def labelled_config(
         "label2id": {name: i for i, name in enumerate(names)},
         "problem_type": data.problem_type,
     }
+    config = config_of(recipe, checkpoint, labels)
+    if config.model_type == "vit_mae":
+        # A masked autoencoder's encoder is a ViT, by the same names.
+        known = {f.name for f in fields(ViTConfig)}
+        shared = {k: v for k, v in config.to_dict().items() if k in known}
+        config = ViTConfig(**shared | labels)
+    return set_own(config, recipe)
+
+
+def config_of(
+    recipe: Recipe, checkpoint: sources.Checkpoint, values: dict[str, Any]
+) -> PreTrainedConfig:
+    """The checkpoint's config, or its type's own, with some values."""
     if checkpoint.is_new:
         kind = checkpoint.name.removeprefix("new:")
         if kind not in CONFIG_MAPPING:
             where = recipe.where("model.checkpoint")
             refuse_unknown(kind, list(CONFIG_MAPPING), f"{where}: model type")
         # None would do, but for the types with several classes (DeiT).
-        config = AutoConfig.for_model(kind, architectures=[], **labels)
-    else:
-        config = AutoConfig.from_pretrained(checkpoint.folder, **labels)
-        if config.model_type == "vit_mae":
-            # A masked autoencoder's encoder is a ViT, by the same names.
-            known = {f.name for f in fields(ViTConfig)}
-            shared = {k: v for k, v in config.to_dict().items() if k in known}
-            config = ViTConfig(**shared | labels)
+        return AutoConfig.for_model(kind, architectures=[], **values)
+    return AutoConfig.from_pretrained(checkpoint.folder, **checkpoint.options, **values)
+
+
+def set_own(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedConfig:
+    """The config with the recipe's own values.
+
+    Raises:
+        Refusal: a value for a key that the config does not have.
+    """
     known = list(config.to_dict())
     for name, value in recipe.model.config.items():
         if name not in known:

@@ -112,7 +112,7 @@ def build(recipe: Recipe) -> Job:
     """
     tuning.check(recipe)
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
-    data = corpus.load(recipe.data, pictures=True)
+    data = corpus.load(recipe.data, corpus.IMAGES)
     said = recipe.augmentation
     if augmentation.mixes(said) and data.problem_type != "single_label_classification":
         raise Refusal(f"{recipe.name}: mixup and cutmix blend classes; the rows have other labels")

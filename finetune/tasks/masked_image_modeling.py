@@ -116,7 +116,7 @@ def build(recipe: Recipe) -> Job:
         where = recipe.where("augmentation.test_views")
         raise Refusal(f"{where}: test_views average answers; pretraining gives none")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
-    data = corpus.load(recipe.data, pictures=True, labelled=False)
+    data = corpus.load(recipe.data, corpus.IMAGES, labelled=False)
     config = _config(recipe, checkpoint)
     processor = processor_of(recipe, checkpoint, config)
     side = config.image_size = side_of(processor)

@@ -84,7 +84,7 @@ def build(recipe: Recipe) -> Job:
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     data = corpus.load(recipe.data)
     config = labelled_config(recipe, checkpoint, data)
-    tokenizer = _tokenizer(recipe, checkpoint, config)
+    tokenizer = tokenizer_of(recipe, checkpoint, config)
 
     def dataset(frame: pandas.DataFrame) -> Dataset:
         texts = {c: frame[c].tolist() for c in ("text", "text_pair") if c in frame}
@@ -119,14 +119,19 @@ def build(recipe: Recipe) -> Job:
     )
 
 
-def _tokenizer(
+def tokenizer_of(
     recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTrainedConfig
 ) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer with a padding token, held to ``max_length``.
+
+    Raises:
+        Refusal: there is none, it is another model's, or ``max_length`` is more than it allows.
+    """
     names = {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"}
     names |= {"sentencepiece.bpe.model"}
-    if not any((checkpoint.folder / name).is_file() for name in names):
+    if not checkpoint.gguf and not any((checkpoint.folder / name).is_file() for name in names):
         raise Refusal(f"{checkpoint.name}: has no tokenizer; a made-up one would learn nothing")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
     if len(tokenizer) > config.vocab_size:
         raise Refusal(
             f"{checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, its model only "
