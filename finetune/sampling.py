@@ -1,6 +1,6 @@
 """Which rows make up which optimizer step, and who computes them."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy
 from transformers.trainer_pt_utils import BatchRebalanceSampler
@@ -83,3 +83,15 @@ class StepSampler(BatchRebalanceSampler):
 
     def __len__(self) -> int:
         return sum(self._micro_batches(len(step)) for step in self._steps())
+
+
+def within(lengths: Sequence[int], budget: int) -> Iterator[numpy.ndarray]:
+    """Row numbers, longest rows first, cut so that rows x longest stays within ``budget`` tokens.
+
+    A row that is longer than the budget stands alone.
+    """
+    order = numpy.argsort(numpy.negative(lengths), kind="stable")
+    while len(order):
+        count = max(1, budget // max(1, lengths[order[0]]))
+        yield order[:count]
+        order = order[count:]

@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from finetune.errors import Refusal
-from finetune.sampling import StepSampler
+from finetune.sampling import StepSampler, within
 
 # rows, rows a device, accumulation, processes
 SHAPES = [
@@ -108,3 +108,9 @@ def test_rows_of_one_length_stand_together():
 def test_fewer_rows_than_processes_are_refused():
     with pytest.raises(Refusal, match="3 training rows cannot feed 4 processes"):
         sampler(3, 1, 1, 4)
+
+
+def test_batches_stay_within_their_tokens() -> None:
+    lengths = [3, 90, 5, 41, 40, 3, 7, 64]
+    cut = list(within(lengths, 80))
+    assert [part.tolist() for part in cut] == [[1], [7], [3], [4, 6], [2, 0, 5]]

@@ -10,7 +10,7 @@ from finetune import recipe
 from finetune.errors import Refusal
 from finetune.recipe import Model
 from finetune.tasks import text_classification
-from finetune.tasks.text_classification import encode, kept
+from finetune.tasks.text_classification import batches, encode, kept
 
 from .conftest import sentences, write_csv
 
@@ -176,3 +176,27 @@ def test_another_head_size_gets_a_new_head(tiny_recipe: Path) -> None:
     job = text_classification.build(recipe.load(tiny_recipe, ["--checkpoint", "two"]))
     assert job.model.config.num_labels == 3
     assert job.model.config.id2label == {0: "0", 1: "1", 2: "2"}
+
+
+def test_rows_to_answer_are_encoded_a_window_at_a_time(
+    tiny_recipe: Path, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_classification, "WINDOW", 30)
+    seen = []
+
+    def counted(rows: dict[str, list[str]], *others):
+        seen.append(len(rows["text"]))
+        return encode(rows, *others)
+
+    monkeypatch.setattr(text_classification, "encode", counted)
+    rows = [{"text": text} for text, _ in sentences(100)]
+    made = list(batches(rows, tokenizer, recipe.load(tiny_recipe), 2))
+    assert seen == [30, 30, 30, 10]
+    assert sorted(n for chosen, _ in made for n in chosen) == list(range(100))
+    for chosen, batch in made:
+        # 2 rows of max_length 16
+        assert batch["input_ids"].numel() <= 32
+        for row, n in enumerate(chosen):
+            words = tokenizer.tokenize(rows[n]["text"])[:14]
+            found = tokenizer.convert_ids_to_tokens(batch["input_ids"][row])
+            assert found[1 : len(words) + 1] == words

@@ -21,10 +21,13 @@ from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.losses import classification_loss
 from finetune.recipe import Augmentation, Model, Recipe
+from finetune.sampling import within
 from finetune.tasks.classification import answers, labelled_config, scorer
 
 AUTO_MODEL = AutoModelForSequenceClassification
 AUTO_PROCESSOR = AutoTokenizer
+# Rows that are encoded at once to be answered: enough to find others of like length.
+WINDOW = 1024
 
 
 def kept(length: int, budget: int, truncation: str, head_share: float) -> list[int]:
@@ -177,16 +180,22 @@ def read_rows(texts: list[str], file: str | None, recipe: Recipe) -> list[dict[s
 def batches(
     rows: list[dict[str, Any]], tokenizer: Any, recipe: Recipe, size: int
 ) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:
-    """Row numbers and model inputs of batches, longest texts first."""
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name.startswith("text")}
-    encoded = encode(columns, tokenizer, recipe.model)
-    inputs = [name for name in encoded if name not in {"length", "truncated"}]
-    order = numpy.argsort([-n for n in encoded["length"]], kind="stable")
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        yield (
-            chosen,
-            tokenizer.pad(
-                {name: [encoded[name][i] for i in chosen] for name in inputs}, return_tensors="pt"
-            ),
-        )
+    """Row numbers and model inputs of batches, the longest of ``WINDOW`` rows first.
+
+    No batch holds more tokens, padding included, than ``size`` rows of ``max_length`` do, so what
+    an answer takes in memory does not grow with the rows.
+    """
+    names = [name for name in rows[0] if name.startswith("text")]
+    for start in range(0, len(rows), WINDOW):
+        window = rows[start : start + WINDOW]
+        columns = {name: [row[name] for row in window] for name in names}
+        encoded = encode(columns, tokenizer, recipe.model)
+        inputs = [name for name in encoded if name not in {"length", "truncated"}]
+        for chosen in within(encoded["length"], size * recipe.model.max_length):
+            yield (
+                start + chosen,
+                tokenizer.pad(
+                    {name: [encoded[name][i] for i in chosen] for name in inputs},
+                    return_tensors="pt",
+                ),
+            )
