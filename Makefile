@@ -14,7 +14,8 @@ export PYTHONSAFEPATH := 1
 # second thread. What is finished already is not trained again.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 AT_ONCE := OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j $(CORES)
-MNIST := vit-after-mae vit cnn cnn-tutorial
+# The short ones first, so that the long ones end together.
+MNIST := cnn-tutorial cnn vit-after-mae vit
 FEW := $(foreach seed,0 1 2 3 4,vit/seed-$(seed) vit-after-mae/seed-$(seed))
 
 # A training into its run directory, told of in a log beside it: $(call train,RECIPE,RUN,FLAGS)
