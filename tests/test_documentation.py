@@ -94,7 +94,8 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
         return
     assert words[0] == "finetune", command
     if words[1] == "train":
-        hub = any(n in command for n in ("bert-base", "distilbert", "roberta", "images.yaml"))
+        of_hub = ("bert-base", "distilbert", "roberta", "images.yaml", "vit-base", "cifar10")
+        hub = any(n in command for n in of_hub)
         small = (
             SMALL
             if "--train" in words or "mnist" in command

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy
 import pytest
 import torch
@@ -23,7 +24,7 @@ from transformers import (
     pipeline,
 )
 
-from finetune import cli, inference, ledger, recipe
+from finetune import cli, inference, ledger, recipe, sources
 from finetune.errors import Refusal
 from finetune.losses import classification_loss
 from finetune.tasks import image_classification
@@ -285,6 +286,51 @@ def test_the_report_shows_the_images(path: Path) -> None:
         "3 nearest neighbours on pixels",
     } == {*results["baselines"]}
     assert "tokens_seen" not in results["cost"]
+
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+HUB = [p for p in sorted(RECIPES.glob("*/*.yaml")) if p.match("vit-base*") or p.match("cifar10/*")]
+
+
+@pytest.mark.parametrize("file", HUB, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_recipe_of_the_hub_runs_on_stand_ins(
+    workdir: Path, tiny_vit: Path, monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    assert len(HUB) == 5
+    commit = workdir / "0123456789abcdef0123456789abcdef01234567"
+    names = ["airplane", "automobile", "bird"]
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
+    for split, each, seed in (("train", 20, 0), ("test", 4, 1)):
+        paint(workdir / split, each, seed)
+        files = sorted((workdir / split).rglob("*.png"))
+        images = [{"bytes": image.read_bytes(), "path": None} for image in files]
+        rows = {"img": images, "label": [i // each for i in range(len(files))]}
+        commit.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(commit / f"{split}.parquet")
+    monkeypatch.setattr(sources, "_snapshot", lambda *_: commit)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workdir / "cache")
+    flags = ["--max_steps", "2", "--warmup_steps", "1", "--eval_strategy", "no"]
+    flags += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]
+    flags += ["--dataloader_num_workers", "0"]
+    flags += ["--validation_size", "12", "--max_train_samples", "24", "--max_test_samples", "10"]
+    if file.stem != "scratch":
+        flags += ["--checkpoint", str(tiny_vit)]
+    read = recipe.load(file)
+    if read.model.image_size:
+        # Another resolution than the checkpoint's, but a cheaper one.
+        flags += ["--image_size", "48"]
+    run, job = trained(file, *flags)
+    results = run.results()
+    assert results["data"]["test_is"].endswith(
+        "official split" if file.parent.name == "cifar10" else "holdout"
+    )
+    assert job.splits["train"].num_rows == 24
+    image = job.data.test["image"].iloc[0]
+    found = inference.logits(*inference.load(run), [{"image": image}])
+    expected = inference.logits(job.model.eval(), job.processor, read, [{"image": image}])
+    assert numpy.array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

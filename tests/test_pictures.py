@@ -725,7 +725,7 @@ def test_images_are_inspected_side_by_side(here, monkeypatch):
     assert len(everything(load(train=class_folders("own", 20)))) == 20
 
 
-def noise(folder: Path, count: int, side: int) -> None:
+def noisy_folders(folder: Path, count: int, side: int) -> None:
     draw = numpy.random.default_rng(0)
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
@@ -740,7 +740,7 @@ def test_what_is_checked_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     peaks = []
     for count in (200, 200, 2000):
         folder = tmp_path / f"{count}-{len(peaks)}"
-        noise(folder, count, 32)
+        noisy_folders(folder, count, 32)
         tracemalloc.start()
         found = corpus.load(Data(train=str(folder)), pictures=True)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -755,7 +755,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     side = 200
     words = []
     for count in ("100", "1000"):
-        noise(tmp_path / count, int(count), side)
+        noisy_folders(tmp_path / count, int(count), side)
         words.append(["train", "noise.yaml", "--train", count, "--output_dir", f"runs/{count}"])
     (tmp_path / "noise.yaml").write_text(
         """\
