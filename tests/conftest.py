@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from finetune.ledger import Run
 
 WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot", "the", "a", "was", "cast"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -56,6 +60,7 @@ def make_writer(folder: Path, kind: str = "llama") -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    fast.chat_template = CHAT_TEMPLATE
     torch.manual_seed(0)
     size = {"vocab_size": len(fast), "eos_token_id": 0, "bos_token_id": 0}
     if kind == "gpt2":

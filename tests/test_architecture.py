@@ -37,7 +37,7 @@ FLOORS = [
     {"finetune.tasks"},
     {"finetune.inference"},
     {"finetune.cli"},
-    {"finetune.sentiment", "finetune.digits", "finetune.__main__"},
+    {"finetune.sentiment", "finetune.digits", "finetune.writing", "finetune.__main__"},
 ]
 
 
@@ -123,7 +123,7 @@ def test_no_file_hides_a_package_of_its_name() -> None:
 
 
 def test_a_recipe_module_is_thin() -> None:
-    for name in ("sentiment", "digits"):
+    for name in ("sentiment", "digits", "writing"):
         lines = (PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()
         assert len(lines) < 30
         assert importlib.util.find_spec(f"finetune.{name}") is not None

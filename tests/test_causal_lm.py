@@ -7,19 +7,15 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoTokenizer, pipeline
 
 from finetune import cli, inference, recipe, scoring, tuning
 from finetune.errors import Refusal
 from finetune.packing import IGNORED
 from finetune.tasks import causal_lm, documents
 
-from .conftest import make_writer, sentences, train_job
+from .conftest import CHAT_TEMPLATE, make_writer, sentences, train_job
 
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 MARKED = (
     "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' %}{% generation %}"
     "{{ m['content'] }}</s>{% endgeneration %}{% else %}{{ m['content'] }}</s>{% endif %}\n"
@@ -90,7 +86,7 @@ def test_of_a_prompt_only_the_completion_is_learned(tokenizer) -> None:
     assert row["labels"][:7] == [len("é good".encode()), *[IGNORED] * 5, row["input_ids"][6]]
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, MARKED])
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED])
 def test_of_a_chat_only_the_assistant_is_learned(tokenizer, template: str) -> None:
     tokenizer.chat_template = template
     found = documents.chat(CHAT, tokenizer)
@@ -106,7 +102,7 @@ def test_of_a_chat_only_the_assistant_is_learned(tokenizer, template: str) -> No
         (None, "has no chat template"),
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not show what the assist"),
         # What was said first changes when the chat goes on.
-        ("{{ messages | length }}" + TEMPLATE, "put {% generation %}"),
+        ("{{ messages | length }}" + CHAT_TEMPLATE, "put {% generation %}"),
         ("{{ raise_exception('no system') }}", "refuses a chat: no system"),
     ],
 )
@@ -196,16 +192,11 @@ def test_a_run_goes_on_with_a_text(path: Path, capsys) -> None:
         assert message in capsys.readouterr().err
 
 
-def test_a_run_on_chats_answers(path: Path, writer: Path, capsys) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(writer)
-    tokenizer.chat_template = TEMPLATE
-    chatty = path.parent / "chatty"
-    AutoModelForCausalLM.from_pretrained(writer).save_pretrained(chatty)
-    tokenizer.save_pretrained(chatty)
+def test_a_run_on_chats_answers(path: Path, capsys) -> None:
     chats = [[{"role": "user", "content": text}, CHAT[1]] for text, _ in sentences(40)]
     lines = [json.dumps({"messages": chat}) for chat in chats]
     (path.parent / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    flags = ["--checkpoint", str(chatty), "--train", "chats.jsonl", "--max_length", "128"]
+    flags = ["--train", "chats.jsonl", "--max_length", "128"]
     run, _ = train_job(causal_lm, path, *flags, "--max_steps", "1")
     assert run.results()["data"]["documents"] == "messages"
     assert run.results()["samples"][0]["given"] in dict(sentences(40))

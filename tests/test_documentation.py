@@ -1,5 +1,6 @@
 """What the README and the recipes say can be typed in."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -12,7 +13,7 @@ from PIL import Image
 from finetune import cli, recipe
 from finetune.recipe import Recipe
 
-from .conftest import sentences, write_csv
+from .conftest import make_writer, sentences, write_csv
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md"))]
@@ -23,6 +24,10 @@ SMALL = [
     *("--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"),
     *("--max_length", "16", "--overwrite"),
 ]
+
+
+def reviews() -> list[str]:
+    return [text for text, _ in sentences(40)]
 
 
 def commands(text: str) -> list[str]:
@@ -74,6 +79,11 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
         [(f"{t} {i}", str(i % 5 + 1)) for i, (t, _) in enumerate(sentences(120))],
         "review,stars",
     )
+    chats = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    lines = [json.dumps({"messages": [{**chats[0], "content": t}, chats[1]]}) for t in reviews()]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    lines = [json.dumps({"text": t}) for t in reviews()]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
     words = shlex.split(command)
     if words[0] in {"make", "git", "cd", "pip", "cp"}:
         if words[0] == "make":
@@ -84,7 +94,8 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
         module = {"accelerate": "accelerate.commands.launch", "torchrun": "torch.distributed.run"}
         rest = words[2:] if words[0] == "accelerate" else words[1:]
         if not any("recipes/" in word for word in rest):
-            rest.append("recipes/imdb/minilm.yaml")
+            own = "reviews/smollm2-lora" if any("writing" in w for w in rest) else "imdb/minilm"
+            rest.append(f"recipes/{own}.yaml")
         # The embedded data set of short texts, so that a step costs little.
         extra = ["--dataset", "embedded:rotten_tomatoes", *SMALL]
         done = subprocess.run(
@@ -96,6 +107,13 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
     if words[1] == "train":
         of_hub = ("bert-base", "distilbert", "roberta", "images.yaml", "vit-base", "cifar10")
         hub = any(n in command for n in of_hub)
+        if "chat.yaml" in command or "text-corpus.yaml" in command:
+            writer = str(make_writer(tmp_path / "writer"))
+            cli.main([*words[1:], "--checkpoint", writer, "--max_length", "64", "--max_steps", "1"])
+            return
+        hub = any(
+            n in command for n in ("bert-base", "distilbert", "roberta", "images.yaml", "wikitext2")
+        )
         small = (
             SMALL
             if "--train" in words or "mnist" in command
@@ -108,11 +126,18 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
             return
         cli.main([*words[1:], *[w for w in small if w != "--overwrite"]])
         assert list(tmp_path.glob("runs/**/results.json"))
+    elif words[1] == "generate":
+        writer = str(make_writer(tmp_path / "writer"))
+        recipe_file = words[2].replace("runs/", "recipes/") + ".yaml"
+        cli.main(["train", recipe_file, "--checkpoint", writer, *SMALL[:-1]])
+        cli.main(words[1:])
     elif words[1] in {"predict", "compare", "report", "merge"}:
         named = re.findall(r"runs/(\w+/[a-z][\w-]*)", command) or ["imdb/minilm"]
         for name in named:
             folder = f"runs/{name}/seed-0"
             texts = [] if "mnist" in name else ["--dataset", "embedded:rotten_tomatoes"]
+            if "reviews" in name:
+                texts += ["--checkpoint", str(make_writer(tmp_path / "writer"))]
             flags = [*texts, "--output_dir", folder, *SMALL]
             cli.main(["train", f"recipes/{name}.yaml", *[w for w in flags if w != "--overwrite"]])
         Image.new("RGB", (28, 28)).save(tmp_path / "digit.png")
