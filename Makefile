@@ -1,5 +1,5 @@
-# make imdb · make mnist · make few-labels · make adapters · make test · make check · make venv · make clean
-# make imdb · make gpt · make adapters · make test · make check · make venv · make clean
+# make imdb · make mnist · make gpt · make few-labels · make adapters · make test · make check ·
+# make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -26,11 +26,10 @@ define train
 @echo "$(2) is done"
 endef
 
-.PHONY: imdb mnist adapters few-labels test test-slow check venv clean
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb gpt adapters test test-slow check venv clean
+.PHONY: imdb mnist gpt few-labels adapters test test-slow check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed

@@ -105,15 +105,12 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
         return
     assert words[0] == "finetune", command
     if words[1] == "train":
-        of_hub = ("bert-base", "distilbert", "roberta", "images.yaml", "vit-base", "cifar10")
-        hub = any(n in command for n in of_hub)
         if "chat.yaml" in command or "text-corpus.yaml" in command:
             writer = str(make_writer(tmp_path / "writer"))
             cli.main([*words[1:], "--checkpoint", writer, "--max_length", "64", "--max_steps", "1"])
             return
-        hub = any(
-            n in command for n in ("bert-base", "distilbert", "roberta", "images.yaml", "wikitext2")
-        )
+        of_hub = ("bert-base", "distilbert", "roberta", "images.yaml", "vit-base", "cifar10")
+        hub = any(n in command for n in (*of_hub, "wikitext2"))
         small = (
             SMALL
             if "--train" in words or "mnist" in command
