@@ -77,7 +77,9 @@ def _ranking(group: list[Read]) -> Table:
     headline = group[0][1]["headline"]
     sign = 1 if headline in wording.LOSSES else -1
     ranked = sorted(group, key=lambda item: sign * item[1]["metrics"][headline]["value"])
-    names = [f"{results['name']}/seed-{results['seed']}" for _, results in ranked]
+    names = [results["name"] for _, results in ranked]
+    if len(set(names)) < len(names):
+        names = [f"{results['name']}/seed-{results['seed']}" for _, results in ranked]
     table = new_table(
         "run",
         "method",
