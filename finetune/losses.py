@@ -66,6 +66,28 @@ def document_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.stack([nats.sum(1), (target != -100).sum(1), labels[:, 0]], 1)
 
 
+def hidden_token_loss(
+    outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross-entropy of the hidden tokens: labels (B, T) int, -100 where nothing is hidden."""
+    hidden = labels != -100
+    total = functional.cross_entropy(
+        outputs["logits"][hidden].float(), labels[hidden], reduction="sum"
+    )
+    return total / (hidden.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def hidden_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(B, T, V) -> (B, 3): each row's loss in nats, its hidden tokens, and those guessed right."""
+    hidden = labels != -100
+    nats = torch.zeros(labels.shape, device=logits.device)
+    nats[hidden] = functional.cross_entropy(
+        logits[hidden].float(), labels[hidden], reduction="none"
+    )
+    right = (logits.argmax(-1) == labels) & hidden
+    return torch.stack([nats.sum(1), hidden.sum(1), right.sum(1)], 1)
+
+
 def _shifted(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (B, T - 1, V) and the tokens (B, T - 1) that follow them.
 

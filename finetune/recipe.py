@@ -36,6 +36,10 @@ class Model:
     truncation: Literal["head", "tail", "head+tail"] = key(
         "head", "tokens of a long text that stay: head, tail, head+tail"
     )
+    mask_share: float = key(
+        0.15, "masked language models: share of tokens hidden", low=0.01, high=0.9
+    )
+    whole_words: bool = key(False, "masked language models: hide words whole, not their pieces")
     head_share: float = key(0.25, "head+tail: the head's share of the tokens kept", low=0, high=1)
     padding_free: bool = key(True, "compute no padding, where the logits stay the same without")
 

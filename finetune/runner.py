@@ -388,6 +388,8 @@ def _opening(recipe: Recipe, job: Job, run: ledger.Run) -> str:
     if "share_truncated" in data.report:
         notes.append(f"{data.report['share_truncated']:.0%} of texts truncated")
     notes += wording.packed(data.report)
+    if data.report.get("new_head"):
+        notes.append(f"{recipe.model.checkpoint} has no head for masks, so guesses start at random")
     if data.rejected:
         notes.append(f"{len(data.rejected)} rows set aside ({ledger.REJECTED})")
     if data.report["contradictions_in_train"]:

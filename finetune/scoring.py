@@ -245,6 +245,24 @@ def language(sums: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
     return {"metrics": metrics}
 
 
+def masked(sums: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Scores of guessed tokens, with intervals over texts.
+
+    Args:
+        sums: (N, 3) float: nats, hidden tokens and right guesses of N texts.
+    """
+    nats, hidden, right = numpy.asarray(sums, dtype=numpy.float64).T
+    metrics = {
+        "masked_accuracy": bootstrap(
+            lambda rows: float(right[rows].sum() / hidden[rows].sum()), len(sums), resamples
+        ),
+        "log_loss": bootstrap(
+            lambda rows: float(nats[rows].sum() / hidden[rows].sum()), len(sums), resamples
+        ),
+    }
+    return {"metrics": metrics}
+
+
 def mean(name: str, values: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
     """The mean over rows of one number each, ``values`` (N,) or (N, 1), as ``score`` returns it."""
     flat = values.reshape(-1)

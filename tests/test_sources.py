@@ -407,3 +407,30 @@ def test_embedded_tables_have_text_and_label_only():
     assert table.label_names == ["negative", "positive"]
     assert isinstance(table.rows, pandas.DataFrame)
     assert set(table.rows["label"]) == {0, 1}
+
+
+# --- GGUF --------------------------------------------------------------------------------------
+
+
+def test_a_gguf_file_is_a_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF and more")
+    found = sources.checkpoint(str(file))
+    assert (found.folder, found.options) == (tmp_path, {"gguf_file": "model.gguf"})
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"GGUF and else")
+    assert found.digest() != sources.checkpoint(str(other)).digest()
+    file.write_bytes(b"<html>")
+    with pytest.raises(Refusal, match="is not a GGUF file"):
+        sources.checkpoint(str(file))
+    with pytest.raises(Refusal, match=r"no such file, and no OWNER/NAME/FILE\.gguf"):
+        sources.checkpoint(str(tmp_path / "missing.gguf"))
+
+
+def test_the_embedded_gguf_is_read_into_full_precision(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    found = sources.checkpoint("embedded:smollm2")
+    assert found.gguf == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    config = AutoConfig.from_pretrained(found.folder, **found.options)
+    assert (config.model_type, config.vocab_size) == ("llama", 49152)

@@ -116,6 +116,8 @@ def _usage(recipe: Recipe, results: dict[str, Any]) -> str:
         text, options = '"image.png"', []
     elif task == "text-generation":
         text, options = _prompt(results), ["max_new_tokens=60"]
+    elif task == "fill-mask":
+        text, options = 'f"A {fill.tokenizer.mask_token} film."', []
     else:
         pair = '{"text": "One text.", "text_pair": "Another."}'
         text, options = pair if recipe.data.text_pair else '"A text."', ["truncation=True"]
@@ -136,7 +138,7 @@ def _usage(recipe: Recipe, results: dict[str, Any]) -> str:
 
 def _verb(task: str) -> str:
     """What the pipeline is called in the code."""
-    return "write" if task == "text-generation" else "classify"
+    return {"text-generation": "write", "fill-mask": "fill"}.get(task, "classify")
 
 
 def _prompt(results: dict[str, Any]) -> str:
@@ -268,6 +270,11 @@ def _limits(recipe: Recipe, results: dict[str, Any]) -> str:
             f"It started from a GGUF file, `{results['checkpoint']['gguf']}`, whose weights were "
             "rounded to few bits and turned back into full precision (dequantised) for training: "
             "what the rounding took is not restored."
+        )
+    if results["data"].get("new_head"):
+        said.append(
+            f"`{results['checkpoint']['name']}` brings no head for hidden tokens: it was learned "
+            "here, from random weights."
         )
     if model.quantization:
         said.append(

@@ -10,7 +10,10 @@ from typing import Any
 
 Metric = dict[str, Any]
 # Shares, shown in percent; every other metric is shown as it is.
-PERCENT = {"accuracy", "macro_f1", "micro_f1", "exact_match", "explained_variance"}
+PERCENT = {
+    *("accuracy", "macro_f1", "micro_f1", "exact_match"),
+    *("explained_variance", "masked_accuracy"),
+}
 # The less the better.
 LOSSES = {"bits_per_byte", "perplexity"}
 TITLES = {
@@ -18,6 +21,7 @@ TITLES = {
     "micro_f1": "micro F1",
     "log_loss": "log loss",
     "brier": "Brier score",
+    "masked_accuracy": "accuracy on hidden tokens",
     "r2": "R²",
     "rmse": "RMSE",
     "mae": "MAE",
@@ -262,6 +266,8 @@ def findings(data: dict[str, Any]) -> list[str]:
     found = [f"{rows(data[key])} {word}" for key, word in words.items() if data[key]]
     found += [f"{name} fixed {rows(count)} x" for name, count in data["fixed"].items() if count]
     found += packed(data)
+    if data.get("new_head"):
+        found.append("the checkpoint has no head for masks: guesses started at random")
     if data.get("share_truncated"):
         found.append(f"{share(data['share_truncated'])} of training texts truncated")
     return found

@@ -11,6 +11,7 @@ TASKS = {
     "image-classification": "image_classification",
     "masked-image-modeling": "masked_image_modeling",
     "text-generation": "causal_lm",
+    "fill-mask": "masked_lm",
 }
 
 
