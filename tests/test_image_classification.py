@@ -251,7 +251,7 @@ def test_a_run_with_views_says_so_and_answers_as_it_was_tested(path: Path) -> No
         (run.folder / "report.html").read_text(encoding="utf-8"),
         (run.model / "README.md").read_text(encoding="utf-8"),
     ):
-        assert "mean over it and 2 changed views" in text
+        assert "mean over it and 2 changed views of it, as finetune predict answers" in text
     assert "changed views" not in (once.model / "README.md").read_text(encoding="utf-8")
 
 
@@ -275,7 +275,7 @@ def test_predict_names_every_file(path: Path, capsys: pytest.CaptureFixture[str]
 def test_the_report_shows_the_images(path: Path) -> None:
     run, _ = trained(path, *CHANGES, "--max_steps", "1", "--learning_rate", "0.0")
     page = (run.folder / "report.html").read_text(encoding="utf-8")
-    assert "how the first" in page
+    assert "epochs would change them" in page
     assert page.count("data:image/png;base64,") >= 2
     assert "<blockquote>" not in page
     assert "rows a second" in page

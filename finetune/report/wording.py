@@ -64,7 +64,7 @@ def views(data: dict[str, Any]) -> str:
         return ""
     return (
         f"Each test image was answered by the mean over it and {data['test_views']} changed views "
-        "of it, as `finetune predict` answers; `pipeline()` looks once and may score otherwise."
+        "of it, as finetune predict answers; pipeline() looks once and may score otherwise."
     )
 
 

@@ -212,7 +212,7 @@ def side_of(processor: Any) -> int:
 
 
 def _sheet(collator: Collator, rows: Dataset) -> dict[str, bytes]:
-    """Some training images as they are, and as the first epochs saw them."""
+    """Some training images as they are, and as the first epochs see them, if there are as many."""
     if not augmentation.active(collator.said):
         return {}
     # From all over the rows, which often stand class by class.
@@ -224,7 +224,7 @@ def _sheet(collator: Collator, rows: Dataset) -> dict[str, bytes]:
         for epoch in range(SHEET_EPOCHS)
     ]
     grid = torch.stack([plain, *changed], 1)
-    caption = f"Training images, and how the first {SHEET_EPOCHS} epochs saw them"
+    caption = f"Training images, and how each of {SHEET_EPOCHS} epochs would change them"
     return {caption: figures.sheet(grid.numpy())}
 
 
