@@ -91,6 +91,7 @@ class Augmentation:
 class Tuning:
     method: str = key("full", "full, head, bitfit, bottleneck, lora or any other of peft's")
     layer_decay: float = key(1.0, "each layer's learning rate over the next one's", low=0, high=1)
+    cache_features: bool = key(True, "head: compute the trunk's features once, without its dropout")
     options: dict[str, Any] = key(dict, "the method's own settings, by peft's names", hidden=True)  # noqa: RUF009
 
 

@@ -29,7 +29,7 @@ FLOORS = [
         "finetune.positions",
         "finetune.padding_free",
     },
-    {"finetune.baselines", "finetune.tuning", "finetune.report"},
+    {"finetune.baselines", "finetune.tuning", "finetune.report", "finetune.features"},
     {"finetune.job", "finetune.bases", "finetune.adalora"},
     {"finetune.outcome"},
     {"finetune.runner"},
