@@ -104,6 +104,7 @@ class Tuning:
     ema_decay: float = key(
         0.0, "average the weights over steps, for example 0.999; 0 for none", low=0, high=0.99999
     )
+    cache_features: bool = key(True, "head: compute the trunk's features once, without its dropout")
     options: dict[str, Any] = key(dict, "the method's own settings, by peft's names", hidden=True)  # noqa: RUF009
 
 

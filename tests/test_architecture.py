@@ -30,7 +30,7 @@ FLOORS = [
         "finetune.positions",
         "finetune.padding_free",
     },
-    {"finetune.baselines", "finetune.tuning", "finetune.report"},
+    {"finetune.baselines", "finetune.tuning", "finetune.report", "finetune.features"},
     {"finetune.job", "finetune.bases", "finetune.adalora", "finetune.averaging"},
     {"finetune.outcome"},
     {"finetune.runner"},

@@ -13,10 +13,11 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from finetune import baselines, bases, corpus, padding_free, scoring, sources, tuning
+from finetune import baselines, bases, corpus, features, padding_free, scoring, sources, tuning
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.losses import classification_loss
@@ -105,12 +106,22 @@ def build(recipe: Recipe) -> Job:
     padded = "the recipe says so"
     if recipe.model.padding_free:
         padded = padding_free.enable(model, recipe.training)
+    notes = [f"batches padded: {padded}" if padded else "batches without padding"]
+    collator: Any = DataCollatorWithPadding(tokenizer)
+    if recipe.tuning.method == "head" and recipe.tuning.cache_features:
+        assert isinstance(model, PreTrainedModel)
+        uncached = features.replace(model, splits, collator, recipe.training)
+        if uncached:
+            notes.append(f"the trunk runs every epoch: {uncached}")
+        else:
+            collator = features.collate
+            notes.append("the trunk's features computed once, without its dropout")
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
     return Job(
         model=model,
         checkpoint=checkpoint,
         processor=tokenizer,
-        collator=DataCollatorWithPadding(tokenizer),
+        collator=collator,
         splits=splits,
         data=data,
         loss=classification_loss(data.problem_type, smoothing),
@@ -118,7 +129,7 @@ def build(recipe: Recipe) -> Job:
         headline=scoring.HEADLINE[data.problem_type],
         baselines=lambda: baselines.for_texts(data),
         answers=lambda logits: answers(logits, data.problem_type, data.label_names),
-        notes=[f"batches padded: {padded}" if padded else "batches without padding"],
+        notes=notes,
     )
 
 
