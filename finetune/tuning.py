@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.errors import Refusal, refuse_unknown
-from finetune.recipe import Recipe, typed_as
+from finetune.recipe import Recipe, Tuning, typed_as
 from finetune.sources import Checkpoint
 
 # Methods that save a plain checkpoint; the others save an adapter folder.
@@ -145,7 +145,8 @@ def check(recipe: Recipe) -> None:
     if method in PLAIN_METHODS:
         for option in options:
             place = recipe.where(f"tuning.{option}")
-            refuse_unknown(option, ["method", "layer_decay", "ema_decay"], f"{place}: tuning key")
+            known = [f.name for f in fields(Tuning) if not f.metadata.get("hidden")]
+            refuse_unknown(option, known, f"{place}: tuning key")
         return
     methods = adapter_methods()
     if method not in methods:
