@@ -15,7 +15,6 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import (
-    AutoModelForCausalLM,
     DataCollatorForLanguageModeling,
     Trainer,
     TrainingArguments,
@@ -23,8 +22,8 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from finetune import corpus, losses, packing, recipe, sources
-from finetune.runner import DEFAULTS, StepTrainer
+from finetune import bases, corpus, losses, packing, recipe, sources
+from finetune.runner import DEFAULTS, StepTrainer, has_accelerator
 from finetune.tasks import causal_lm, documents
 from finetune.tasks.classification import config_of
 from finetune.tasks.text_classification import tokenizer_of
@@ -70,9 +69,7 @@ def main() -> None:
     rows = documents.encode(data.train, tokenizer)
     packed, facts = causal_lm.encode(rows, said.max_length, pieces=False, packs=True)
     plain = Dataset.from_dict({"input_ids": [row.ids[: said.max_length] for row in rows]})
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.folder, **checkpoint.options, config=config
-    )
+    model = bases.load(causal_lm.AUTO_MODEL, checkpoint, config, read)
     assert packing.is_kept_apart(model)
     assert isinstance(tokenizer.pad_token_id, int)
 
@@ -88,6 +85,7 @@ def main() -> None:
             disable_tqdm=True,
             logging_strategy="no",
             bf16=said.bf16,
+            use_cpu=not has_accelerator(),
             **more,
         )
 
@@ -121,9 +119,8 @@ def main() -> None:
     for name, speeds in took.items():
         print(f"{name}: {statistics.median(speeds):,.0f} real tokens a second")
     ratios = [a / b for a, b in zip(took["packed"], took["padded"], strict=True)]
-    print(
-        f"packed is {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
-    )
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"packed is {statistics.median(ratios):.2f} times as fast ({spread})")
     print(f"{facts['tokens']:,} tokens in {facts['blocks']} blocks of {said.max_length}")
 
 
