@@ -156,8 +156,8 @@ def generate(run: ledger.Run, prompt: str, seed: int, max_new_tokens: int, greed
         tokenizer,
         [{"role": "user", "content": prompt}] if chats else prompt,
         seed,
+        max_new_tokens,
         do_sample=not greedy,
-        max_new_tokens=max_new_tokens,
         streamer=TextStreamer(tokenizer, skip_prompt=chats, skip_special_tokens=True),
     )
 

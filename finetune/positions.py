@@ -1,4 +1,4 @@
-"""Vision transformers at another resolution: their learned positions, interpolated."""
+"""How far positions reach: of tokens, and of pixels, where learned ones are interpolated."""
 
 import copy
 from typing import Any
@@ -8,6 +8,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from finetune.errors import Refusal
+
+
+def most_tokens(config: Any) -> int:
+    """How many tokens a text may have; a number beyond all where the config says none."""
+    # By attribute: GPT-2 and others have it under a name of their own.
+    return getattr(config, "max_position_embeddings", 10**9)
 
 
 def side(config: Any) -> int | None:

@@ -185,6 +185,7 @@ def test_a_run_goes_on_with_a_text(path: Path, capsys) -> None:
     for wrong, message in (
         (["generate", str(run), " "], "no text to go on with"),
         (["generate", str(run), "a", "--max_new_tokens", "0"], "at least 1"),
+        (["generate", str(run), "a" * 128], "as many as the model can see"),
         (["predict", str(run), "a"], "finetune generate writes with it"),
     ):
         with pytest.raises(SystemExit):
@@ -218,6 +219,23 @@ def test_packed_blocks_learn_what_single_documents_do(path: Path, monkeypatch) -
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
 
 
+def test_a_model_from_scratch_gets_a_tokenizer_of_its_own(path: Path) -> None:
+    config = "{n_embd: 32, n_layer: 2, n_head: 2, n_positions: 64, vocab_size: 280}"
+    flags = ["--checkpoint", "new:gpt2", "--config", config, "--learning_rate", "1e-2"]
+    run, job = train_job(causal_lm, path, *flags, "--num_train_epochs", "10")
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    assert len(tokenizer) == job.model.config.vocab_size == 280
+    text = "the film was naïve"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    # Words of the reviews are few tokens; a test row's own words are not looked at.
+    assert len(ids) < len(text.encode()) - 4
+    before = run.results()["baselines"]["before training"]["bits_per_byte"]
+    assert run.results()["metrics"]["bits_per_byte"]["high"] < 0.8 * before["low"]
+    said = pipeline("text-generation", model=str(run.model), device="cpu")("the")
+    assert said[0]["generated_text"].startswith("the")
+
+
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("method", ["bitfit", "bottleneck", "lora", "ia3", "oft", "prompt_tuning"])
@@ -245,6 +263,7 @@ def test_adapters(path: Path, tmp_path: Path, kind: str, method: str) -> None:
         (["--method", "head"], "has no new head to train"),
         (["--max_length", "200"], "is more than the model's 128"),
         (["--train", "mine.csv"], "mine.csv: no such file"),
+        (["--checkpoint", "new:gpt2", "--max_length", "2000"], "is more than the model's 1024"),
     ],
 )
 def test_what_cannot_work_is_refused(path: Path, flags: list[str], message: str) -> None:

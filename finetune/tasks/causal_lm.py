@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune import bases, corpus, losses, packing, scoring, sources, tuning
+from finetune import bases, corpus, losses, packing, positions, scoring, sources, tuning
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.recipe import Recipe
@@ -83,7 +83,7 @@ def build(recipe: Recipe) -> Job:
     config = set_own(config_of(recipe, checkpoint, {}), recipe)
     # A cache of keys and values would hide from transformers that blocks are packed.
     config.use_cache = False
-    tokenizer = tokenizer_of(recipe, checkpoint, config)
+    tokenizer = _tokenizer(recipe, checkpoint, config, data.train)
     if not tokenizer.is_fast:
         raise Refusal(f"{checkpoint.name}: has no fast tokenizer, which tells where tokens end")
     most, special = recipe.model.max_length, set(tokenizer.all_special_ids)
@@ -136,6 +136,25 @@ def build(recipe: Recipe) -> Job:
     )
 
 
+def _tokenizer(
+    recipe: Recipe, checkpoint: sources.Checkpoint, config: Any, train: pandas.DataFrame
+) -> PreTrainedTokenizerBase:
+    """The checkpoint's, or for a model from scratch one learned from the training documents."""
+    if not checkpoint.is_new:
+        return tokenizer_of(recipe, checkpoint, config)
+    most = positions.most_tokens(config)
+    if most < recipe.model.max_length:
+        where = recipe.where("model.max_length")
+        raise Refusal(
+            f"{where}: max_length {recipe.model.max_length} is more than the model's {most}"
+        )
+    tokenizer = documents.new_tokenizer(train, config.vocab_size)
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
+    tokenizer.model_max_length = recipe.model.max_length
+    return tokenizer
+
+
 def _less(ours: Any, theirs: Any) -> Any:
     return lambda rows: ours(rows) - theirs(rows)
 
@@ -177,17 +196,36 @@ def inputs(given: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Te
 
 @torch.no_grad()
 def write(
-    model: Any, tokenizer: Any, given: Any, seed: int, do_sample: bool = True, **options: Any
+    model: Any,
+    tokenizer: Any,
+    given: Any,
+    seed: int,
+    most: int,
+    do_sample: bool = True,
+    **options: Any,
 ) -> str:
-    """What the model goes on with, sampled with a seed of its own, without special tokens."""
+    """What the model goes on with, sampled with a seed of its own, without special tokens.
+
+    Args:
+        most: tokens to write, or fewer where the model's positions end.
+
+    Raises:
+        Refusal: what is given fills all positions.
+    """
     encoded = {name: value.to(model.device) for name, value in inputs(given, tokenizer).items()}
+    count = encoded["input_ids"].shape[1]
+    room = positions.most_tokens(model.config) - count
+    if room < 1:
+        raise Refusal(f"{count} tokens are given, as many as the model can see; give fewer")
     training = model.training
     model.eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        out = model.generate(**encoded, do_sample=do_sample, **options)
+        out = model.generate(
+            **encoded, do_sample=do_sample, max_new_tokens=min(most, room), **options
+        )
     model.train(training)
-    return tokenizer.decode(out[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    return tokenizer.decode(out[0, count:], skip_special_tokens=True)
 
 
 def samples(
@@ -199,5 +237,5 @@ def samples(
     for seed, i in enumerate(numpy.linspace(0, len(test) - 1, SAMPLES).astype(int)):
         given = opening(test.iloc[i], found)
         shown = given if isinstance(given, str) else given[-1]["content"]
-        out[shown] = write(model, tokenizer, given, seed, max_new_tokens=WRITTEN)
+        out[shown] = write(model, tokenizer, given, seed, WRITTEN)
     return out

@@ -11,11 +11,14 @@ from typing import Any
 
 import pandas
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from finetune.errors import Refusal
 from finetune.packing import IGNORED
 
+# What ends a document for a tokenizer of our own.
+END = "<|endoftext|>"
 MARKS = re.compile(r"{%-?\s*generation\s*-?%}")
 
 
@@ -55,6 +58,15 @@ class Document:
 def kind(frame: pandas.DataFrame) -> str:
     """What the rows are: ``messages``, ``prompt`` (with its completion) or ``text``."""
     return next(name for name in ("messages", "prompt", "text") if name in frame)
+
+
+def new_tokenizer(frame: pandas.DataFrame, size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (Radford et al. 2019) of at most ``size`` tokens."""
+    learner = ByteLevelBPETokenizer()
+    texts = (cell for column in frame.columns.drop("id") for cell in frame[column])
+    learner.train_from_iterator(texts, size, special_tokens=[END], show_progress=False)
+    learned = Tokenizer.from_str(learner.to_str())
+    return PreTrainedTokenizerFast(tokenizer_object=learned, eos_token=END, pad_token=END)
 
 
 def encode(frame: pandas.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[Document]:

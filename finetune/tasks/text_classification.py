@@ -17,7 +17,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from finetune import baselines, bases, corpus, features, padding_free, scoring, sources, tuning
+from finetune import (
+    baselines,
+    bases,
+    corpus,
+    features,
+    padding_free,
+    positions,
+    scoring,
+    sources,
+    tuning,
+)
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.losses import classification_loss
@@ -152,7 +162,7 @@ def tokenizer_of(
             f"{config.vocab_size}; they do not belong together"
         )
     # What the tokenizer was told and what the positions allow; some say neither.
-    most = min(tokenizer.model_max_length, config.to_dict().get("max_position_embeddings", 10**9))
+    most = min(tokenizer.model_max_length, positions.most_tokens(config))
     if recipe.model.max_length > most:
         where = recipe.where("model.max_length")
         raise Refusal(

@@ -1,0 +1,128 @@
+"""Tokens a second: packed blocks against the plain Trainer with padding, on the same reviews.
+
+python benchmarks/packing.py
+python benchmarks/packing.py --reviews 64 --rounds 5 --bf16
+
+Both train the same weights on the same real tokens, in turn; printed are the medians and, from the
+pairs of a round, the ratio. The plain Trainer pads each batch to its longest review.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from typing import Any
+
+from datasets import Dataset
+from transformers import (
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+    logging,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from finetune import bases, corpus, losses, packing, recipe, sources
+from finetune.runner import DEFAULTS, StepTrainer, has_accelerator
+from finetune.tasks import causal_lm, documents
+from finetune.tasks.classification import config_of
+from finetune.tasks.text_classification import tokenizer_of
+
+
+def seconds(trainer: Trainer) -> float:
+    """How long one epoch takes."""
+    trainer.remove_callback(PrinterCallback)
+    started = time.perf_counter()
+    trainer.train()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Train both ways, in turn, and print what they took."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--checkpoint", default="embedded:smollm2")
+    parser.add_argument("--dataset", default="embedded:imdb")
+    parser.add_argument("--reviews", type=int, default=64)
+    parser.add_argument("--max_length", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bf16", action="store_true")
+    said = parser.parse_args()
+    logging.set_verbosity_error()
+
+    checkpoint = sources.checkpoint(said.checkpoint)
+    read = recipe.Recipe(
+        task="text-generation",
+        model=recipe.Model(said.checkpoint, max_length=said.max_length),
+        data=recipe.Data(said.dataset, max_train_samples=said.reviews),
+        tuning=recipe.Tuning(),
+        training={},
+        reference=None,
+        name="packing",
+        origin={},
+    )
+    data = corpus.load(read.data, corpus.DOCUMENTS, labelled=False)
+    config: Any = config_of(read, checkpoint, {})
+    config.use_cache = False
+    tokenizer = tokenizer_of(read, checkpoint, config)
+    # Cut alike, so that both see the same tokens.
+    rows = documents.encode(data.train, tokenizer)
+    packed, facts = causal_lm.encode(rows, said.max_length, pieces=False, packs=True)
+    plain = Dataset.from_dict({"input_ids": [row.ids[: said.max_length] for row in rows]})
+    model = bases.load(causal_lm.AUTO_MODEL, checkpoint, config, read)
+    assert packing.is_kept_apart(model)
+    assert isinstance(tokenizer.pad_token_id, int)
+
+    def arguments(folder: str, **more: Any) -> TrainingArguments:
+        return TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=said.batch,
+            num_train_epochs=1,
+            # The weights stay what they are, so that every round does the same work.
+            learning_rate=0.0,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+            bf16=said.bf16,
+            use_cpu=not has_accelerator(),
+            **more,
+        )
+
+    def ours(folder: str) -> Trainer:
+        return StepTrainer(
+            layer_decay=1.0,
+            model=model,
+            args=arguments(
+                folder,
+                remove_unused_columns=False,
+                train_sampling_strategy=DEFAULTS["train_sampling_strategy"],
+            ),
+            data_collator=packing.Collator(tokenizer.pad_token_id),
+            train_dataset=packed,
+            compute_loss_func=losses.next_token_loss,
+        )
+
+    def theirs(folder: str) -> Trainer:
+        return Trainer(
+            model=model,
+            args=arguments(folder),
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            train_dataset=plain,
+        )
+
+    took: dict[str, list[float]] = {"packed": [], "padded": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(said.rounds):
+            took["packed"].append(facts["tokens"] / seconds(ours(folder)))
+            took["padded"].append(facts["tokens"] / seconds(theirs(folder)))
+    for name, speeds in took.items():
+        print(f"{name}: {statistics.median(speeds):,.0f} real tokens a second")
+    ratios = [a / b for a, b in zip(took["packed"], took["padded"], strict=True)]
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"packed is {statistics.median(ratios):.2f} times as fast ({spread})")
+    print(f"{facts['tokens']:,} tokens in {facts['blocks']} blocks of {said.max_length}")
+
+
+if __name__ == "__main__":
+    main()
