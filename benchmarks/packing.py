@@ -92,13 +92,14 @@ def main() -> None:
     def ours(folder: str) -> Trainer:
         return StepTrainer(
             layer_decay=1.0,
+            ema_decay=0.0,
             model=model,
             args=arguments(
                 folder,
                 remove_unused_columns=False,
                 train_sampling_strategy=DEFAULTS["train_sampling_strategy"],
             ),
-            data_collator=packing.Collator(tokenizer.pad_token_id),
+            data_collator=packing.Collator(int(str(tokenizer.pad_token_id))),
             train_dataset=packed,
             compute_loss_func=losses.next_token_loss,
         )
