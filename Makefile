@@ -1,4 +1,4 @@
-# make imdb · make adapters · make test · make check · make venv · make clean
+# make imdb · make adapters · make bench · make test · make check · make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -10,7 +10,7 @@ BIN := .venv/bin
 # A script's own folder must not come first on sys.path: finetune/ would hide other packages.
 export PYTHONSAFEPATH := 1
 
-.PHONY: imdb adapters test test-slow check venv clean
+.PHONY: imdb adapters bench test test-slow check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb: .venv/.installed
@@ -18,6 +18,9 @@ imdb: .venv/.installed
 
 adapters: .venv/.installed
 	$(BIN)/python benchmarks/adapters.py $(ARGS)
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
