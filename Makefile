@@ -1,5 +1,5 @@
-# make imdb · make mnist · make gpt · make few-labels · make adapters · make test · make check ·
-# make venv · make clean
+# make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make test ·
+# make check · make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -29,7 +29,7 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters test test-slow check venv clean
+.PHONY: imdb mnist gpt few-labels adapters bench test test-slow check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
@@ -52,6 +52,9 @@ runs/few-labels/%/results.json:
 
 adapters: .venv/.installed
 	$(BIN)/python benchmarks/adapters.py $(ARGS)
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

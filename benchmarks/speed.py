@@ -1,0 +1,295 @@
+"""This project's paths beside what a user would write instead (`make bench`).
+
+MiniLM on IMDB reviews, max_length 256, batch 16, one epoch, fp32: the plain Trainer padded to the
+maximum, with dynamic padding and with length-grouped batches; this project's full, lora and head;
+ten epochs on a frozen trunk; answers beside pipeline(batch_size=32). Every path is a process of its
+own, all paths take turns, and medians and ratios are printed. The limit is the time that the real
+tokens' matrix products take at the speed of this machine's own, measured in the same turns.
+
+Writes benchmarks/results/speed.json and benchmarks/results/speed.svg.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+NUMBERS = Path("benchmarks/results/speed.json")
+FIGURE = Path("benchmarks/results/speed.svg")
+LENGTH, BATCH, EPOCHS = 256, 16, 10
+PLAIN = {"plain, padded": "max", "plain, dynamic": "dynamic", "plain, grouped": "grouped"}
+OURS = {"full": ["full", 1], "lora": ["lora", 1], "head": ["head", 1]}
+FROZEN = {"plain, frozen": "frozen", "head, ten epochs": ["head", EPOCHS]}
+ANSWERS = ["pipeline", "predict"]
+PATHS = ["matrix products", *PLAIN, *OURS, *FROZEN, *ANSWERS]
+# What is divided by what: more than 1 means that the second is faster; the bar.
+RATIOS = {
+    "full against dynamic padding": ("plain, dynamic", "full", 2.2),
+    "full against length-grouped": ("plain, grouped", "full", 1.5),
+    "full against lora": ("full", "lora", 1 / 0.75),
+    "ten epochs on a frozen trunk": ("plain, frozen", "head, ten epochs", 10),
+    "predict against pipeline": ("pipeline", "predict", 1.3),
+}
+
+
+def reviews(count: int) -> Any:
+    """So many embedded reviews with their labels, the same ones every time."""
+    from finetune import sources
+
+    tables, _ = sources.dataset("embedded:imdb", None, None, "label", "utf-8")
+    return tables["train"].rows.sample(count, random_state=0)
+
+
+def products() -> dict[str, float]:
+    """Floating-point operations a second of the layers' own matrix products."""
+    import torch
+
+    states, weights = torch.randn(3200, 384), torch.randn(384, 1536)
+    rates = []
+    for _ in range(30):
+        before = time.perf_counter()
+        torch.mm(states, weights)
+        rates.append(2 * 3200 * 384 * 1536 / (time.perf_counter() - before))
+    return {"flops": statistics.median(rates)}
+
+
+def plain(way: str, rows: int) -> dict[str, float]:
+    """The plain Trainer on so many reviews."""
+    from datasets import Dataset
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+    )
+
+    from finetune import sources
+
+    folder = sources.checkpoint("embedded:minilm").folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    frame = reviews(rows)
+    padding = "max_length" if way == "max" else False
+    encoded = tokenizer(frame["text"].tolist(), truncation=True, max_length=LENGTH, padding=padding)
+    data = Dataset.from_dict({**encoded, "labels": frame["label"].tolist()})
+    if way == "frozen":
+        for parameter in model.base_model.parameters():
+            parameter.requires_grad = False
+    with tempfile.TemporaryDirectory() as place:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                place,
+                per_device_train_batch_size=BATCH,
+                num_train_epochs=EPOCHS if way == "frozen" else 1,
+                save_strategy="no",
+                report_to="none",
+                use_cpu=True,
+                train_sampling_strategy="group_by_length" if way == "grouped" else "random",
+            ),
+            train_dataset=data,
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        before = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - before
+    lengths = [sum(mask) for mask in encoded["attention_mask"]]
+    linear = sum(
+        p.numel() for name, p in model.base_model.encoder.named_parameters() if p.ndim == 2
+    )
+    config = model.config
+    attention = 4 * config.num_hidden_layers * config.hidden_size * sum(n * n for n in lengths)
+    work = 3 * (2 * linear * sum(lengths) + attention)
+    return {"seconds": seconds, "operations": float(work)}
+
+
+def ours(method: str, epochs: int, rows: int, folder: Path) -> dict[str, float]:
+    """This project's recipe on the same reviews; for a head, what comes before counts too."""
+    from finetune import recipe, runner
+    from finetune.tasks import text_classification
+
+    reviews(rows).to_csv(folder / "train.csv", index=False, columns=["text", "label"])
+    few = reviews(rows).head(16)
+    for name in ("validation.csv", "test.csv"):
+        few.to_csv(folder / name, index=False, columns=["text", "label"])
+    words = folder / "speed.yaml"
+    words.write_text(
+        f"""\
+task: text-classification
+model:
+  checkpoint: "embedded:minilm"
+  max_length: {LENGTH}
+  config: {{attention_probs_dropout_prob: 0.0}}
+data: {{dataset: {folder}, allow_overlap: true}}
+tuning: {{method: {method}}}
+training:
+  per_device_train_batch_size: {BATCH}
+  num_train_epochs: {epochs}
+  save_strategy: "no"
+  eval_strategy: "no"
+  use_cpu: true
+  output_dir: run
+""",
+        encoding="utf-8",
+    )
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    # Runs stay below the folder they are started in.
+    os.chdir(folder)
+    run = runner.train(recipe.load(words), text_classification.build)
+    assert run is not None
+    cost = run.results()["cost"]
+    return {"seconds": cost["total_seconds" if method == "head" else "train_seconds"]}
+
+
+def answers(way: str, rows: int, folder: Path) -> dict[str, Any]:
+    """Seconds to answer so many reviews, and the answers."""
+    from transformers import pipeline
+
+    from finetune import inference, ledger
+    from finetune.tasks import classification
+
+    run = ledger.one(str(folder / "run"))
+    texts = reviews(rows)["text"].tolist()
+    if way == "pipeline":
+        ask = pipeline("text-classification", model=str(run.model), device="cpu")
+        before = time.perf_counter()
+        said = ask(texts, batch_size=32, truncation=True, max_length=LENGTH)
+        labels = [answer["label"] for answer in said]
+    else:
+        model, tokenizer, recipe = inference.load(run)
+        names = run.results()["data"]["label_names"]
+        before = time.perf_counter()
+        logits = inference.logits(model, tokenizer, recipe, [{"text": text} for text in texts])
+        said = classification.answers(logits, recipe.data.problem_type, names)
+        labels = [answer["prediction"] for answer in said]
+    return {"seconds": time.perf_counter() - before, "labels": labels}
+
+
+def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One path, in this process."""
+    if path == "matrix products":
+        return products()
+    if path in ANSWERS:
+        found: dict[str, Any] = answers(path, options.answers, options.folder / "full")
+    elif path in PLAIN or path == "plain, frozen":
+        found = plain(PLAIN.get(path, "frozen"), options.rows)
+    else:
+        method, epochs = OURS[path] if path in OURS else FROZEN[path]
+        folder = options.folder / (path if path == "full" else "other")
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        folder.mkdir(parents=True)
+        found = ours(str(method), int(epochs), options.rows, folder)
+    return found | {"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    import torch
+    import transformers
+
+    kind = Path("/proc/cpuinfo")
+    names = [x for x in kind.read_text().splitlines() if "model name" in x] if kind.exists() else []
+    return {
+        "processor": names[0].partition(": ")[2] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def draw(seconds: dict[str, float], limit: float) -> None:
+    """A bar for each way of training, and the limit."""
+    from matplotlib.figure import Figure
+
+    names = [*PLAIN, *OURS]
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(names[::-1], [seconds[name] for name in names[::-1]], color="#4477aa")
+    axes.axvline(limit, color="#aa3377", linestyle="--", label="matrix products of full, no more")
+    axes.set_xlabel("seconds an epoch")
+    axes.legend(frameon=False)
+    figure.savefig(FIGURE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rows", type=int, default=480, help="reviews to train on")
+    parser.add_argument("--answers", type=int, default=2000, help="reviews to answer")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all paths take their turn")
+    parser.add_argument("--paths", nargs="+", default=PATHS, help="some of the paths")
+    parser.add_argument("--path", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.path:
+        print(json.dumps(measure(options.path, options)))
+        return
+    found: dict[str, list[dict[str, Any]]] = {path: [] for path in options.paths}
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = ["--rows", str(options.rows), "--answers", str(options.answers)]
+        for turn in range(options.rounds):
+            for path in options.paths:
+                words = [sys.executable, __file__, "--path", path, "--folder", folder, *sizes]
+                done = subprocess.run(words, capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(f"{path}: {done.stderr}")
+                found[path].append(json.loads(done.stdout.splitlines()[-1]))
+                last = {k: v for k, v in found[path][-1].items() if k != "labels"}
+                print(f"{turn + 1}/{options.rounds}  {path:20} {last}", flush=True)
+    report(found, vars(options))
+
+
+def report(found: dict[str, list[dict[str, Any]]], options: dict[str, Any]) -> None:
+    """Print medians and ratios; write them and the figure, if every path was measured."""
+
+    def middle(path: str, what: str) -> float:
+        return statistics.median(row[what] for row in found[path])
+
+    timed = [path for path in found if path != "matrix products"]
+    seconds = {path: round(middle(path, "seconds"), 2) for path in timed}
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "sizes": {name: options[name] for name in ("rows", "answers", "rounds")},
+        "seconds": seconds,
+        "every": {path: [round(row["seconds"], 2) for row in found[path]] for path in timed},
+        "peak_bytes": {path: int(middle(path, "peak_bytes")) for path in timed},
+        "ratios": {},
+    }
+    for name, (slow, fast, bar) in RATIOS.items():
+        if slow in seconds and fast in seconds:
+            results["ratios"][name] = round(seconds[slow] / seconds[fast], 2)
+            print(f"{name:32} {results['ratios'][name]:6.2f}   (bar {bar:.2f})")
+    if {"full", "plain, dynamic"} <= set(seconds):
+        peaks = results["peak_bytes"]
+        results["ratios"]["memory"] = round(peaks["full"] / peaks["plain, dynamic"], 2)
+        print(
+            f"{'peak memory, full to dynamic':32} {results['ratios']['memory']:6.2f}   (bar 0.80)"
+        )
+    if set(ANSWERS) <= set(seconds):
+        pairs = zip(found["pipeline"][0]["labels"], found["predict"][0]["labels"], strict=True)
+        results["different_labels"] = sum(a != b for a, b in pairs)
+        print(f"{'labels that differ':32} {results['different_labels']:6}")
+    if set(found) != set(PATHS):
+        return
+    limit = middle("plain, dynamic", "operations") / middle("matrix products", "flops")
+    results["limit_seconds"] = round(limit, 2)
+    results["share_of_limit"] = {path: round(limit / seconds[path], 2) for path in [*PLAIN, "full"]}
+    print(f"share of the limit: {results['share_of_limit']}")
+    NUMBERS.parent.mkdir(parents=True, exist_ok=True)
+    NUMBERS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    draw(seconds, limit)
+
+
+if __name__ == "__main__":
+    main()
