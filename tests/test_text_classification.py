@@ -12,7 +12,7 @@ from finetune.recipe import Model
 from finetune.tasks import text_classification
 from finetune.tasks.text_classification import batches, encode, kept
 
-from .conftest import sentences, write_csv
+from .conftest import sentences, train_job, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,17 @@ def test_share_truncated_is_counted(tiny_recipe: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == ""
     build(tiny_recipe, "--max_length", "4")
     assert "every training text is longer than max_length 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_all_rows_can_go_to_training(tiny_recipe: Path, method: str) -> None:
+    run, _ = train_job(
+        text_classification, tiny_recipe, *("--validation_size", "0"), *("--method", method)
+    )
+    results = run.results()
+    assert results["data"]["validation"] == 0
+    assert results["chosen"] is None
+    assert results["steps"] > 0
 
 
 def test_changes_of_images_are_refused_for_texts(tiny_recipe: Path) -> None:

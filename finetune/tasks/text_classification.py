@@ -105,7 +105,10 @@ def build(recipe: Recipe) -> Job:
         encoded = encode(texts, tokenizer, recipe.model)
         return Dataset.from_dict({**encoded, "labels": frame["label"].tolist()})
 
-    splits = {name: dataset(getattr(data, name)) for name in ("train", "validation", "test")}
+    splits = {name: dataset(getattr(data, name)) for name in ("train", "test")}
+    # Tokenizers fail on no text at all.
+    none = splits["train"].select([])
+    splits["validation"] = dataset(data.validation) if len(data.validation) else none
     share = float(numpy.mean(splits["train"]["truncated"]))
     data.report["share_truncated"] = share
     if share == 1.0:
