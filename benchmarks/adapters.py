@@ -38,7 +38,7 @@ GRID = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 # A method's flags, and the middle of its first three learning rates.
 METHODS: dict[str, tuple[str, float]] = {
     "full": ("--method full", 1e-4),
-    "head": ("--method head", 3e-3),
+    "head": ("--method head --cache_features false", 3e-3),
     "bitfit": ("--method bitfit", 3e-3),
     "bottleneck": ("--method bottleneck", 1e-3),
     "lora": ("--method lora", 1e-3),
