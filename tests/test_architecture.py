@@ -17,7 +17,7 @@ FLOORS = [
     {"finetune", "finetune.errors"},
     {"finetune.recipe", "finetune.launching", "finetune.conversations"},
     {"finetune.ledger", "finetune.sources"},
-    {"finetune.pictures"},
+    {"finetune.pictures", "finetune.labels"},
     {
         "finetune.corpus",
         "finetune.scoring",
