@@ -121,8 +121,9 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
                 cli.main([*words[1:], *SMALL])
             assert stop.value.code == 2
             return
-        if "after-mlm" in command:
-            cli.main(["train", "recipes/imdb/minilm-mlm.yaml", *SMALL[:-1]])
+        first = re.search(r"(recipes/\w+/\w+)-after-(mlm|mae).yaml", command)
+        if first:
+            cli.main(["train", f"{first[1]}-{first[2]}.yaml", *SMALL[:-1]])
             small = [*small, "--output_dir", "runs/after"]
         cli.main([*words[1:], *[w for w in small if w != "--overwrite"]])
         assert list(tmp_path.glob("runs/**/results.json"))
