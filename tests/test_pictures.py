@@ -742,7 +742,7 @@ def test_what_is_checked_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
         folder = tmp_path / f"{count}-{len(peaks)}"
         noisy_folders(folder, count, 32)
         tracemalloc.start()
-        found = corpus.load(Data(train=str(folder)), pictures=True)
+        found = corpus.load(Data(train=str(folder)), corpus.IMAGES)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert len(found.train) + len(found.validation) + len(found.test) == count
