@@ -1,6 +1,7 @@
 """Tiny checkpoints and tables made on the spot: no network, no waiting."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from finetune.job import Job
     from finetune.ledger import Run
+    from finetune.recipe import Recipe
 
 WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot", "the", "a", "was", "cast"]
 CHAT_TEMPLATE = (
@@ -110,6 +112,25 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory: runs stay inside it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def interrupted(build: "Callable[[Recipe], Job]") -> "Callable[[Recipe], Job]":
+    """A task's ``build`` whose job is stopped, as by Ctrl-C, at its second evaluation."""
+
+    def stop(read: "Recipe") -> "Job":
+        job = build(read)
+        kept, calls = job.score, []
+
+        def score(*arguments: object) -> dict:
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return kept(*arguments)
+
+        job.score = score
+        return job
+
+    return stop
 
 
 def train_job(task: ModuleType, path: Path, *flags: str) -> "tuple[Run, Job]":

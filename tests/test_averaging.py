@@ -13,8 +13,9 @@ from torch import nn
 
 from finetune import averaging, inference, ledger, recipe, runner, scoring
 from finetune.errors import Refusal
-from finetune.job import Job
 from finetune.tasks import text_classification
+
+from .conftest import interrupted
 
 EMA = ["--ema_decay", "0.8"]
 EVERY_STEP = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "50"]
@@ -103,24 +104,11 @@ def test_validation_and_the_best_epoch_are_of_the_averages(tiny_recipe: Path, me
     assert log_loss(run, tiny_recipe) == pytest.approx(chosen["value"], abs=1e-5)
 
 
-def interrupted(path: Path, *flags: str) -> ledger.Run:
+def resume(path: Path, *flags: str) -> ledger.Run:
     """A run stopped at its second evaluation, and resumed."""
 
-    def stop(read: recipe.Recipe) -> Job:
-        job = text_classification.build(read)
-        kept, calls = job.score, []
-
-        def score(*arguments: object) -> dict:
-            calls.append(1)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return kept(*arguments)
-
-        job.score = score
-        return job
-
     with pytest.raises(KeyboardInterrupt):
-        runner.train(recipe.load(path, flags), stop)
+        runner.train(recipe.load(path, flags), interrupted(text_classification.build))
     run = runner.train(recipe.load(path, flags), text_classification.build, resume=True)
     assert run is not None
     return run
@@ -132,7 +120,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_averages(
 ) -> None:
     flags = [*EMA, *LAST, "--method", method, "--num_train_epochs", "3"]
     whole = train(tiny_recipe, *flags, "--output_dir", "runs/whole")
-    resumed = interrupted(tiny_recipe, *flags)
+    resumed = resume(tiny_recipe, *flags)
     compared = 0
     folders = zip(
         [checkpoints(whole)[-1], whole.model],

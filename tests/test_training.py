@@ -17,7 +17,7 @@ from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.tasks import text_classification
 
-from .conftest import sentences, write_csv
+from .conftest import interrupted, sentences, write_csv
 
 
 def train(path: Path, *flags: str) -> ledger.Run:
@@ -351,21 +351,8 @@ def test_resume_goes_on_from_the_checkpoint(tiny_recipe: Path) -> None:
     whole = train(tiny_recipe, "--num_train_epochs", "3", "--output_dir", "runs/whole")
     read = recipe.load(tiny_recipe, ["--num_train_epochs", "3"])
 
-    def stop(read: recipe.Recipe) -> Job:
-        job = text_classification.build(read)
-        kept, calls = job.score, []
-
-        def score(*arguments: object) -> dict:
-            calls.append(1)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return kept(*arguments)
-
-        job.score = score
-        return job
-
     with pytest.raises(KeyboardInterrupt):
-        runner.train(read, stop)
+        runner.train(read, interrupted(text_classification.build))
     assert not ledger.Run("runs/tiny/seed-0").is_finished
     run = runner.train(
         recipe.load(tiny_recipe, ["--num_train_epochs", "3"]),
