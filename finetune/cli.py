@@ -32,6 +32,7 @@ Fine-tune BERT, GPT and ViT checkpoints. A recipe goes in, a run directory comes
   finetune train recipes/imdb/minilm.yaml                 train a recipe into runs/imdb/minilm
   finetune train recipes/your-data/text.yaml --train mine.csv --text review --label stars
   finetune predict runs/imdb/minilm "A waste of two hours."
+  finetune generate runs/reviews/smollm2-lora "This film"
   finetune compare runs/imdb/*
   finetune recipes
 """
