@@ -43,9 +43,9 @@ RATIOS = {
 
 def reviews(count: int) -> Any:
     """So many embedded reviews with their labels, the same ones every time."""
-    from finetune import sources
+    from finetune import files
 
-    tables, _ = sources.dataset("embedded:imdb", None, None, "label", "utf-8")
+    tables, _ = files.dataset("embedded:imdb", None, None, "label", "utf-8")
     return tables["train"].rows.sample(count, random_state=0)
 
 

@@ -17,7 +17,7 @@ import numpy
 import pandas
 from sklearn.model_selection import train_test_split
 
-from finetune import conversations, labels, pictures, sources
+from finetune import conversations, files, labels, pictures
 from finetune.errors import Refusal, nearest
 from finetune.recipe import Data
 
@@ -73,27 +73,27 @@ class Corpus:
 
 
 def _is_file(value: str | None) -> bool:
-    return value is not None and (Path(value).suffix in sources.SUFFIXES or Path(value).exists())
+    return value is not None and (Path(value).suffix in files.SUFFIXES or Path(value).exists())
 
 
 def _tables(
     data: Data, images: bool, labelled: bool
-) -> tuple[dict[str, sources.Table], str, str | None]:
+) -> tuple[dict[str, files.Table], str, str | None]:
     """The tables of train and, where they exist, validation and test; their source; the commit."""
 
-    def read(file: str) -> sources.Table:
+    def read(file: str) -> files.Table:
         if images:
             return pictures.read(Path(file), data, labelled)
-        return sources.read_table(Path(file), data.encoding)
+        return files.read_table(Path(file), data.encoding)
 
     if data.dataset is None:
-        files = {"train": data.train, "validation": data.validation, "test": data.test}
-        given = {split: file for split, file in files.items() if file}
+        named = {"train": data.train, "validation": data.validation, "test": data.test}
+        given = {split: file for split, file in named.items() if file}
         return {k: read(v) for k, v in given.items()}, ", ".join(given.values()), None
     if images:
         tables, commit = pictures.dataset(data.dataset, data, labelled)
     else:
-        tables, commit = sources.dataset(
+        tables, commit = files.dataset(
             data.dataset, data.dataset_config, data.dataset_revision, data.label, data.encoding
         )
     chosen = {}
@@ -121,7 +121,7 @@ def _refuse_name(source: str, what: str, name: str, known: list[str], key: str) 
 # --- checking rows ---------------------------------------------------------------------------
 
 
-def _column(table: sources.Table, name: str, key: str) -> pandas.Series:
+def _column(table: files.Table, name: str, key: str) -> pandas.Series:
     if name not in table.rows.columns:
         _refuse_name(table.source, "column", name, [str(c) for c in table.rows.columns], key)
     return table.rows.loc[:, name]
@@ -133,7 +133,7 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _inspected(frame: pandas.DataFrame, table: sources.Table) -> pandas.DataFrame:
+def _inspected(frame: pandas.DataFrame, table: files.Table) -> pandas.DataFrame:
     """Add each image's digest; images that cannot be used go to ``table.rejected``."""
 
     def look(image: str | bytes) -> tuple[str, list[str]] | pictures.Unusable:
@@ -164,7 +164,7 @@ def _inspected(frame: pandas.DataFrame, table: sources.Table) -> pandas.DataFram
     return frame
 
 
-def _content(table: sources.Table, data: Data, content: str) -> dict[str, str]:
+def _content(table: files.Table, data: Data, content: str) -> dict[str, str]:
     """What makes up a row, by the names of the columns that hold it."""
     if content == IMAGES:
         return {"image": data.image}
@@ -178,7 +178,7 @@ def _content(table: sources.Table, data: Data, content: str) -> dict[str, str]:
 
 
 def _rows(
-    table: sources.Table, split: str, data: Data, kind: str, labelled: bool
+    table: files.Table, split: str, data: Data, kind: str, labelled: bool
 ) -> pandas.DataFrame:
     """Texts as str, chats as JSON, images with their digest, labels as read.
 
@@ -224,7 +224,7 @@ def _rows(
     if len(table.rejected) > MOST_REJECTED * read:
         first = table.rejected[0]
         raise Refusal(
-            f"{sources.where(first['source'], first['line'])}: {first['reason']}; "
+            f"{files.where(first['source'], first['line'])}: {first['reason']}; "
             f"{len(table.rejected)} of {read} rows cannot be used, mend "
             f"{'or remove them' if images else 'the file'}"
         )

@@ -6,13 +6,13 @@ from typing import Any
 import numpy
 import pandas
 
-from finetune import sources
+from finetune import files
 from finetune.errors import Refusal, nearest
 from finetune.recipe import Data
 
 
 def encode(
-    frames: dict[str, pandas.DataFrame], tables: dict[str, sources.Table], data: Data
+    frames: dict[str, pandas.DataFrame], tables: dict[str, files.Table], data: Data
 ) -> list[str]:
     """Encode the labels of all splits in place, as the problem type says.
 
@@ -50,7 +50,7 @@ def _class_names(values: list[Any], given: list[str] | None) -> list[str]:
     return sorted(names)
 
 
-def _check_types(frame: pandas.DataFrame, table: sources.Table) -> None:
+def _check_types(frame: pandas.DataFrame, table: files.Table) -> None:
     first = type(frame["label"].iloc[0])
     for line, value in frame["label"].items():
         if type(value) is not first:
@@ -61,7 +61,7 @@ def _check_types(frame: pandas.DataFrame, table: sources.Table) -> None:
 
 
 def _encode_classes(
-    frames: dict[str, pandas.DataFrame], tables: dict[str, sources.Table]
+    frames: dict[str, pandas.DataFrame], tables: dict[str, files.Table]
 ) -> list[str]:
     given = tables["train"].label_names
     names = _class_names(list(frames["train"]["label"]), given)
@@ -104,7 +104,7 @@ def _encode_classes(
 
 
 def _encode_sets(
-    frames: dict[str, pandas.DataFrame], tables: dict[str, sources.Table], separator: str
+    frames: dict[str, pandas.DataFrame], tables: dict[str, files.Table], separator: str
 ) -> list[str]:
     def parts(value: Any) -> list[str]:
         if isinstance(value, str):
@@ -134,7 +134,7 @@ def _encode_sets(
     return names
 
 
-def _encode_numbers(frames: dict[str, pandas.DataFrame], tables: dict[str, sources.Table]) -> None:
+def _encode_numbers(frames: dict[str, pandas.DataFrame], tables: dict[str, files.Table]) -> None:
     for split, frame in frames.items():
         numbers = []
         for line, value in frame["label"].items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import pandas
 
-from finetune import sources
+from finetune import files, sources
 from finetune.errors import Refusal
 from finetune.recipe import Data
 
@@ -168,35 +168,35 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _class_folders(path: Path, data: Data, labelled: bool) -> sources.Table:
+def _class_folders(path: Path, data: Data, labelled: bool) -> files.Table:
     folders = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
-    if len({split for split, _ in sources.split_files(path)}) > 1:
+    if len({split for split, _ in files.split_files(path)}) > 1:
         raise Refusal(f"{path}: holds folders of several splits; give it as `dataset:`")
     loose = [file for file in _files(path) if file.parent == path]
     if loose and not labelled:
-        files = _files(path)
-        names = [file.relative_to(path).as_posix() for file in files]
-        paths = [str(file) for file in files]
-        return sources.Table(
+        found = _files(path)
+        names = [file.relative_to(path).as_posix() for file in found]
+        paths = [str(file) for file in found]
+        return files.Table(
             pandas.DataFrame({data.image: paths}, index=names, dtype=object), str(path)
         )
     if not folders:
-        found = "images but no class folders" if loose else "no images"
-        raise Refusal(f"{path}: holds {found}; sort them into a folder a class, {path}/NAME/")
+        what = "images but no class folders" if loose else "no images"
+        raise Refusal(f"{path}: holds {what}; sort them into a folder a class, {path}/NAME/")
     if loose:
         raise Refusal(f"{loose[0]}: lies beside the class folders; move it into one of them")
     rows, places = [], []
     for folder in folders:
-        files = _files(folder)
-        if not files:
+        inside = _files(folder)
+        if not inside:
             raise Refusal(f"{folder}: a class folder without an image; fill it, or remove it")
-        rows += [(str(file), folder.name) for file in files]
-        places += [file.relative_to(path).as_posix() for file in files]
+        rows += [(str(file), folder.name) for file in inside]
+        places += [file.relative_to(path).as_posix() for file in inside]
     frame = pandas.DataFrame(rows, columns=[data.image, data.label], index=places, dtype=object)
-    return sources.Table(frame, str(path))
+    return files.Table(frame, str(path))
 
 
-def _unpack(table: sources.Table, folder: Path, data: Data) -> sources.Table:
+def _unpack(table: files.Table, folder: Path, data: Data) -> files.Table:
     """Make every cell of the image column a path, an encoded file, or nothing."""
     if data.image not in table.rows.columns:
         return table
@@ -218,7 +218,7 @@ def _unpack(table: sources.Table, folder: Path, data: Data) -> sources.Table:
     return table
 
 
-def read(path: Path, data: Data, labelled: bool = True) -> sources.Table:
+def read(path: Path, data: Data, labelled: bool = True) -> files.Table:
     """Read a folder of class folders, a table of paths, or Parquet that holds the files.
 
     Where no labels are needed, the images of a folder need no class folders.
@@ -227,11 +227,11 @@ def read(path: Path, data: Data, labelled: bool = True) -> sources.Table:
     folder. Rows of class folders have the file as their index.
 
     Raises:
-        Refusal: what ``sources.read_table`` refuses, images outside class folders, a class folder
+        Refusal: what ``files.read_table`` refuses, images outside class folders, a class folder
             without an image.
     """
     if path.is_dir():
-        tables = sorted(f for f in path.iterdir() if f.suffix in sources.SUFFIXES)
+        tables = sorted(f for f in path.iterdir() if f.suffix in files.SUFFIXES)
         if not tables:
             return _class_folders(path, data, labelled)
         if _files(path):
@@ -239,11 +239,11 @@ def read(path: Path, data: Data, labelled: bool = True) -> sources.Table:
                 f"{path}: holds {tables[0].name} beside images; give the table itself, or move it "
                 "elsewhere"
             )
-    table = sources.read_table(path, data.encoding)
+    table = files.read_table(path, data.encoding)
     return _unpack(table, path if path.is_dir() else path.parent, data)
 
 
-def _digits(name: str, data: Data) -> sources.Table:
+def _digits(name: str, data: Data) -> files.Table:
     """5,000 of MNIST's digits, 28x28, each as a PNG file."""
     _require_pillow()
     from PIL import Image
@@ -257,12 +257,12 @@ def _digits(name: str, data: Data) -> sources.Table:
         pictures.append(stream.getvalue())
     rows = {data.image: pictures, data.label: values[:, -1].tolist()}
     frame = pandas.DataFrame(rows, index=range(1, len(values) + 1), dtype=object)
-    return sources.Table(frame, name, label_names=[str(digit) for digit in range(10)])
+    return files.Table(frame, name, label_names=[str(digit) for digit in range(10)])
 
 
 def dataset(
     name: str, data: Data, labelled: bool = True
-) -> tuple[dict[str, sources.Table], str | None]:
+) -> tuple[dict[str, files.Table], str | None]:
     """All splits of a named dataset of images, and the hub commit they came from if any.
 
     Raises:
@@ -270,7 +270,7 @@ def dataset(
     """
     if name == "embedded:mnist":
         return {"train": _digits(name, data)}, None
-    tables, commit = sources.dataset(
+    tables, commit = files.dataset(
         name,
         data.dataset_config,
         data.dataset_revision,

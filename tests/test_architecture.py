@@ -17,6 +17,7 @@ FLOORS = [
     {"finetune", "finetune.errors"},
     {"finetune.recipe", "finetune.launching", "finetune.conversations"},
     {"finetune.ledger", "finetune.sources"},
+    {"finetune.files"},
     {"finetune.pictures", "finetune.labels"},
     {
         "finetune.corpus",

@@ -7,7 +7,7 @@ import numpy
 import pandas
 import pytest
 
-from finetune import corpus, sources
+from finetune import corpus, files
 from finetune.corpus import Corpus
 from finetune.errors import Refusal
 from finetune.recipe import Data
@@ -156,10 +156,10 @@ def given(monkeypatch, labels: list, names: list[str] | None, **splits: list) ->
         made = {"text": [f"text {start + i}" for i in range(len(values))], "label": values}
         return pandas.DataFrame(made, dtype=object, index=range(1, len(values) + 1))
 
-    tables = {"train": sources.Table(rows(labels, 0), "a/b [train]", names)}
+    tables = {"train": files.Table(rows(labels, 0), "a/b [train]", names)}
     for n, (split, values) in enumerate(splits.items(), 1):
-        tables[split] = sources.Table(rows(values, 1000 * n), f"a/b [{split}]", names)
-    monkeypatch.setattr(sources, "dataset", lambda *_: (tables, "commit"))
+        tables[split] = files.Table(rows(values, 1000 * n), f"a/b [{split}]", names)
+    monkeypatch.setattr(files, "dataset", lambda *_: (tables, "commit"))
     return Data(dataset="a/b")
 
 

@@ -309,7 +309,7 @@ def test_a_recipe_of_the_hub_runs_on_stand_ins(
         rows = {"img": images, "label": [i // each for i in range(len(files))]}
         commit.mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows, features=features).to_parquet(commit / f"{split}.parquet")
-    monkeypatch.setattr(sources, "_snapshot", lambda *_: commit)
+    monkeypatch.setattr(sources, "snapshot", lambda *_: commit)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workdir / "cache")
     flags = ["--max_steps", "2", "--warmup_steps", "1", "--eval_strategy", "no"]
     flags += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]

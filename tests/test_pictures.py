@@ -568,7 +568,7 @@ def test_a_cached_hub_dataset_of_images_keeps_its_files_and_label_names(here, mo
             "label": [i % 2 for i in range(len(part))],
         }
         datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
-    monkeypatch.setattr(sources, "_snapshot", lambda *_: folder)
+    monkeypatch.setattr(sources, "snapshot", lambda *_: folder)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", here / "cache")
     found = load(dataset="someone/animals")
     assert found.label_names == ["dog", "cat"]

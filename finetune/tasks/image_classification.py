@@ -20,6 +20,7 @@ from finetune import (
     bases,
     convnets,
     corpus,
+    files,
     pictures,
     positions,
     scoring,
@@ -260,7 +261,7 @@ def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[s
         inside = sorted(Path(file).rglob("*"))
         paths: list[Any] = [str(p) for p in inside if p.suffix.lower() in pictures.SUFFIXES]
     elif file:
-        (cells,) = sources.read_columns(Path(file), [recipe.data.image], recipe.data.encoding)
+        (cells,) = files.read_columns(Path(file), [recipe.data.image], recipe.data.encoding)
         paths = [str(Path(file).parent / cell) for cell in cells]
     else:
         paths = given

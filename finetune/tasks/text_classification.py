@@ -22,6 +22,7 @@ from finetune import (
     bases,
     corpus,
     features,
+    files,
     padding_free,
     positions,
     scoring,
@@ -191,7 +192,7 @@ def read_rows(texts: list[str], file: str | None, recipe: Recipe) -> list[dict[s
     data = recipe.data
     names = {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
     if file:
-        cells = sources.read_columns(Path(file), list(names.values()), data.encoding)
+        cells = files.read_columns(Path(file), list(names.values()), data.encoding)
         return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
     lines = [line for line in texts if line.strip()]
     if not lines:
