@@ -67,7 +67,9 @@ def main() -> None:
     tokenizer = tokenizer_of(read, checkpoint, config)
     # Cut alike, so that both see the same tokens.
     rows = documents.encode(data.train, tokenizer)
-    packed, facts = causal_lm.encode(rows, said.max_length, pieces=False, packs=True)
+    made = causal_lm.blocks(rows, said.max_length, pieces=False, packs=True)
+    packed = Dataset.from_dict(made)
+    facts = causal_lm.facts(packed, len(rows), said.max_length, packs=True)
     plain = Dataset.from_dict({"input_ids": [row.ids[: said.max_length] for row in rows]})
     model = bases.load(causal_lm.AUTO_MODEL, checkpoint, config, read)
     assert packing.is_kept_apart(model)

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -47,7 +48,7 @@ class Corpus:
     without labels have no such column, and ``problem_type`` is ``UNLABELLED``.
     """
 
-    train: pandas.DataFrame
+    train: Any
     validation: pandas.DataFrame
     test: pandas.DataFrame
     label_names: list[str]
@@ -57,12 +58,14 @@ class Corpus:
     test_is: str
     report: dict[str, Any] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    train_digest: str = ""
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits over every row of every split, in order; an image counts by its digest."""
-        digest = hashlib.sha256()
-        for frame in (self.train, self.validation, self.test):
+        digest = hashlib.sha256(self.train_digest.encode())
+        frames = [] if self.train_digest else [self.train]
+        for frame in (*frames, self.validation, self.test):
             for row in frame.drop(columns="image", errors="ignore").itertuples(index=False):
                 digest.update(repr(tuple(row)).encode())
             digest.update(b"|")
@@ -76,44 +79,63 @@ def _is_file(value: str | None) -> bool:
     return value is not None and (Path(value).suffix in files.SUFFIXES or Path(value).exists())
 
 
-def _tables(
-    data: Data, images: bool, labelled: bool
-) -> tuple[dict[str, files.Table], str, str | None]:
-    """The tables of train and, where they exist, validation and test; their source; the commit."""
+def splits(
+    data: Data,
+    read: Callable[[str], Any],
+    dataset: Callable[[Data], tuple[dict[str, Any], str | None]],
+) -> tuple[dict[str, Any], str, str | None]:
+    """The tables of train and, where they exist, validation and test; their source; the commit.
 
-    def read(file: str) -> files.Table:
-        if images:
-            return pictures.read(Path(file), data, labelled)
-        return files.read_table(Path(file), data.encoding)
+    Args:
+        read: reads a file or folder.
+        dataset: reads the splits of ``data.dataset``, and says which commit of the hub's.
 
+    Raises:
+        Refusal: there is no such split, or none to train on.
+    """
     if data.dataset is None:
         named = {"train": data.train, "validation": data.validation, "test": data.test}
         given = {split: file for split, file in named.items() if file}
         return {k: read(v) for k, v in given.items()}, ", ".join(given.values()), None
-    if images:
-        tables, commit = pictures.dataset(data.dataset, data, labelled)
-    else:
-        tables, commit = files.dataset(
-            data.dataset, data.dataset_config, data.dataset_revision, data.label, data.encoding
-        )
+    tables, commit = dataset(data)
     chosen = {}
     for split in ("train", "validation", "test"):
         wanted = getattr(data, split)
         if wanted is not None and _is_file(wanted):
             chosen[split] = read(wanted)
         elif wanted is not None and wanted not in tables:
-            _refuse_name(data.dataset, "split", wanted, list(tables), split)
+            refuse_name(data.dataset, "split", wanted, list(tables), split)
         elif (wanted or split) in tables:
             chosen[split] = tables[wanted or split]
     if "train" not in chosen:
-        _refuse_name(data.dataset, "split", "train", list(tables), "train")
+        refuse_name(data.dataset, "split", "train", list(tables), "train")
     own = [
         str(getattr(data, s)) for s in chosen if tables.get(getattr(data, s) or s) is not chosen[s]
     ]
     return chosen, ", ".join([data.dataset, *own]), commit
 
 
-def _refuse_name(source: str, what: str, name: str, known: list[str], key: str) -> NoReturn:
+def _tables(
+    data: Data, images: bool, labelled: bool
+) -> tuple[dict[str, files.Table], str, str | None]:
+    def read(file: str) -> files.Table:
+        if images:
+            return pictures.read(Path(file), data, labelled)
+        return files.read_table(Path(file), data.encoding)
+
+    def dataset(data: Data) -> tuple[dict[str, files.Table], str | None]:
+        name = str(data.dataset)
+        if images:
+            return pictures.dataset(name, data, labelled)
+        return files.dataset(
+            name, data.dataset_config, data.dataset_revision, data.label, data.encoding
+        )
+
+    return splits(data, read, dataset)
+
+
+def refuse_name(source: str, what: str, name: str, known: list[str], key: str) -> NoReturn:
+    """Raise the ``Refusal`` for a split or column that does not exist."""
     hint = f"set `{key}:`; {nearest(name, known)}".rstrip("; ")
     raise Refusal(f"{source}: no {what} {name!r}; it has {', '.join(known)} ({hint})")
 
@@ -123,7 +145,7 @@ def _refuse_name(source: str, what: str, name: str, known: list[str], key: str) 
 
 def _column(table: files.Table, name: str, key: str) -> pandas.Series:
     if name not in table.rows.columns:
-        _refuse_name(table.source, "column", name, [str(c) for c in table.rows.columns], key)
+        refuse_name(table.source, "column", name, [str(c) for c in table.rows.columns], key)
     return table.rows.loc[:, name]
 
 
@@ -164,20 +186,20 @@ def _inspected(frame: pandas.DataFrame, table: files.Table) -> pandas.DataFrame:
     return frame
 
 
-def _content(table: files.Table, data: Data, content: str) -> dict[str, str]:
-    """What makes up a row, by the names of the columns that hold it."""
+def content_columns(columns: Sequence[str], data: Data, content: str) -> dict[str, str]:
+    """What makes up a row -> the name of the column that holds it, of those there are."""
     if content == IMAGES:
         return {"image": data.image}
     if content == DOCUMENTS:
-        if data.messages in table.rows.columns:
+        if data.messages in columns:
             return {"messages": data.messages}
-        if {data.prompt, data.completion} <= set(table.rows.columns):
+        if {data.prompt, data.completion} <= set(columns):
             return {"prompt": data.prompt, "completion": data.completion}
         return {"text": data.text}
     return {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
 
 
-def _rows(
+def rows_of(
     table: files.Table, split: str, data: Data, kind: str, labelled: bool
 ) -> pandas.DataFrame:
     """Texts as str, chats as JSON, images with their digest, labels as read.
@@ -185,7 +207,7 @@ def _rows(
     Rows that cannot be used go to ``table.rejected``.
     """
     images = kind == IMAGES
-    content = _content(table, data, kind)
+    content = content_columns([str(c) for c in table.rows.columns], data, kind)
     columns = {key: _column(table, name, key) for key, name in content.items()}
     if labelled:
         columns["label"] = _column(table, data.label, "label")
@@ -313,6 +335,19 @@ def _findings(train: pandas.DataFrame, test: pandas.DataFrame) -> dict[str, Any]
     }
 
 
+def refuse_overlap(source: str, overlap: int, shown: list[str], rows: int, data: Data) -> None:
+    """Raise the ``Refusal`` of a test whose rows also stand in train, if that is not allowed.
+
+    Args:
+        overlap: how many of the test's ``rows``; the first of them is ``shown``.
+    """
+    if overlap > MOST_OVERLAP * rows and not data.allow_overlap:
+        raise Refusal(
+            f"{source}: {overlap} of {rows} test rows also stand in train, the first is "
+            f"{shown[0]}; remove them, or set `allow_overlap: true`"
+        )
+
+
 def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
     """Read, check and split what ``data`` names.
 
@@ -325,6 +360,10 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
     Raises:
         Refusal: anything of which a run would lie or fail: see the messages.
     """
+    if data.streaming:
+        raise Refusal(
+            "streaming: is for text-generation and fill-mask; other rows are all checked in memory"
+        )
     if labelled:
         return _loaded(data, content, True)
     try:
@@ -339,7 +378,7 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
 def _loaded(data: Data, content: str, labelled: bool) -> Corpus:
     tables, source, commit = _tables(data, content == IMAGES, labelled)
     frames = {
-        split: _rows(table, split, data, content, labelled) for split, table in tables.items()
+        split: rows_of(table, split, data, content, labelled) for split, table in tables.items()
     }
     for split, frame in frames.items():
         if not len(frame):
@@ -374,14 +413,9 @@ def _loaded(data: Data, content: str, labelled: bool) -> Corpus:
     train = _sample(train, data.max_train_samples, seed)
 
     report = _findings(train, test)
-    overlap = report["test_texts_in_train"]
-    if overlap > MOST_OVERLAP * len(test) and not data.allow_overlap:
-        what = IMAGES if content == IMAGES else TEXTS
-        raise Refusal(
-            f"{source}: {overlap} of {len(test)} test {what} also "
-            f"stand in train, the first is {report['overlapping_rows'][0]}; remove them, or set "
-            "`allow_overlap: true`"
-        )
+    refuse_overlap(
+        source, report["test_texts_in_train"], report["overlapping_rows"], len(test), data
+    )
     rejected = [row for table in tables.values() for row in table.rejected]
     fixed = sum((Counter(table.fixed) for table in tables.values()), Counter())
     report |= {"rejected": len(rejected), "fixed": dict(fixed)}

@@ -5,7 +5,6 @@ import os
 import types
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -18,17 +17,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from finetune import sources
 from finetune.sampling import within
 
 # Tokens of one pass through the trunk: 32 rows of 256.
 BUDGET = 8192
 LABELS = {"labels", "length", "truncated"}
-
-
-def folder() -> Path:
-    """Where features are kept: ``finetune/features`` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "finetune" / "features"
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -133,7 +127,7 @@ def _states(
         for chunk in rows.data.column(name).chunks:
             for buffer in chunk.buffers():
                 whole.update(buffer or b"")
-    file = folder() / f"{whole.hexdigest()}.safetensors"
+    file = sources.cache("features") / f"{whole.hexdigest()}.safetensors"
     try:
         return load_file(file)["states"]
     except (FileNotFoundError, SafetensorError):

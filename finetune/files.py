@@ -14,6 +14,8 @@ from finetune import sources
 from finetune.errors import Refusal
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
+# What is fetched of a hub dataset: no code.
+PATTERNS = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -198,15 +200,25 @@ def _frame(columns: dict[str, list[Any]]) -> pandas.DataFrame:
     return rows
 
 
-def _from_datasets(folder: Path, config: str | None, name: str, label: str) -> dict[str, Table]:
-    from datasets import ClassLabel, Image, load_dataset
+def from_snapshot(folder: Path, config: str | None, name: str) -> Any:
+    """The splits of a hub dataset's folder by their names, each a ``Dataset`` on disk.
+
+    Raises:
+        Refusal: it is none that datasets can read without running code.
+    """
+    from datasets import load_dataset
 
     try:
-        loaded = load_dataset(str(folder), config)
+        return load_dataset(str(folder), config)
     except (ValueError, FileNotFoundError) as error:
         raise Refusal(f"{name}: {str(error).splitlines()[0]}") from None
+
+
+def _from_datasets(folder: Path, config: str | None, name: str, label: str) -> dict[str, Table]:
+    from datasets import ClassLabel, Image
+
     tables = {}
-    for split, rows in loaded.items():
+    for split, rows in from_snapshot(folder, config, name).items():
         feature = rows.features.get(label)
         names = feature.names if isinstance(feature, ClassLabel) else None
         for column, kind in rows.features.items():
@@ -257,6 +269,5 @@ def dataset(
         if not files:
             raise Refusal(f"{name}: holds no train.csv (or .tsv, .jsonl, .parquet) and no train/")
         return {split: read(file, encoding) for split, file in files.items()}, None
-    patterns = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]
-    folder = sources.snapshot(name, revision, "dataset", patterns)
+    folder = sources.snapshot(name, revision, "dataset", PATTERNS)
     return _from_datasets(folder, config, name, label), folder.name

@@ -72,6 +72,9 @@ class Data:
     split_seed: int = key(0, "seed of the rows taken, the same for every training seed", low=0)
     max_train_samples: int | None = key(None, "use so many training rows (stratified)", low=1)
     max_test_samples: int | None = key(None, "use so many test rows (stratified)", low=1)
+    streaming: bool = key(
+        False, "language models: leave the training rows on disk; for more than memory holds"
+    )
     allow_overlap: bool = key(False, "go on when train and test share texts")
 
 

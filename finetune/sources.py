@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,12 @@ class Checkpoint:
             with file.open("rb") as stream:
                 whole.update(hashlib.file_digest(stream, "sha256").digest())
         return whole.hexdigest()
+
+
+def cache(name: str) -> Path:
+    """A folder of ours in the user's cache folder; what is in it can be deleted at any time."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "finetune" / name
 
 
 def embedded(name: str, table: dict[str, tuple[str, str]], what: str) -> Path:

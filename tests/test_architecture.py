@@ -17,7 +17,7 @@ FLOORS = [
     {"finetune", "finetune.errors"},
     {"finetune.recipe", "finetune.launching", "finetune.conversations"},
     {"finetune.ledger", "finetune.sources"},
-    {"finetune.files"},
+    {"finetune.files", "finetune.encoding"},
     {"finetune.pictures", "finetune.labels"},
     {
         "finetune.corpus",
@@ -31,7 +31,13 @@ FLOORS = [
         "finetune.positions",
         "finetune.padding_free",
     },
-    {"finetune.baselines", "finetune.tuning", "finetune.report", "finetune.features"},
+    {
+        "finetune.baselines",
+        "finetune.tuning",
+        "finetune.report",
+        "finetune.features",
+        "finetune.streaming",
+    },
     {"finetune.job", "finetune.bases", "finetune.adalora", "finetune.averaging"},
     {"finetune.outcome"},
     {"finetune.runner"},

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoTokenizer, pipeline
 
 from finetune import cli, inference, recipe, scoring, tuning
@@ -70,7 +71,7 @@ def learned(document: documents.Document, tokenizer) -> str:
 
 
 def test_a_text_is_learned_whole_with_its_end(tokenizer) -> None:
-    found = documents.text("a film", tokenizer)
+    (found,) = documents.texts(["a film"], tokenizer)
     assert learned(found, tokenizer) == "a film<end>"
     row = found.scored(100, {tokenizer.eos_token_id})
     # All but the first letter, which nothing comes before, and the end.
@@ -112,19 +113,24 @@ def test_a_template_that_hides_the_assistant_is_refused(tokenizer, template, mes
         documents.chat(CHAT, tokenizer)
 
 
+def block_rows(row: documents.Document, size: int, pieces: bool) -> Dataset:
+    return Dataset.from_dict(causal_lm.blocks([row], size, pieces, packs=True))
+
+
 def test_a_long_text_goes_on_in_pieces_and_a_long_completion_is_cut(tokenizer) -> None:
-    text = documents.text("x" * 25, tokenizer)
-    rows, facts = causal_lm.encode([text], 10, pieces=True, packs=True)
+    (text,) = documents.texts(["x" * 25], tokenizer)
+    rows = block_rows(text, 10, pieces=True)
+    facts = causal_lm.facts(rows, 1, 10, packs=True)
     assert sorted(rows["length"]) == [6, 10, 10]
     assert facts["tokens"] == 26
     assert facts["share_cut"] == 1.0
     assert facts["share_padding"] == pytest.approx(4 / 30)
     long = documents.completion("p" * 5, "c" * 20, tokenizer)
-    rows, facts = causal_lm.encode([long], 10, pieces=False, packs=True)
-    assert facts["tokens"] == 10
+    rows = block_rows(long, 10, pieces=False)
+    assert causal_lm.facts(rows, 1, 10, packs=True)["tokens"] == 10
     assert rows[0]["labels"] == [IGNORED] * 5 + long.ids[5:10]
     # A prompt alone teaches nothing.
-    assert len(causal_lm.encode([long], 5, pieces=False, packs=True)[0]) == 0
+    assert len(block_rows(long, 5, pieces=False)) == 0
 
 
 # --- scores ----------------------------------------------------------------------------------

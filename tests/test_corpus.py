@@ -197,7 +197,7 @@ def test_the_same_text_in_train_and_test_is_counted_and_stopped(here):
     train = table(reviews(40))
     test = table([*reviews(9, start=100), ("review number 3 ", "good")], "test.csv")
     message = refusal(Data(train=train, test=test))
-    assert message.startswith("train.csv, test.csv: 1 of 10 test texts also stand in train")
+    assert message.startswith("train.csv, test.csv: 1 of 10 test rows also stand in train")
     assert "test-11" in message
     assert "allow_overlap" in message
     found = corpus.load(Data(train=train, test=test, allow_overlap=True, validation_size=0))

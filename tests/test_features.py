@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from finetune import features, inference, recipe
+from finetune import inference, recipe, sources
 from finetune.job import Job
 from finetune.tasks import text_classification
 
@@ -59,12 +59,12 @@ def test_the_trunk_passes_once_over_rows_and_never_again(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curve(tiny_recipe, "first", *HEAD)
-    assert len(list(features.folder().glob("*.safetensors"))) == 3
+    assert len(list(sources.cache("features").glob("*.safetensors"))) == 3
     passed = count_passes(monkeypatch)
     first = curve(tiny_recipe, "again", *HEAD)
     # Those of the proofs, with and without padding, are left.
     assert len(passed) == 3
-    for file in features.folder().iterdir():
+    for file in sources.cache("features").iterdir():
         file.write_bytes(b"cut short")
     assert curve(tiny_recipe, "mended", *HEAD)[0] == first[0]
 
@@ -78,9 +78,9 @@ def test_other_rows_or_another_encoding_are_other_features(
     text = tiny_recipe.read_text("utf-8").replace("max_length: 16", "max_length: 8")
     tiny_recipe.write_text(text, encoding="utf-8")
     text_classification.build(recipe.load(tiny_recipe, ["--method", "head"]))
-    before = set(features.folder().iterdir())
+    before = set(sources.cache("features").iterdir())
     text_classification.build(recipe.load(tiny_recipe, ["--method", "head", *flags]))
-    assert set(features.folder().iterdir()) - before
+    assert set(sources.cache("features").iterdir()) - before
 
 
 def test_another_trunk_has_other_features(tiny_recipe: Path) -> None:
@@ -92,7 +92,7 @@ def test_another_trunk_has_other_features(tiny_recipe: Path) -> None:
     text_classification.build(
         recipe.load(tiny_recipe, ["--method", "head", "--checkpoint", "other"])
     )
-    assert len(list(features.folder().iterdir())) == 6
+    assert len(list(sources.cache("features").iterdir())) == 6
 
 
 def test_a_head_that_reads_every_state_keeps_its_trunk(tiny_recipe: Path) -> None:

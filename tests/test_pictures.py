@@ -677,7 +677,7 @@ def test_the_same_picture_in_train_and_test_is_stopped(here):
     class_folders("own/test", 9, start=100)
     (here / "own/test/cat/copy.bmp").write_bytes(noise(4, "BMP"))
     message = refusal(dataset="own")
-    assert message.startswith("own: 1 of 10 test images also stand in train, the first is test-cat")
+    assert message.startswith("own: 1 of 10 test rows also stand in train, the first is test-cat")
     assert "`allow_overlap: true`" in message
     found = load(dataset="own", allow_overlap=True, validation_size=0)
     assert found.report["overlapping_rows"] == ["test-cat/copy.bmp"]

@@ -5,11 +5,23 @@ from typing import Any
 
 import numpy
 import pandas
+import pyarrow.compute
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune import bases, corpus, losses, packing, positions, scoring, sources, tuning
+from finetune import (
+    bases,
+    corpus,
+    encoding,
+    losses,
+    packing,
+    positions,
+    scoring,
+    sources,
+    streaming,
+    tuning,
+)
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.recipe import Recipe
@@ -21,18 +33,20 @@ from finetune.tasks.text_classification import tokenizer_of
 AUTO_MODEL = AutoModelForCausalLM
 AUTO_PROCESSOR = AutoTokenizer
 HEADLINE = "bits_per_byte"
+COLUMNS = ("input_ids", "labels", "position_ids")
 # Of how many test documents the report shows a continuation, how many words of a text are given,
 # and how many tokens are written.
 SAMPLES, GIVEN_WORDS, WRITTEN = 3, 8, 60
 
 
-def encode(
+def blocks(
     rows: list[Document], size: int, pieces: bool, packs: bool
-) -> tuple[Dataset, dict[str, Any]]:
-    """Documents -> blocks of at most ``size`` tokens to learn from, and what the ledger says.
+) -> dict[str, list[numpy.ndarray] | list[int]]:
+    """Documents -> blocks of at most ``size`` tokens to learn from.
 
     A block has ``input_ids``, ``labels`` (``IGNORED`` where nothing is learned) and
-    ``position_ids``, each (T,), and ``length``.
+    ``position_ids``, each (T,) int32, ``length``, and in ``cut`` how many of its documents are
+    longer than ``size``.
 
     Args:
         pieces: whether a longer document goes on in another piece; else what is too long is lost.
@@ -44,28 +58,34 @@ def encode(
         for start in range(0, len(row.ids) if pieces else 1, size):
             cut = slice(start, start + size)
             if any(label != packing.IGNORED for label in labels[cut][1:]):
-                parts.append({"input_ids": row.ids[cut], "labels": labels[cut]})
+                longer = int(start == 0 and len(row.ids) > size)
+                parts.append({"input_ids": row.ids[cut], "labels": labels[cut], "cut": longer})
     lengths = [len(part["input_ids"]) for part in parts]
     shared = packing.pack(lengths, size) if packs else [[i] for i in range(len(parts))]
-    blocks = [packing.block([parts[i] for i in chosen]) for chosen in shared]
-    tokens = sum(lengths)
+    made = [packing.block([parts[i] for i in chosen]) for chosen in shared]
+    return {
+        **{name: [numpy.int32(block[name]) for block in made] for name in COLUMNS},
+        "length": [len(block["input_ids"]) for block in made],
+        "cut": [sum(parts[i]["cut"] for i in chosen) for chosen in shared],
+    }
+
+
+def facts(rows: Dataset, documents: int, size: int, packs: bool) -> dict[str, Any]:
+    """What the ledger says of ``blocks``' rows, which hold so many documents."""
+    # Whole columns of Arrow, which would be slow as lists where there are millions.
+    tokens, cut = (
+        int(pyarrow.compute.sum(rows.data.column(name)).as_py() or 0) for name in ("length", "cut")
+    )
     # A batch is padded to its longest row; packed, every batch has a full one.
-    room = len(blocks) * size
-    facts = {
-        "blocks": len(blocks),
+    room = len(rows) * size
+    return {
+        "blocks": len(rows),
         "block_size": size,
         "packed": packs,
         "tokens": tokens,
         "share_padding": 1 - tokens / room if room else 0.0,
-        "share_cut": sum(len(row.ids) > size for row in rows) / len(rows),
+        "share_cut": cut / documents,
     }
-    return _dataset(blocks), facts
-
-
-def _dataset(rows: list[dict[str, list[int]]]) -> Dataset:
-    names = ("input_ids", "labels", "position_ids")
-    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in names}
-    return Dataset.from_dict({**columns, "length": [len(ids) for ids in columns["input_ids"]]})
 
 
 def build(recipe: Recipe) -> Job:
@@ -79,7 +99,8 @@ def build(recipe: Recipe) -> Job:
     if method == "head":
         raise Refusal(f"{where}: a language model has no new head to train; take lora, or full")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
-    data = corpus.load(recipe.data, corpus.DOCUMENTS, labelled=False)
+    load = streaming.load if recipe.data.streaming else corpus.load
+    data = load(recipe.data, corpus.DOCUMENTS, labelled=False)
     config = set_own(config_of(recipe, checkpoint, {}), recipe)
     # A cache of keys and values would hide from transformers that blocks are packed.
     config.use_cache = False
@@ -91,18 +112,29 @@ def build(recipe: Recipe) -> Job:
     def rows(frame: pandas.DataFrame) -> Dataset:
         found = documents.encode(frame, tokenizer)
         scored = [row.scored(most, special) for row in found]
-        return _dataset([r | {"position_ids": list(range(len(r["input_ids"])))} for r in scored])
+        lengths = [len(row["input_ids"]) for row in scored]
+        places = {"position_ids": [list(range(length)) for length in lengths], "length": lengths}
+        names = ("input_ids", "labels")
+        return Dataset.from_dict({**{n: [row[n] for row in scored] for n in names}, **places})
 
     splits = {name: rows(getattr(data, name)) for name in ("validation", "test")}
     model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
     packs = not tuning.is_prompt(method) and packing.is_kept_apart(model)
-    pieces = documents.kind(data.train) == "text"
-    splits["train"], facts = encode(documents.encode(data.train, tokenizer), most, pieces, packs)
+    parts = documents.kind(data.test)
+    pieces = parts == "text"
+    splits["train"] = encoding.once(
+        data.train,
+        data.train_digest,
+        tokenizer,
+        lambda columns: blocks(documents.encode(columns, tokenizer), most, pieces, packs),
+        *("blocks", most, pieces, packs),
+    )
+    found = facts(splits["train"], len(data.train), most, packs)
     if not len(splits["train"]):
         raise Refusal(
             f"{data.source}: no document has a token to learn within {most}; raise max_length"
         )
-    data.report |= facts | {"documents": documents.kind(data.train)}
+    data.report |= found | {"documents": parts}
     learner = tuning.apply(model, recipe, checkpoint)
     if not tuning.count_parameters(learner)["trainable_parameters"]:
         raise Refusal(f"{where}: {method} finds nothing to train in {checkpoint.name}; take lora")
@@ -132,12 +164,12 @@ def build(recipe: Recipe) -> Job:
         reduce=losses.document_sums,
         untuned=True,
         samples=lambda: samples(learner, tokenizer, data.test),
-        tokens=facts["tokens"],
+        tokens=found["tokens"],
     )
 
 
 def _tokenizer(
-    recipe: Recipe, checkpoint: sources.Checkpoint, config: Any, train: pandas.DataFrame
+    recipe: Recipe, checkpoint: sources.Checkpoint, config: Any, train: Dataset | pandas.DataFrame
 ) -> PreTrainedTokenizerBase:
     """The checkpoint's, or for a model from scratch one learned from the training documents."""
     if not checkpoint.is_new:
@@ -148,7 +180,8 @@ def _tokenizer(
         raise Refusal(
             f"{where}: max_length {recipe.model.max_length} is more than the model's {most}"
         )
-    tokenizer = documents.new_tokenizer(train, config.vocab_size)
+    texts = (text for columns in streaming.batches(train) for cells in columns for text in cells)
+    tokenizer = documents.new_tokenizer(texts, config.vocab_size)
     config.vocab_size = len(tokenizer)
     config.bos_token_id = config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
     tokenizer.model_max_length = recipe.model.max_length

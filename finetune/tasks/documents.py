@@ -6,6 +6,7 @@ the assistant says.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from jinja2 import TemplateError
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from finetune import conversations
 from finetune.errors import Refusal
 from finetune.packing import IGNORED
 
@@ -55,41 +57,49 @@ class Document:
         return {"input_ids": self.ids[:most], "labels": [count, *labels[1:]]}
 
 
-def kind(frame: pandas.DataFrame) -> str:
+# Texts by the parts of a document: a frame's columns, or those of a part of a larger corpus.
+Columns = pandas.DataFrame | dict[str, list[Any]]
+
+
+def kind(rows: Columns) -> str:
     """What the rows are: ``messages``, ``prompt`` (with its completion) or ``text``."""
-    return next(name for name in ("messages", "prompt", "text") if name in frame)
+    return next(name for name in ("messages", "prompt", "text") if name in rows)
 
 
-def new_tokenizer(frame: pandas.DataFrame, size: int) -> PreTrainedTokenizerFast:
+def new_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (Radford et al. 2019) of at most ``size`` tokens."""
     learner = ByteLevelBPETokenizer()
-    texts = (cell for column in frame.columns.drop("id") for cell in frame[column])
     learner.train_from_iterator(texts, size, special_tokens=[END], show_progress=False)
     learned = Tokenizer.from_str(learner.to_str())
     return PreTrainedTokenizerFast(tokenizer_object=learned, eos_token=END, pad_token=END)
 
 
-def encode(frame: pandas.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[Document]:
-    """A split's rows as documents, whole.
+def encode(rows: Columns, tokenizer: PreTrainedTokenizerBase) -> list[Document]:
+    """Rows as documents, whole.
 
     Raises:
         Refusal: chats, and the tokenizer has no chat template, or one that does not show what the
             assistant says.
     """
-    found = kind(frame)
+    found = kind(rows)
     if found == "messages":
-        return [chat(json.loads(cell), tokenizer) for cell in frame["messages"]]
+        return [chat(json.loads(conversations.as_text(c)), tokenizer) for c in rows["messages"]]
     if found == "prompt":
-        rows = zip(frame["prompt"], frame["completion"], strict=True)
-        return [completion(prompt, said, tokenizer) for prompt, said in rows]
-    return [text(cell, tokenizer) for cell in frame["text"]]
+        pairs = zip(rows["prompt"], rows["completion"], strict=True)
+        return [completion(str(prompt), str(said), tokenizer) for prompt, said in pairs]
+    return texts([str(cell) for cell in rows["text"]], tokenizer)
 
 
-def text(said: str, tokenizer: Any) -> Document:
-    """A text with what the tokenizer itself puts around it, and its end."""
-    encoded = tokenizer(said, return_offsets_mapping=True, verbose=False)
-    ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
-    return _ended(said, ids, [True] * len(ids), ends, tokenizer)
+def texts(said: list[str], tokenizer: Any) -> list[Document]:
+    """Texts with what the tokenizer itself puts around them, and their end."""
+    # Tokenizers fail on no text at all.
+    encoded = tokenizer(said, return_offsets_mapping=True, verbose=False) if said else {}
+    out = []
+    for i, text in enumerate(said):
+        ids = list(encoded["input_ids"][i])
+        ends = [end for _, end in encoded["offset_mapping"][i]]
+        out.append(_ended(text, ids, [True] * len(ids), ends, tokenizer))
+    return out
 
 
 def completion(prompt: str, said: str, tokenizer: Any) -> Document:

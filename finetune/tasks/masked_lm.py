@@ -6,13 +6,23 @@ from: ``checkpoint: runs/…``.
 
 from typing import Any
 
-import pandas
+import numpy
 import torch
 from datasets import Dataset
 from safetensors import safe_open
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from finetune import augmentation, bases, corpus, losses, scoring, sources, tuning
+from finetune import (
+    augmentation,
+    bases,
+    corpus,
+    encoding,
+    losses,
+    scoring,
+    sources,
+    streaming,
+    tuning,
+)
 from finetune.errors import Refusal
 from finetune.job import Job
 from finetune.packing import IGNORED
@@ -98,7 +108,9 @@ def encode(texts: list[str], tokenizer: Any, most: int, pieces: bool) -> dict[st
     Args:
         pieces: whether a longer text goes on in another row; else what is too long is left out.
     """
-    encoded = tokenizer(texts, truncation=True, max_length=most, return_overflowing_tokens=pieces)
+    encoded: Any = tokenizer(
+        texts, truncation=True, max_length=most, return_overflowing_tokens=pieces
+    )
     out: dict[str, list[Any]] = {"input_ids": [], "words": []}
     for i, ids in enumerate(encoded["input_ids"]):
         words = [-1 if word is None else word for word in encoded.word_ids(i)]
@@ -119,7 +131,8 @@ def build(recipe: Recipe) -> Job:
         raise Refusal(f"{where}: pretraining tunes everything; leave the method out")
     tuning.check(recipe)
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
-    data = corpus.load(recipe.data, labelled=False)
+    load = streaming.load if recipe.data.streaming else corpus.load
+    data = load(recipe.data, labelled=False)
     config = set_own(config_of(recipe, checkpoint, {}), recipe)
     tokenizer = tokenizer_of(recipe, checkpoint, config)
     if tokenizer.mask_token is None:
@@ -131,13 +144,21 @@ def build(recipe: Recipe) -> Job:
         raise Refusal(f"{checkpoint.name}: has no fast tokenizer, which tells where words end")
     most = recipe.model.max_length
 
-    def rows(frame: pandas.DataFrame, train: bool) -> Dataset:
-        encoded = encode(frame["text"].tolist(), tokenizer, most, train)
-        count = len(encoded["length"])
-        numbers = list(range(count)) if train else [-1 - i for i in range(count)]
-        return Dataset.from_dict({**encoded, "row": numbers})
+    def rows(name: str) -> Dataset:
+        train, given = name == "train", getattr(data, name)
+        if not len(given):
+            return Dataset.from_dict({c: [] for c in ("input_ids", "words", "length", "row")})
+        found = encoding.once(
+            given,
+            data.train_digest if train else "",
+            tokenizer,
+            lambda columns: encode([str(c) for c in columns["text"]], tokenizer, most, train),
+            *("masked", most, train),
+        )
+        numbers = numpy.arange(len(found))
+        return found.add_column("row", numbers if train else -1 - numbers)
 
-    splits = {n: rows(getattr(data, n), n == "train") for n in ("train", "validation", "test")}
+    splits = {name: rows(name) for name in ("train", "validation", "test")}
     if len(splits["test"]) < len(data.test):
         raise Refusal(f"{data.source}: a test text has no token that its tokenizer knows")
     model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
