@@ -5,6 +5,7 @@ Every row can still be reached at once, so shuffling is over the whole corpus, a
 on finds its place without reading what came before.
 """
 
+import csv
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy
 import pandas
 from accelerate import PartialState
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from finetune import conversations, corpus, files, sources
@@ -21,14 +22,8 @@ from finetune.corpus import Corpus
 from finetune.errors import Refusal
 from finetune.recipe import Data
 
-# What datasets calls the kinds of files, and how it reads them as they are written.
-BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {"keep_default_na": False, "dtype": str}),
-    ".tsv": ("csv", {"keep_default_na": False, "dtype": str, "sep": "\t"}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
+# What datasets calls the kinds of files.
+BUILDERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # Rows looked at together.
 WINDOW = 1000
 
@@ -143,9 +138,15 @@ def _read(path: Path, data: Data) -> Dataset:
             f"{path}: holds {', '.join(sorted(kinds)) or 'no tables'}; give files of one kind: "
             f"{', '.join(BUILDERS)}"
         )
-    kind, options = BUILDERS[kinds.pop()]
-    if kind != "parquet":
-        options = options | {"encoding": data.encoding}
+    suffix = kinds.pop()
+    kind = BUILDERS[suffix]
+    options: dict[str, Any] = {} if kind == "parquet" else {"encoding": data.encoding}
+    if kind == "csv":
+        # All cells stay text: "NA" and "007" are what the user wrote.
+        options |= {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False}
+        with inside[0].open(encoding=data.encoding, newline="") as file:
+            header = next(csv.reader(file, delimiter=options["sep"]), [])
+        options["features"] = Features({name: Value("string") for name in header})
     names = [str(f.resolve()) for f in inside]
     try:
         # One process of a machine reads the files; the others find them read.
@@ -185,8 +186,8 @@ def _digests(rows: Dataset) -> tuple[numpy.ndarray, list[dict[str, Any]]]:
     found, rejected, at = numpy.zeros(len(rows), dtype=numpy.uint64), [], 0
     for batch in rows.iter(WINDOW):
         assert isinstance(batch, dict)
-        for cells in zip(*batch.values(), strict=True):
-            reason = None
+        for row in zip(*batch.values(), strict=True):
+            cells, reason = list(row), None
             if "messages" in batch:
                 reason = conversations.fault(cells[0])
             elif len(cells) > 1 and any(c is None or not str(c).strip() for c in cells):

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy
 import pandas
-import pyarrow.compute
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -39,9 +38,7 @@ COLUMNS = ("input_ids", "labels", "position_ids")
 SAMPLES, GIVEN_WORDS, WRITTEN = 3, 8, 60
 
 
-def blocks(
-    rows: list[Document], size: int, pieces: bool, packs: bool
-) -> dict[str, list[numpy.ndarray] | list[int]]:
+def blocks(rows: list[Document], size: int, pieces: bool, packs: bool) -> dict[str, list[Any]]:
     """Documents -> blocks of at most ``size`` tokens to learn from.
 
     A block has ``input_ids``, ``labels`` (``IGNORED`` where nothing is learned) and
@@ -64,7 +61,7 @@ def blocks(
     shared = packing.pack(lengths, size) if packs else [[i] for i in range(len(parts))]
     made = [packing.block([parts[i] for i in chosen]) for chosen in shared]
     return {
-        **{name: [numpy.int32(block[name]) for block in made] for name in COLUMNS},
+        **{name: [numpy.array(block[name], numpy.int32) for block in made] for name in COLUMNS},
         "length": [len(block["input_ids"]) for block in made],
         "cut": [sum(parts[i]["cut"] for i in chosen) for chosen in shared],
     }
@@ -73,9 +70,7 @@ def blocks(
 def facts(rows: Dataset, documents: int, size: int, packs: bool) -> dict[str, Any]:
     """What the ledger says of ``blocks``' rows, which hold so many documents."""
     # Whole columns of Arrow, which would be slow as lists where there are millions.
-    tokens, cut = (
-        int(pyarrow.compute.sum(rows.data.column(name)).as_py() or 0) for name in ("length", "cut")
-    )
+    tokens, cut = (int(rows.data.column(name).to_numpy().sum()) for name in ("length", "cut"))
     # A batch is padded to its longest row; packed, every batch has a full one.
     room = len(rows) * size
     return {
