@@ -69,23 +69,30 @@ def document_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def hidden_token_loss(
     outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Cross-entropy of the hidden tokens: labels (B, T) int, -100 where nothing is hidden."""
+    """Cross-entropy of the hidden tokens: labels (B, T) int, -100 where nothing is hidden.
+
+    Logits are those of all tokens (B, T, V), or of the M hidden ones alone (1, M, V).
+    """
     hidden = labels != -100
     total = functional.cross_entropy(
-        outputs["logits"][hidden].float(), labels[hidden], reduction="sum"
+        _of_hidden(outputs["logits"], hidden).float(), labels[hidden], reduction="sum"
     )
     return total / (hidden.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def hidden_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(B, T, V) -> (B, 3): each row's loss in nats, its hidden tokens, and those guessed right."""
+    """Logits as above -> (B, 3): a row's loss in nats, its hidden tokens, those guessed right."""
     hidden = labels != -100
+    chosen = _of_hidden(logits, hidden)
     nats = torch.zeros(labels.shape, device=logits.device)
-    nats[hidden] = functional.cross_entropy(
-        logits[hidden].float(), labels[hidden], reduction="none"
-    )
-    right = (logits.argmax(-1) == labels) & hidden
+    right = torch.zeros_like(nats)
+    nats[hidden] = functional.cross_entropy(chosen.float(), labels[hidden], reduction="none")
+    right[hidden] = (chosen.argmax(-1) == labels[hidden]).float()
     return torch.stack([nats.sum(1), hidden.sum(1), right.sum(1)], 1)
+
+
+def _of_hidden(logits: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    return logits[hidden] if logits.shape[:2] == hidden.shape else logits[0]
 
 
 def _shifted(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

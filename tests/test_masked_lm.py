@@ -1,12 +1,14 @@
 """Guessing hidden tokens: which ones are hidden, what it scores, and what starts from it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoTokenizer, pipeline
 
-from finetune import recipe
+from finetune import losses, recipe
 from finetune.errors import Refusal
 from finetune.packing import IGNORED
 from finetune.tasks import masked_lm, text_classification
@@ -135,3 +137,52 @@ def test_a_checkpoint_without_masks_is_refused(path: Path, tmp_path: Path) -> No
     flags = ["--checkpoint", str(make_writer(tmp_path / "writer"))]
     with pytest.raises(Refusal, match="no mask token"):
         masked_lm.build(recipe.load(path, flags))
+
+
+FAMILIES: list[Any] = [
+    transformers.BertConfig(),
+    transformers.RobertaConfig(),
+    transformers.DistilBertConfig(),
+    transformers.ElectraConfig(),
+    transformers.ModernBertConfig(),
+    transformers.MPNetConfig(),
+    transformers.DebertaV2Config(),
+]
+
+
+@pytest.mark.parametrize("given", FAMILIES, ids=lambda config: config.model_type)
+def test_the_head_sees_hidden_tokens_alone_and_learns_the_same(given: Any) -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"intermediate_size": 48, "embedding_size": 32, "vocab_size": 60, "pad_token_id": 0}
+    small |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "reference_compile": False}
+    off = {name: 0.0 for name in given.to_dict() if "drop" in name}
+    config = type(given)(**{k: v for k, v in small.items() if k in given.to_dict()} | off)
+    model = transformers.AutoModelForMaskedLM.from_config(config)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 60, (3, 9), generator=draw)
+    hidden = torch.rand(3, 9, generator=draw) < 0.3
+    labels = ids.masked_fill(~hidden, IGNORED)
+
+    def learned(**more: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        out = model(input_ids=ids, **more)
+        loss = losses.hidden_token_loss(out, labels)
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        return loss, losses.hidden_sums(out.logits, labels), gradients
+
+    whole = learned()
+    assert masked_lm.only_hidden(model)
+    alone = learned(hidden=hidden)
+    assert model(input_ids=ids, hidden=hidden).logits.shape == (1, int(hidden.sum()), 60)
+    torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-6)
+    # Without a word of what is hidden, the model answers for every token.
+    assert model(input_ids=ids).logits.shape == (3, 9, 60)
+
+
+def test_a_head_that_mixes_tokens_still_sees_all(tiny_bert: Path) -> None:
+    model: Any = transformers.AutoModelForMaskedLM.from_pretrained(tiny_bert)
+    model.cls.register_forward_pre_hook(lambda _, given: (given[0].cumsum(1),))
+    assert not masked_lm.only_hidden(model)
+    with pytest.raises(TypeError):
+        model(input_ids=torch.tensor([[1, 2]]), hidden=torch.tensor([[True, False]]))

@@ -35,6 +35,8 @@ AUTO_PROCESSOR = AutoTokenizer
 HEADLINE = "masked_accuracy"
 # Of the tokens to guess, so many are shown as the mask, and so many as some other token.
 MASKED, REPLACED = 0.8, 0.1
+# What a batch calls its hidden tokens.
+HIDDEN = "hidden"
 
 
 class MaskCollator:
@@ -44,7 +46,8 @@ class MaskCollator:
     tokens are hidden every time.
     """
 
-    def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
+    def __init__(self, tokenizer: Any, recipe: Recipe, says_hidden: bool = False) -> None:
+        self.says_hidden = says_hidden
         self.pad, self.mask, self.size = (
             tokenizer.pad_token_id,
             tokenizer.mask_token_id,
@@ -59,7 +62,10 @@ class MaskCollator:
         self.epoch = epoch
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Rows (B) -> ``input_ids``, ``attention_mask`` and ``labels``, each (B, T) int."""
+        """Rows (B) -> ``input_ids``, ``attention_mask`` and ``labels``, each (B, T) int.
+
+        For a model that ``only_hidden`` changed, also which tokens are hidden (B, T) bool.
+        """
         longest = max(len(row["input_ids"]) for row in rows)
 
         def filled(values: list[list[int]], fill: int) -> torch.Tensor:
@@ -87,6 +93,7 @@ class MaskCollator:
             "input_ids": torch.where(hidden, shown, ids),
             "attention_mask": (torch.arange(longest) < _lengths(rows)[:, None]).long(),
             "labels": labels,
+            **({HIDDEN: hidden} if self.says_hidden else {}),
         }
 
 
@@ -167,7 +174,7 @@ def build(recipe: Recipe) -> Job:
         model=model,
         checkpoint=checkpoint,
         processor=tokenizer,
-        collator=MaskCollator(tokenizer, recipe),
+        collator=MaskCollator(tokenizer, recipe, only_hidden(model)),
         splits=splits,
         data=data,
         loss=losses.hidden_token_loss,
@@ -187,6 +194,39 @@ def build(recipe: Recipe) -> Job:
         reduce=losses.hidden_sums,
         untuned=True,
     )
+
+
+def only_hidden(model: PreTrainedModel) -> bool:
+    """Let the head see hidden tokens alone, if it looks at each by itself: most are shown.
+
+    Its output layer is as wide as the vocabulary, and so as much work as a small trunk. Given
+    ``hidden`` (B, T) bool, the model's logits are (1, M, V), those of the M hidden tokens in order.
+    """
+    trunk: Any = model.base_model
+    wanted: list[torch.Tensor] = []
+
+    def take(_: Any, arguments: Any, options: dict[str, Any]) -> Any:
+        wanted[:] = [options.pop(HIDDEN)] if HIDDEN in options else []
+        return arguments, options
+
+    def choose(_: Any, arguments: Any, output: Any) -> Any:
+        if wanted:
+            output["last_hidden_state"] = output["last_hidden_state"][wanted.pop()][None]
+        return output
+
+    hooks = [model.register_forward_pre_hook(take, with_kwargs=True)]
+    hooks.append(trunk.register_forward_hook(choose))
+    ids, training = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]]), model.training
+    hidden = torch.tensor([[False, True, False, False], [True, False, False, True]])
+    model.eval()
+    with torch.no_grad():
+        alone, whole = model(input_ids=ids, hidden=hidden).logits, model(input_ids=ids).logits
+    model.train(training)
+    expected = whole[hidden][None]
+    holds = alone.shape == expected.shape and torch.allclose(alone, expected, 1e-4, 1e-4)
+    for hook in () if holds else hooks:
+        hook.remove()
+    return holds
 
 
 def _is_new_head(model: PreTrainedModel, checkpoint: sources.Checkpoint) -> bool:
