@@ -90,14 +90,19 @@ def results(
 def _beside(
     job: Job, logits: numpy.ndarray, labels: numpy.ndarray, start: Start | None
 ) -> dict[str, Any]:
-    """Each baseline's headline on the test rows, and how far the model is from it."""
+    """Each baseline's headline on the test rows, and how far the model is from it.
+
+    Of the model as it started, all that is measured of the tuned one.
+    """
     difference = job.difference or partial(scoring.difference, job.data.problem_type)
     beside = job.baselines() | ({UNTUNED: start.logits} if start else {})
+
+    def scores(name: str, said: numpy.ndarray) -> dict[str, Any]:
+        metrics = job.score(said, labels, scoring.RESAMPLES)["metrics"]
+        return metrics if name == UNTUNED else {job.headline: metrics[job.headline]}
+
     return {
-        name: {
-            job.headline: job.score(said, labels, scoring.RESAMPLES)["metrics"][job.headline],
-            "difference": difference(logits, said, labels),
-        }
+        name: {**scores(name, said), "difference": difference(logits, said, labels)}
         for name, said in beside.items()
     }
 

@@ -362,7 +362,12 @@ def test(trainer: Trainer, job: Job) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 def _start(trainer: Trainer, job: Job) -> outcome.Start:
     with tuning.without_adapter(job.model):
-        return outcome.Start(test(trainer, job)[0], job.samples())
+        found = outcome.Start(test(trainer, job)[0], job.samples())
+    # accelerate prepared the model to answer alone, and would leave it so: processes that train
+    # it would never share a gradient.
+    plain = trainer.accelerator.unwrap_model(job.model, keep_fp32_wrapper=False)
+    vars(plain).pop("_is_accelerate_prepared", None)
+    return found
 
 
 def _arrays(output: EvalPrediction | PredictionOutput) -> tuple[numpy.ndarray, numpy.ndarray]:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, pipeline
 from finetune import cli, inference, recipe, scoring, tuning
 from finetune.errors import Refusal
 from finetune.packing import IGNORED
+from finetune.report import tables
 from finetune.tasks import causal_lm, documents
 
 from .conftest import CHAT_TEMPLATE, make_writer, sentences, train_job
@@ -151,6 +152,11 @@ def test_a_run_scores_what_the_model_itself_says(path: Path) -> None:
     before, after = results["baselines"]["before training"], results["metrics"]
     assert after["bits_per_byte"]["high"] < before["bits_per_byte"]["low"]
     assert before["difference"]["high"] < 0
+    assert after["perplexity"]["high"] < before["perplexity"]["low"]
+    shown = [line.split() for line in tables.summary(run).splitlines() if "perplexity" in line]
+    assert [shown[0][1], shown[0][4]] == [
+        f"{scores['perplexity']['value']:.3f}" for scores in (after, before)
+    ]
     model, tokenizer, _ = inference.load(run)
     nats, tokens, size = 0.0, 0, 0
     for text in rows["text"]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune import losses, packing
+from finetune import files, losses, packing
 from finetune.packing import IGNORED
 
 from .conftest import make_writer, sentences
@@ -63,6 +63,26 @@ def test_packed_and_unpacked_losses_agree(model: Any) -> None:
             total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
             tokens += ids.shape[1] - 1
     assert float(together) == pytest.approx(total / tokens, abs=1e-5)
+
+
+def test_packed_and_unpacked_losses_agree_on_real_reviews(model: Any) -> None:
+    rows = files.dataset("embedded:imdb", None, None, "label", "utf-8")[0]["train"].rows
+    # Bytes stand for tokens here, and a review goes on in pieces where the positions end.
+    ids = [[b % 250 + 1 for b in text.encode()] for text in rows["text"][:12]]
+    pieces = [row[i : i + SIZE] for row in ids for i in range(0, len(row), SIZE)]
+    found = [{"input_ids": piece, "labels": list(piece)} for piece in pieces if len(piece) > 1]
+    shared = packing.pack([len(each["input_ids"]) for each in found], SIZE)
+    assert max(len(block) for block in shared) > 1
+    batch = packing.Collator(0)([packing.block([found[i] for i in block]) for block in shared])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        together = losses.next_token_loss(model(**batch), labels)
+        nats = [
+            model(input_ids=ids, labels=ids).loss * (ids.shape[1] - 1)
+            for ids in (torch.tensor([each["input_ids"]]) for each in found)
+        ]
+    tokens = sum(len(each["input_ids"]) - 1 for each in found)
+    assert float(together) == pytest.approx(float(sum(nats)) / tokens, abs=1e-5)
 
 
 def test_a_token_changes_no_logit_of_another_document(model: Any) -> None:

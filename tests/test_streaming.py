@@ -1,18 +1,20 @@
 """Documents on disk: the same training as from memory, splits without overlap, bounded memory."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
 
-from finetune import corpus, encoding, recipe, runner, sources, streaming
+from finetune import corpus, encoding, ledger, recipe, runner, sources, streaming
 from finetune.errors import Refusal
 from finetune.recipe import Data
 from finetune.tasks import causal_lm, documents, masked_lm
 
-from .conftest import make_writer, sentences, train_job
+from .conftest import interrupted, make_writer, sentences, train_job
 
 
 @pytest.fixture
@@ -80,6 +82,33 @@ def test_training_from_disk_sees_the_blocks_that_training_from_memory_sees(
     assert disk.results()["metrics"] == memory.results()["metrics"]
     for key in ("tokens", "blocks", "share_cut", "share_padding", "train", "test"):
         assert disk.results()["data"][key] == memory.results()["data"][key]
+
+
+def test_two_processes_share_a_corpus_on_disk_without_overlap(writer_recipe: Path) -> None:
+    flags = ["--streaming", "true", "--num_train_epochs", "1"]
+    one, _ = train_job(causal_lm, writer_recipe, *flags)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    words = ["-m", "finetune.writing", "tiny.yaml", *flags, "--output_dir", "runs/two"]
+    done = subprocess.run(
+        [*launch, *words, "--per_device_train_batch_size", "2"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    two = ledger.Run("runs/two")
+    curves = [[row["loss"] for row in run.history() if "loss" in row] for run in (one, two)]
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+    assert two.results()["cost"]["tokens_seen"] == one.results()["cost"]["tokens_seen"]
+
+
+def test_a_stopped_run_goes_on_from_disk_as_if_it_had_not_stopped(writer_recipe: Path) -> None:
+    flags = ["--streaming", "true", "--num_train_epochs", "3"]
+    whole, _ = train_job(causal_lm, writer_recipe, *flags)
+    read = recipe.load(writer_recipe, [*flags, "--output_dir", "runs/stopped"])
+    with pytest.raises(KeyboardInterrupt):
+        runner.train(read, interrupted(causal_lm.build))
+    read = recipe.load(writer_recipe, [*flags, "--output_dir", "runs/stopped"])
+    stopped = runner.train(read, causal_lm.build, resume=True)
+    assert stopped is not None
+    assert stopped.results()["metrics"] == whole.results()["metrics"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "folder"])

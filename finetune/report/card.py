@@ -223,10 +223,8 @@ def _results(results: dict[str, Any]) -> str:
         beside = scores[headline]
         said = wording.apart(headline, scores)
         lines.append(f"| {_cell(name)} | {wording.measured(headline, beside)} | {said} |")
-    lines += ["", "| also measured | |", "|---|---|"]
-    for name, scores in results["metrics"].items():
-        if name != headline:
-            lines.append(f"| {wording.title(name)} | {wording.measured(name, scores)} |")
+    header, *rows = wording.also_measured(results)
+    lines += ["", *(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))]
     lines += ["", "Brackets hold 95 % intervals over the test rows, for one training seed."]
     if wording.views(results["data"]):
         lines += ["", wording.views(results["data"])]

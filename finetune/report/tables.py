@@ -77,10 +77,10 @@ def _standing(results: dict[str, Any]) -> Table:
 
 
 def _others(results: dict[str, Any]) -> Table:
-    table = new_table("also measured", "95 % interval in brackets")
-    for name, scores in results["metrics"].items():
-        if name != results["headline"]:
-            table.add_row(wording.title(name), wording.measured(name, scores))
+    (first, *scored), *rows = wording.also_measured(results)
+    table = new_table(first, *(f"{name}, 95 % interval" for name in scored))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

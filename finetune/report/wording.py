@@ -48,6 +48,18 @@ def title(metric: str) -> str:
     return TITLES.get(metric, metric.replace("_", " "))
 
 
+def also_measured(results: dict[str, Any]) -> list[list[str]]:
+    """All metrics but the headline, a header and then a row each.
+
+    Beside the model's value stands that of any baseline measured as fully.
+    """
+    names = [name for name in results["metrics"] if name != results["headline"]]
+    scored = {"this model": results["metrics"]} | results["baselines"]
+    scored = {name: scores for name, scores in scored.items() if {*names} <= scores.keys()}
+    rows = [[title(n), *(measured(n, scores[n]) for scores in scored.values())] for n in names]
+    return [["also measured", *scored], *rows]
+
+
 def method(name: str) -> str:
     """The name of a tuning method as a reader knows it."""
     return METHODS.get(name, name)
