@@ -30,7 +30,8 @@ def once(
 ) -> Dataset:
     """What ``function`` makes of some hundred rows at a time, from the cache if it is there.
 
-    The result is mapped into memory: it takes up none that anything else could use.
+    The result is mapped into memory: it takes up none that anything else could use. Only that of
+    a fast tokenizer is kept.
 
     Args:
         rows: on disk, or as a frame whose column id does not count.
@@ -41,6 +42,9 @@ def once(
     if isinstance(rows, pandas.DataFrame):
         rows = Dataset.from_pandas(rows.drop(columns="id"), preserve_index=False)
         digest = _content(rows)
+    if not tokenizer.is_fast:
+        # Nothing says all that a tokenizer written in Python depends on.
+        return rows.map(function, batched=True, remove_columns=rows.column_names)
     said = [digest, _identity(tokenizer), version("tokenizers"), _code(), *map(repr, settings)]
     key = hashlib.sha256("\0".join(said).encode()).hexdigest()[:32]
     file = sources.cache("encoded") / f"{key}.arrow"
@@ -81,7 +85,9 @@ def _identity(tokenizer: Any) -> str:
     # Left by the last call, and said anew with every other.
     made.pop("truncation")
     made.pop("padding")
-    return json.dumps([made, tokenizer.special_tokens_map, str(tokenizer.chat_template)])
+    sides = [tokenizer.truncation_side, tokenizer.padding_side]
+    said = [tokenizer.model_input_names, tokenizer.special_tokens_map, tokenizer.chat_template]
+    return json.dumps([type(tokenizer).__name__, made, sides, *said])
 
 
 def _code() -> str:
