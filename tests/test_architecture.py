@@ -32,7 +32,7 @@ FLOORS = [
     },
     {"finetune.baselines", "finetune.tuning", "finetune.report", "finetune.features"},
     {"finetune.job", "finetune.bases", "finetune.adalora", "finetune.averaging"},
-    {"finetune.outcome"},
+    {"finetune.outcome", "finetune.callbacks", "finetune.trainer"},
     {"finetune.runner"},
     {"finetune.tasks"},
     {"finetune.inference"},
@@ -94,7 +94,7 @@ def sources_with(text: str) -> list[str]:
 
 
 def test_there_is_one_trainer() -> None:
-    assert sources_with("Trainer(") == ["finetune.runner"]
+    assert sources_with("(Trainer)") == ["finetune.trainer"]
 
 
 def test_peft_is_imported_in_two_places() -> None:
