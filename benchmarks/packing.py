@@ -23,6 +23,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from finetune import bases, corpus, losses, packing, recipe, sources
+from finetune.preemption import Signals
 from finetune.runner import DEFAULTS, has_accelerator
 from finetune.tasks import causal_lm, documents
 from finetune.tasks.classification import config_of
@@ -92,6 +93,10 @@ def main() -> None:
 
     def ours(folder: str) -> Trainer:
         return StepTrainer(
+            signals=Signals(),
+            run={},
+            parts={},
+            changed=[],
             layer_decay=1.0,
             ema_decay=0.0,
             model=model,

@@ -15,8 +15,10 @@ class Progress(ProgressCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, unit="step", ncols=80)
-        self.current_step = 0
+            self.training_bar = tqdm(
+                total=state.max_steps, initial=state.global_step, unit="step", ncols=80
+            )
+        self.current_step = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.training_bar is None or not logs:
@@ -41,11 +43,24 @@ class History(TrainerCallback):
     def __init__(self, run: ledger.Run) -> None:
         self.run = run
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # What a killed run logged after its checkpoint is logged anew.
+        if state.is_world_process_zero and state.global_step:
+            rows = [_line(logged, logged["step"]) for logged in state.log_history]
+            self.run.rewrite_history([row for row in rows if row])
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        timed = ("_runtime", "_per_second", "_time")
-        if state.is_world_process_zero and logs and "train_loss" not in logs:
-            kept = {k: v for k, v in logs.items() if not k.endswith(timed)}
-            self.run.log({"step": state.global_step, **kept})
+        row = _line(logs or {}, state.global_step)
+        if state.is_world_process_zero and row:
+            self.run.log(row)
+
+
+def _line(logs: dict[str, Any], step: int) -> dict[str, Any] | None:
+    """A line of history.jsonl, or None if what was logged has no place there."""
+    timed = ("_runtime", "_per_second", "_time")
+    if not logs or "train_loss" in logs:
+        return None
+    return {"step": step} | {k: v for k, v in logs.items() if not k.endswith(timed)}
 
 
 class Epochs(TrainerCallback):

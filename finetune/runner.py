@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -12,16 +12,18 @@ import numpy
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalPrediction, PredictionOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalPrediction, PredictionOutput
 from transformers.utils.import_utils import is_torch_xla_available
 
-from finetune import adalora, ledger, outcome, tuning
+from finetune import adalora, checkpoints, ledger, outcome, tuning
 from finetune.callbacks import Epochs, History, Progress
 from finetune.errors import Refusal
 from finetune.job import Job
+from finetune.preemption import Signals
 from finetune.recipe import Recipe, typed_as
 from finetune.report import wording
 from finetune.trainer import StepTrainer
@@ -43,6 +45,11 @@ DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,
 }
 
+# Keys of TrainingArguments that a run here has another way for.
+NOT_OFFERED = {
+    "save_only_model": "a checkpoint is there to be resumed from",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint after the step without being asked",
+}
 # Below these nothing is learned, though the Trainer would go on.
 LEAST = {
     "learning_rate": 0,
@@ -72,6 +79,9 @@ def checked(recipe: Recipe) -> dict[str, Any]:
     if given.get("num_train_epochs", 1) <= 0 and given.get("max_steps", -1) <= 0:
         where = recipe.where("training.num_train_epochs")
         raise Refusal(f"{where}: num_train_epochs has to be above 0")
+    for name, why in NOT_OFFERED.items():
+        if given.get(name):
+            raise Refusal(f"{recipe.where(f'training.{name}')}: {name} is not offered: {why}")
     if given.get("fp16") and not torch.cuda.is_available():
         raise Refusal(f"{recipe.where('training.fp16')}: fp16 needs a GPU; use bf16, or nothing")
     return given
@@ -115,18 +125,24 @@ def train(
     build: Callable[[Recipe], Job],
     overwrite: bool = False,
     resume: bool = False,
+    allowed: Collection[str] = (),
 ) -> ledger.Run | None:
     """Train a recipe into its run directory and test it once.
 
     Args:
         build: the task's; called after the directory is claimed.
-        overwrite, resume: what to do with a directory that holds a run.
+        overwrite, resume: what to do with a directory that holds a run. A run that was killed
+            before its first checkpoint starts from its beginning; a finished one is left alone.
+        allowed: what may differ from the run to resume: ``section.key`` of the recipe, ``data``,
+            ``base``, ``processes``, ``versions``.
 
     Returns:
         The run, finished; None in the processes that only helped the main one.
 
     Raises:
         Refusal: anything the user has to mend.
+        Failure: the run broke: numbers that are not finite, a full disk, no memory.
+        SystemExit: a signal ended it; in training, after the step and with a checkpoint.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -139,45 +155,97 @@ def train(
     run = ledger.Run(recipe.training["output_dir"])
     on_cpu = bool(recipe.training.get("use_cpu", not has_accelerator()))
     main = PartialState(cpu=on_cpu).is_main_process
-    claim = run.claim(recipe.dump(), overwrite, resume) if main else nullcontext()
-    with claim:
+    text = recipe.dump()
+    claim = run.claim(text, overwrite, resume, allowed) if main else nullcontext()
+    with Signals() as signals, claim:
+        if resume and run.is_finished:
+            if main:
+                print(f"finetune: {run} is finished; nothing is left to resume", file=sys.stderr)
+            return run if main else None
         transformers.set_seed(recipe.training["seed"])
         job = build(recipe)
         args = training_arguments(recipe, run, job)
-        trainer = _trainer(recipe, job, run, args)
+        identity = outcome.identity(recipe, job, args.world_size)
+        (last,) = broadcast_object_list(
+            [_last(run, identity, allowed) if resume and main else None]
+        )
+        changed = list(outcome.changes(last.run, identity)) if last else []
+        trainer = _trainer(recipe, job, run, args, signals, identity, changed)
+        trainer.check_disk(2)
         if main:
-            run.begin(recipe.dump(), resume)
+            run.begin(text, resume=last is not None)
             run.write_rejected(job.data.rejected)
             print(_opening(recipe, job, run), file=sys.stderr)
         start = _start(trainer, job) if job.untuned else None
-        last = get_last_checkpoint(args.output_dir) if resume else None
-        before = time.time()
-        trainer.train(resume_from_checkpoint=last)
-        seconds = time.time() - before
+        if last:
+            trainer.resume(last)
+        else:
+            trainer.train()
         state = trainer.state
         rows = (state.epoch or 0) * len(job.splits["train"])
         tokens = (state.epoch or 0) * job.tokens or state.num_input_tokens_seen
         seen = {"rows": rows, "tokens": tokens}
+        seconds = trainer.seconds_before
         logits, labels = test(trainer, job)
         _save(trainer, job, run)
         if main:
             results = outcome.results(recipe, job, trainer.state, args, logits, labels, start)
+            if recipe.tuning.skip_non_finite:
+                results["skipped_steps"] = trainer.counted["skipped"]
             results["cost"] = outcome.cost(job.model, run, seconds, seen, started)
             outcome.write(recipe, job, run, results, logits)
+            trainer.tidy()
             if recipe.training.get("push_to_hub"):
                 outcome.push(recipe, run)
     trainer.accelerator.wait_for_everyone()
     return run if main else None
 
 
-def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments) -> StepTrainer:
+def _last(
+    run: ledger.Run, identity: dict[str, Any], allowed: Collection[str]
+) -> checkpoints.Checkpoint | None:
+    """The checkpoint to go on from; None for a run that has none yet. Newer ones are deleted.
+
+    Raises:
+        Refusal: there are checkpoints and none is whole, or it is of another run.
+    """
+    last, skipped = checkpoints.newest(run.checkpoints)
+    for line in skipped:
+        print(f"finetune: skipped {line}", file=sys.stderr)
+    if last is None:
+        if skipped:
+            raise Refusal(f"{run}: no checkpoint to resume from; --overwrite starts anew")
+        return None
+    ledger.refuse_changes(str(last.folder), outcome.changes(last.run, identity), allowed)
+    every = checkpoints.candidates(run.checkpoints)
+    checkpoints.clear(run.checkpoints, {c.name for c in every[every.index(last.folder) :]})
+    print(f"finetune: resumes {run} from {last.folder.name}", file=sys.stderr)
+    return last
+
+
+def _trainer(
+    recipe: Recipe,
+    job: Job,
+    run: ledger.Run,
+    args: TrainingArguments,
+    signals: Signals,
+    identity: dict[str, Any],
+    changed: list[str],
+) -> StepTrainer:
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         scores = job.score(*_arrays(prediction), 0)
         return {name: metric["value"] for name, metric in scores["metrics"].items()}
 
+    budget = adalora.RankBudget(job.model)
     trainer = StepTrainer(
+        signals=signals,
+        run=identity,
+        parts={"adalora": budget},
+        changed=changed,
         layer_decay=recipe.tuning.layer_decay,
         ema_decay=recipe.tuning.ema_decay,
+        skip_non_finite=recipe.tuning.skip_non_finite,
+        name_rows=job.name_rows,
         model=job.model,
         args=args,
         data_collator=job.collator,
@@ -187,7 +255,7 @@ def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments)
         compute_loss_func=job.loss,
         compute_metrics=metrics,
         preprocess_logits_for_metrics=job.reduce,
-        callbacks=[History(run), Epochs(job.collator), adalora.RankBudget(job.model)],
+        callbacks=[History(run), Epochs(job.collator), budget],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

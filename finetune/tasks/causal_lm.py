@@ -133,6 +133,7 @@ def build(recipe: Recipe) -> Job:
         untuned=True,
         samples=lambda: samples(learner, tokenizer, data.test),
         tokens=facts["tokens"],
+        blocks=True,
     )
 
 
