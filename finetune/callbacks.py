@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -43,24 +44,20 @@ class History(TrainerCallback):
     def __init__(self, run: ledger.Run) -> None:
         self.run = run
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # What a killed run logged after its checkpoint is logged anew.
-        if state.is_world_process_zero and state.global_step:
-            rows = [_line(logged, logged["step"]) for logged in state.log_history]
-            self.run.rewrite_history([row for row in rows if row])
+    def state(self) -> list[dict[str, Any]]:
+        """The lines so far, for a checkpoint."""
+        return self.run.history()
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Go back to these lines: what a killed run logged after its checkpoint comes again."""
+        if PartialState().is_main_process:
+            self.run.rewrite_history(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        row = _line(logs or {}, state.global_step)
-        if state.is_world_process_zero and row:
-            self.run.log(row)
-
-
-def _line(logs: dict[str, Any], step: int) -> dict[str, Any] | None:
-    """A line of history.jsonl, or None if what was logged has no place there."""
-    timed = ("_runtime", "_per_second", "_time")
-    if not logs or "train_loss" in logs:
-        return None
-    return {"step": step} | {k: v for k, v in logs.items() if not k.endswith(timed)}
+        timed = ("_runtime", "_per_second", "_time")
+        if state.is_world_process_zero and logs and "train_loss" not in logs:
+            kept = {k: v for k, v in logs.items() if not k.endswith(timed)}
+            self.run.log({"step": state.global_step, **kept})
 
 
 class Epochs(TrainerCallback):

@@ -236,11 +236,11 @@ def _trainer(
         scores = job.score(*_arrays(prediction), 0)
         return {name: metric["value"] for name, metric in scores["metrics"].items()}
 
-    budget = adalora.RankBudget(job.model)
+    budget, history = adalora.RankBudget(job.model), History(run)
     trainer = StepTrainer(
         signals=signals,
         run=identity,
-        parts={"adalora": budget},
+        parts={"adalora": budget, "history": history},
         changed=changed,
         layer_decay=recipe.tuning.layer_decay,
         ema_decay=recipe.tuning.ema_decay,
@@ -255,7 +255,7 @@ def _trainer(
         compute_loss_func=job.loss,
         compute_metrics=metrics,
         preprocess_logits_for_metrics=job.reduce,
-        callbacks=[History(run), Epochs(job.collator), budget],
+        callbacks=[history, Epochs(job.collator), budget],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
