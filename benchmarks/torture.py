@@ -1,7 +1,7 @@
 """Break tiny trainings on purpose and count how many end as if nothing had happened.
 
-    make torture                                  every figure, this project beside the plain Trainer
-    python benchmarks/torture.py --short          a few of each, in a few minutes
+    make torture                               every figure, this project beside the plain Trainer
+    python benchmarks/torture.py --short       a few of each, in a few minutes
     python benchmarks/torture.py --only kill flip --side finetune
 
 Each figure prints n/N: of N faults, n where the run came out right. Right means: the resumed run
@@ -265,22 +265,25 @@ def matrix(side: Side, size: int) -> None:
     for cell in cells[:: max(1, 24 // size)]:
         kind, workers, accumulation, method = cell
         name = "-".join(map(str, cell)).replace(" ", "-")
-        flags = ["--dataloader_num_workers", str(workers), "--tuning.method"]
-        flags = [*flags[:-1], "--method", method]
+        flags = ["--dataloader_num_workers", str(workers), "--method", method]
+        if side.name != "finetune":
+            # What SIGTERM saves there is another figure's; here it has a whole checkpoint of the
+            # step before, and is killed.
+            flags += ["--eval_steps", "1"]
         flags += ["--gradient_accumulation_steps", str(accumulation)]
         flags += ["--per_device_train_batch_size", str(12 // accumulation)]
         whole = whole_of(side, f"matrix-{name}", kind, *flags)
         for place, step in PLACES.items():
             run = f"runs/matrix-{name}-{step}"
 
-            def stop(run: str = run, step: int = step, n: int = accumulation) -> None:
-                at = (step - 1) * n + 1
-                wrapped(
-                    side.trainer(),
-                    "training_step",
-                    lambda call: os.kill(os.getpid(), signal.SIGTERM) if call == at else None,
-                )
-                side.train(run, kind, *flags)
+            def stop(cell: Any = cell, run: str = run, step: int = step, said: Any = flags) -> None:
+                ours = side.name == "finetune"
+                # SIGTERM in a step acts after it, SIGKILL has to come in the next.
+                at = (step - ours) * cell[2] + 1
+                number = signal.SIGTERM if ours else signal.SIGKILL
+                stop = lambda call: os.kill(os.getpid(), number) if call == at else None  # noqa: E731
+                wrapped(side.trainer(), "training_step", stop)
+                side.train(run, cell[0], *said)
 
             status = do(stop, "victim.log")
             if status != 128 + signal.SIGTERM and side.name == "finetune":
@@ -426,7 +429,7 @@ def full(side: Side, size: int) -> None:
     whole = whole_of(side, "full-whole", "random", *flags)
     libc = ctypes.CDLL(None, use_errno=True)
     for i in range(size):
-        kilobytes = 700 + draw.randrange(2000)
+        kilobytes = 40 + draw.randrange(760)
 
         def victim(i: int = i, kilobytes: int = kilobytes) -> None:
             assert libc.unshare(0x00020000) == 0, "needs to mount a disk of its own"
@@ -446,8 +449,11 @@ def full(side: Side, size: int) -> None:
 
             status = wait(fork(careless, "full.log"))
             said = Path("full.log").read_text(encoding="utf-8")
-            assert status == 1, f"status {status}"
+            assert status in (0, 1) or side.name != "finetune", f"status {status}"
             assert "Traceback" not in said or side.name != "finetune", said[-300:]
+            if status == 0:
+                assert side.end(run) == whole
+                return
             assert libc.mount(b"tmpfs", place, b"tmpfs", 32, b"size=100000k") == 0
             newest, skipped = checkpoints.newest(Path(run) / ledger.CHECKPOINTS)
             assert side.name != "finetune" or not skipped, skipped

@@ -25,7 +25,6 @@ from transformers import (
     BertForMaskedLM,
     BertTokenizer,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_callback import EarlyStoppingCallback
@@ -115,7 +114,8 @@ def fork(action: Callable[[], None], log: str = "log.txt") -> int:
     try:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         # Ours is a copy of a process that never trained: nothing may be left of another child's.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -206,19 +206,6 @@ class Ours:
 # --- the plain Trainer -------------------------------------------------------------------------
 
 
-class Log(TrainerCallback):
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        timed = ("_runtime", "_per_second", "_time", "loss_", "total_flos")
-        rows = [
-            {k: v for k, v in row.items() if not k.endswith(timed) and k != "train_loss"}
-            for row in state.log_history
-        ]
-        self.path.write_text(json.dumps(rows), encoding="utf-8")
-
-
 class Plain:
     """The same job through ``transformers.Trainer`` as it comes, its SIGTERM handling on."""
 
@@ -269,7 +256,7 @@ class Plain:
             eval_dataset=job.splits["validation"],
             compute_loss_func=job.loss,
             preprocess_logits_for_metrics=job.reduce,
-            callbacks=[Log(folder / "log.json"), *self.callbacks],
+            callbacks=self.callbacks,
         )
         last = get_last_checkpoint(str(args.output_dir)) if resume and folder.is_dir() else None
         trainer.train(resume_from_checkpoint=last)
@@ -284,7 +271,8 @@ class Plain:
             model = folder / "model" / "adapter_model.safetensors"
         if not model.is_file():
             return None
-        return [tensors(model)], (folder / "log.json").read_text(encoding="utf-8")
+        # Its history lacks what was between two logs; the weights alone are asked of it.
+        return [tensors(model)]
 
     def save_of(self) -> tuple[Any, str]:
         return Trainer, "_save_checkpoint"

@@ -1,11 +1,12 @@
 """A recipe's run: train, choose, test once, save."""
 
 import dataclasses
+import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Collection
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import numpy
@@ -21,7 +22,7 @@ from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune import adalora, checkpoints, ledger, outcome, tuning
 from finetune.callbacks import Epochs, History, Progress
-from finetune.errors import Refusal
+from finetune.errors import Failure, Refusal
 from finetune.job import Job
 from finetune.preemption import Signals
 from finetune.recipe import Recipe, typed_as
@@ -157,7 +158,7 @@ def train(
     main = PartialState(cpu=on_cpu).is_main_process
     text = recipe.dump()
     claim = run.claim(text, overwrite, resume, allowed) if main else nullcontext()
-    with Signals() as signals, claim:
+    with Signals() as signals, claim, _room(run):
         if resume and run.is_finished:
             if main:
                 print(f"finetune: {run} is finished; nothing is left to resume", file=sys.stderr)
@@ -199,6 +200,21 @@ def train(
                 outcome.push(recipe, run)
     trainer.accelerator.wait_for_everyone()
     return run if main else None
+
+
+@contextmanager
+def _room(run: ledger.Run) -> Iterator[None]:
+    """Let a full disk, wherever it is met, end the run with one line."""
+    try:
+        yield
+    except Exception as error:
+        # Not every library that writes says so by an error number.
+        full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+        if not full and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise Failure(
+            f"{run}: {os.strerror(errno.ENOSPC)}; make room, and `finetune resume` goes on"
+        ) from None
 
 
 def _last(
