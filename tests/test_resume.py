@@ -177,7 +177,8 @@ def test_a_damaged_checkpoint_is_skipped_and_said(
         train(tiny_recipe, *flags)
     stop.undo()
     run = ledger.Run("runs/tiny/seed-0")
-    file = run.checkpoints / "checkpoint-5" / "optimizer.safetensors"
+    file = checkpoints.candidates(run.checkpoints)[0] / "optimizer.safetensors"
+    assert file.parent.name == "checkpoint-5-unevaluated"
     file.write_bytes(file.read_bytes()[:-1])
     newer = run.checkpoints / "checkpoint-6"
     newer.mkdir()
@@ -186,7 +187,7 @@ def test_a_damaged_checkpoint_is_skipped_and_said(
     assert_same(whole, end(train(tiny_recipe, *flags, resume=True)))
     said = capsys.readouterr().err
     assert "skipped runs/tiny/seed-0/checkpoints/checkpoint-6: has no manifest.json" in said
-    assert "checkpoint-5: optimizer.safetensors has" in said
+    assert "checkpoint-5-unevaluated: optimizer.safetensors has" in said
     assert "resumes runs/tiny/seed-0 from checkpoint-4" in said
     # Not of this program as far as anyone can tell: kept.
     assert (run.checkpoints / "checkpoint-6.aside-1" / "trainer_state.json").is_file()
