@@ -303,18 +303,19 @@ def guarded(action: object, *arguments: object) -> None:
     assert callable(action)
     try:
         action(*arguments)
-    except Refusal as refusal:
-        print(f"finetune: {refusal}", file=sys.stderr)
-        sys.exit(2)
-    except Failure as failure:
-        print(f"finetune: {failure}", file=sys.stderr)
-        sys.exit(1)
+    except (Refusal, Failure) as error:
+        launching.wait_for_the_first(foreseen=True)
+        print(f"finetune: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, Refusal) else 1)
     except KeyboardInterrupt:
         print("finetune: stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) has seen enough.
         sys.stderr.close()
+    except Exception:
+        launching.wait_for_the_first(foreseen=False)
+        raise
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
