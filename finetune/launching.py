@@ -48,7 +48,7 @@ def wait_for_the_first(foreseen: bool) -> None:
         foreseen: it is an error of this process's own, not maybe a lost connection.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        time.sleep(2 * (not foreseen) + 2 * (os.environ["RANK"] != "0"))
+        time.sleep(3 * (not foreseen) + 3 * (os.environ["RANK"] != "0"))
 
 
 def main() -> None:

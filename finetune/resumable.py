@@ -277,7 +277,8 @@ class ResumableTrainer(Trainer):
         # Before the save, so that a disk that holds two checkpoints stays large enough; what the
         # last one needs stays until the new one is whole.
         self._clear({self.saved, *self._bests(best)}, 1)
-        self.check_disk(1)
+        if small := self.check_disk(1):
+            raise Failure(small)
         staged = checkpoints.stage(self.folder, step)
         try:
             checkpoints.write(staged, "model", weights)
@@ -311,25 +312,20 @@ class ResumableTrainer(Trainer):
                 names.add(folder.name)
         checkpoints.clear(self.folder, names)
 
-    def check_disk(self, count: int) -> None:
-        """See that so many checkpoints fit on the disk.
-
-        Raises:
-            Failure: they do not.
-        """
-        if not self.is_world_process_zero():
-            return
+    def check_disk(self, count: int) -> str | None:
+        """What is wrong if so many checkpoints do not fit on the disk; None if they do."""
         model = self.accelerator.unwrap_model(self.model)
         # The optimizers in use keep two numbers for each that learns.
         need = 3 * sum(t.numel() * t.element_size() for t in tuning.learned(model).values())
         if self.saved and (self.folder / self.saved).is_dir():
             need = checkpoints.size(self.folder / self.saved)
         free = shutil.disk_usage(self.folder.parent).free
-        if free < count * need:
-            raise Failure(
-                f"the disk has {free / 1e6:,.0f} MB left, and {count} x {need / 1e6:,.0f} MB "
-                "of checkpoints have to fit; make room"
-            )
+        if free >= count * need:
+            return None
+        return (
+            f"the disk has {free / 1e6:,.1f} MB left, and {count} x {need / 1e6:,.1f} MB of "
+            "checkpoints have to fit; make room"
+        )
 
     def _counters(self) -> dict[str, Any]:
         """What callbacks count, early stopping's patience for one, by the callback's type."""

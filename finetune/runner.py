@@ -172,8 +172,15 @@ def train(
         )
         changed = list(outcome.changes(last.run, identity)) if last else []
         trainer = _trainer(recipe, job, run, args, signals, identity, changed)
-        trainer.check_disk(2)
+        if trainer.is_sharded:
+            raise Refusal(
+                f"{recipe.name}: FSDP and DeepSpeed split the model, and checkpoints here are of "
+                "whole ones; start it with `accelerate launch --multi_gpu`, an adapter if memory "
+                "is short"
+            )
         if main:
+            if small := trainer.check_disk(2):
+                raise Refusal(f"{run}: {small}")
             run.begin(text, resume=last is not None)
             run.write_rejected(job.data.rejected)
             print(_opening(recipe, job, run), file=sys.stderr)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -364,7 +366,7 @@ def test_a_full_disk_is_seen_before_training_and_before_a_save(
     monkeypatch.setattr(
         resumable.shutil, "disk_usage", lambda place: usage(place)._replace(free=free.pop(0))
     )
-    with pytest.raises(Failure, match="the disk has 0 MB left, and 2 x 0 MB of checkpoints"):
+    with pytest.raises(Refusal, match=r"the disk has 0\.3 MB left, and 2 x 0\.3 MB of checkpoints"):
         train(tiny_recipe)
     assert not Path("runs/tiny/seed-0/recipe.yaml").exists()
     with pytest.raises(Failure, match=r"checkpoint-6: not saved: .*; there is none before it"):
@@ -395,3 +397,42 @@ def test_a_second_signal_stops_at_once() -> None:
 def test_keys_that_would_undo_it_are_refused(tiny_recipe: Path, key: str) -> None:
     with pytest.raises(Refusal, match=f"{key} is not offered"):
         train(tiny_recipe, f"--{key}", "true")
+
+
+# Rank 1 alone hears a signal, in its eighth step.
+TOLD = """
+import os, signal, sys
+from finetune import cli, trainer
+kept, calls = trainer.StepTrainer.training_step, []
+def step(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 8 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return kept(*args, **kwargs)
+trainer.StepTrainer.training_step = step
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_step_to_stop_at(tiny_recipe: Path) -> None:
+    Path("told.py").write_text(TOLD, encoding="utf-8")
+    launch = [sys.executable, "-m", "finetune.launching", "--standalone", "--nproc_per_node", "2"]
+    flags = [*DROPS, "--per_device_train_batch_size", "8", "--output_dir"]
+    train_it = ["train", "tiny.yaml", *flags]
+
+    def done(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*launch, *words], capture_output=True, text=True)
+
+    assert done("-m", "finetune", *train_it, "runs/whole").returncode == 0
+    stopped = done("told.py", *train_it, "runs/two")
+    assert stopped.returncode == 143
+    assert stopped.stderr.count("SIGTERM: step 8 is saved") == 1
+    assert "Traceback" not in stopped.stderr
+    resumed = done("-m", "finetune", "resume", "runs/two")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(end(ledger.Run("runs/whole")), end(ledger.Run("runs/two")))
+    refused = done("-m", "finetune", *train_it, "runs/two")
+    assert refused.returncode == 2
+    assert refused.stderr.count("holds a run already") == 1
+    assert "Traceback" not in refused.stderr
