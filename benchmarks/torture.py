@@ -561,7 +561,8 @@ def main() -> None:
         for side in sides:
             with tempfile.TemporaryDirectory(dir=here, prefix=".torture-") as place:
                 os.chdir(place)
-                prepare()
+                # In a child too: it starts threads, which a fork would copy with their locks.
+                assert do(prepare) == 0
                 began = time.monotonic()
                 figure(side, sizes[0] if said.short else sizes[1])
                 print(f"    {time.monotonic() - began:.0f} s", file=sys.stderr)
