@@ -16,6 +16,7 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import sys
 import tempfile
 import time
@@ -523,6 +524,28 @@ def race(side: Side, size: int) -> None:
     show("two processes on one folder", side, count)
 
 
+def pause(side: Side, size: int) -> None:
+    """How long a save of MiniLM (22.7 million weights and AdamW's two numbers each) takes."""
+    flags = ["--checkpoint", "embedded:minilm", "--max_steps", str(size + 1), "--eval_steps", "1"]
+
+    def timed() -> None:
+        owner, method = side.save_of()
+        kept, took = getattr(owner, method), []
+
+        def save(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            result = kept(*args, **kwargs)
+            took.append(time.perf_counter() - began)
+            Path("pause.txt").write_text(str(statistics.median(took)), encoding="utf-8")
+            return result
+
+        setattr(owner, method, save)
+        side.train("runs/pause", "random", *flags)
+
+    assert do(timed, "pause.log") == 0
+    print(f"{'a save of MiniLM, median':<58} {side.name:<14} {Path('pause.txt').read_text()} s")
+
+
 def show(what: str, side: Side, count: Count, more: str = "") -> None:
     print(f"{what:<58} {side.name:<14} {count}{f'; {more}' if more else ''}", flush=True)
 
@@ -540,6 +563,7 @@ FIGURES: dict[Callable[[Side, int], None], tuple[int, int]] = {
     full: (2, 20),
     rotation: (50, 500),
     race: (5, 50),
+    pause: (3, 10),
 }
 
 

@@ -4,22 +4,26 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
 HEARD = (signal.SIGTERM, signal.SIGINT)
+# Seconds within which a launcher passes on a signal that its processes heard themselves.
+ECHO = 5.0
 
 
 class Signals:
     """While entered, a signal is kept in ``received`` if ``patient``, and else ends the process.
 
     Either way the status is 128 + its number: 143 for SIGTERM, 130 for SIGINT. A second signal
-    always stops the process at once.
+    stops the process at once, but not what torch's launcher passes on of the same one: a scheduler
+    tells every process.
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received, self.since = 0, 0.0
         self.patient = False
 
     def __enter__(self) -> Self:
@@ -36,9 +40,15 @@ class Signals:
                 signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for each in HEARD:
-            signal.signal(each, signal.SIG_DFL)
+        again = bool(self.received)
+        if again and time.monotonic() - self.since < ECHO:
+            return
+        if again or "TORCHELASTIC_RUN_ID" not in os.environ:
+            for each in HEARD:
+                signal.signal(each, signal.SIG_DFL)
+        if again:
+            os.kill(os.getpid(), number)
+        self.received, self.since = number, time.monotonic()
         if not self.patient:
             leave(number, "stopped")
 

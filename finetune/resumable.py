@@ -193,7 +193,9 @@ class ResumableTrainer(Trainer):
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
         except Interrupted:
-            self._write({"save": save}, before)
+            # Interrupted again by the time it is resumed, it is where its checkpoint was.
+            if self.saved != checkpoints.name(self.state.global_step, evaluated=False):
+                self._write({"save": save}, before)
         else:
             if self.signal and self.saved != checkpoints.name(self.state.global_step):
                 self._write(None)

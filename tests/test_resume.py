@@ -393,6 +393,20 @@ def test_a_second_signal_stops_at_once() -> None:
     assert left.value.code == 130
 
 
+def test_what_a_launcher_passes_on_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    killed = []
+    with preemption.Signals() as signals:
+        signals.patient = True
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        signals.since -= preemption.ECHO
+        monkeypatch.setattr(preemption.os, "kill", lambda pid, number: killed.append(number))
+        signals._hear(signal.SIGTERM, None)
+    assert killed == [signal.SIGTERM]
+
+
 @pytest.mark.parametrize("key", ["save_only_model", "enable_jit_checkpoint"])
 def test_keys_that_would_undo_it_are_refused(tiny_recipe: Path, key: str) -> None:
     with pytest.raises(Refusal, match=f"{key} is not offered"):
