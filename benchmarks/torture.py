@@ -11,6 +11,7 @@ metrics), or the fault was found and said. One process, one thread, a BERT of tw
 
 import argparse
 import ctypes
+import gc
 import os
 import random
 import shutil
@@ -576,6 +577,8 @@ def main() -> None:
     parser.add_argument("--side", choices=["finetune", "plain", "both"], default="both")
     said = parser.parse_args()
     torch.set_num_threads(1)
+    # What is loaded by now is shared with every child: none has to look through it for garbage.
+    gc.freeze()
     sides: list[Side] = [] if said.side == "plain" else [Ours()]
     sides += [] if said.side == "finetune" else [Plain()]
     here = Path.cwd()

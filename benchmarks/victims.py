@@ -157,8 +157,9 @@ class Ours:
     name = "finetune"
 
     def __init__(self) -> None:
-        # The report takes longer than these trainings, and promises nothing here.
+        # Report and baselines take longer than these trainings, and promise nothing here.
         outcome.page.render = lambda run: ""
+        outcome._beside = lambda *args: {}
 
     def train(self, run: str, kind: str = "random", *flags: str) -> None:
         cli.main(["train", f"{kind}.yaml", "--output_dir", run, *flags])
