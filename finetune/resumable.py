@@ -353,7 +353,15 @@ class ResumableTrainer(Trainer):
         self._load_weights(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        self._load_weights(Path(str(self.state.best_model_checkpoint)))
+        best = Path(str(self.state.best_model_checkpoint))
+        try:
+            checkpoints.verify(best)
+        except checkpoints.Damaged as why:
+            raise Failure(
+                f"{best}: the best weights are lost: {why}; `finetune resume` makes them again "
+                "from an older checkpoint, --overwrite from the beginning"
+            ) from None
+        self._load_weights(best)
 
     def _load_weights(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)

@@ -174,7 +174,8 @@ class StepTrainer(ResumableTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.averages.in_place():
             metrics = super().evaluate(*args, **kwargs)
-        for name in ("eval_loss", str(self.args.metric_for_best_model)):
+        chosen = str(self.args.metric_for_best_model).removeprefix("eval_")
+        for name in ("eval_loss", f"eval_{chosen}"):
             if not math.isfinite(metrics.get(name, 0.0)):
                 raise Failure(
                     f"step {self.state.global_step}: {name} is {metrics[name]:g} on the validation "
@@ -193,10 +194,11 @@ class StepTrainer(ResumableTrainer):
                 raise
             key = f"per_device_{what}_batch_size"
             size = vars(self.args)[key]
-            fits = f"--{key} {size // 2}"
+            # The least that divides it, so that a step has the same rows.
+            parts = next(n for n in range(2, size + 2) if size % n == 0 or n > size)
+            fits = f"--{key} {size // parts}"
             if accumulation:
-                fits += f" --gradient_accumulation_steps {2 * accumulation} learns the same from"
-                fits += " half at a time"
+                fits += f" --gradient_accumulation_steps {parts * accumulation} learns the same"
             if size == 1:
                 fits = "one row is too much already; lower max_length or image_size"
             step = self.state.global_step + (what == "train")

@@ -344,6 +344,24 @@ def test_a_metric_that_is_not_finite_ends_the_run(tiny_recipe: Path) -> None:
         runner.train(recipe.load(tiny_recipe), build)
 
 
+def test_damaged_best_weights_are_not_the_ones_saved(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = runner.StepTrainer._finalize_training
+
+    def damaged(trainer: Any, *args: Any) -> Any:
+        file = Path(str(trainer.state.best_model_checkpoint)) / "model.safetensors"
+        spoiled = bytearray(file.read_bytes())
+        spoiled[-1] ^= 1
+        file.write_bytes(spoiled)
+        return kept(trainer, *args)
+
+    monkeypatch.setattr(runner.StepTrainer, "_finalize_training", damaged)
+    with pytest.raises(Failure, match=r"model.safetensors is not as it was written; `finetune"):
+        train(tiny_recipe)
+    assert not Path("runs/tiny/seed-0/model").exists()
+
+
 def test_out_of_memory_names_the_batch_that_would_fit(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
