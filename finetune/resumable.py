@@ -106,10 +106,14 @@ class ResumableTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self.signals.patient, self.began = True, time.monotonic()
         try:
-            return super().train(*args, **kwargs)
+            done = super().train(*args, **kwargs)
         finally:
             self.signals.patient = False
             self.seconds_before, self.began = self.seconds, time.monotonic()
+        if self.signals.received:
+            # It came while the best weights were loaded.
+            preemption.leave(self.signals.received, "trained; `finetune resume` goes on to test")
+        return done
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         where = super()._init_training_state(*args, **kwargs)

@@ -102,8 +102,9 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
         (("training_step", 6), signal.SIGTERM),
         (("prediction_step", 1), signal.SIGTERM),
         (("_write_whole", 1), signal.SIGTERM),
+        (("_load_best_model", 1), signal.SIGTERM),
     ],
-    ids=["mid-epoch", "last-of-epoch", "evaluation", "save"],
+    ids=["mid-epoch", "last-of-epoch", "evaluation", "save", "best"],
 )
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int], number: int
