@@ -1,5 +1,5 @@
-# make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make test ·
-# make check · make venv · make clean
+# make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make torture ·
+# make test · make check · make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -29,7 +29,7 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters bench test test-slow check venv clean
+.PHONY: imdb mnist gpt few-labels adapters bench torture test test-slow check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
@@ -55,6 +55,9 @@ adapters: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+torture: .venv/.installed
+	env -u PYTHONSAFEPATH OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(ARGS)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

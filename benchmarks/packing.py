@@ -23,10 +23,12 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from finetune import bases, corpus, losses, packing, recipe, sources
-from finetune.runner import DEFAULTS, StepTrainer, has_accelerator
+from finetune.preemption import Signals
+from finetune.runner import DEFAULTS, has_accelerator
 from finetune.tasks import causal_lm, documents
 from finetune.tasks.classification import config_of
 from finetune.tasks.text_classification import tokenizer_of
+from finetune.trainer import StepTrainer
 
 
 def seconds(trainer: Trainer) -> float:
@@ -93,6 +95,10 @@ def main() -> None:
 
     def ours(folder: str) -> Trainer:
         return StepTrainer(
+            signals=Signals(),
+            run={},
+            parts={},
+            changed=[],
             layer_decay=1.0,
             ema_decay=0.0,
             model=model,

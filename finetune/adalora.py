@@ -9,6 +9,9 @@ from transformers import TrainerCallback
 from finetune.errors import Refusal
 from finetune.tuning import learning
 
+# What peft's allocator remembers of the steps: importance, its mean and its deviation.
+WEIGHED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
 
 class RankBudget(TrainerCallback):
     """What AdaLoRA has to hear every step: gradients to weigh its directions by, and the step.
@@ -23,6 +26,7 @@ class RankBudget(TrainerCallback):
         if hasattr(getattr(model, "base_model", None), "rankallocator"):
             self.tuner = model.base_model
         self.kept: dict[str, Any] | None = None
+        self.skips = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.tuner is None:
@@ -35,6 +39,22 @@ class RankBudget(TrainerCallback):
                 f"{config.total_step} steps to lower the rank in"
             )
 
+    def state(self) -> dict[str, Any] | None:
+        """How much each direction mattered so far, for a checkpoint; None for other methods."""
+        if self.tuner is None:
+            return None
+        return {"kept": self.kept, **{name: vars(self._allocator())[name] for name in WEIGHED}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` told."""
+        self.kept = state["kept"]
+        for name in WEIGHED:
+            device = next(self.tuner.parameters()).device
+            vars(self._allocator())[name] = {n: t.to(device) for n, t in state[name].items()}
+
+    def _allocator(self) -> Any:
+        return self.tuner.rankallocator
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.tuner is None:
             return
@@ -43,6 +63,10 @@ class RankBudget(TrainerCallback):
             for n, p in learning(self.tuner.model)
             if "lora_A" in n or "lora_B" in n
         ]
+        # A step that is skipped has no gradients, and is to change nothing.
+        self.skips = all(p.grad is None for p, _ in factors)
+        if self.skips:
+            return
         gaps = [
             torch.linalg.norm(c - torch.eye(len(c), out=torch.empty_like(c))) for _, c in factors
         ]
@@ -53,7 +77,7 @@ class RankBudget(TrainerCallback):
             p.grad = gradient if p.grad is None else p.grad + gradient
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.tuner is None:
+        if self.tuner is None or self.skips:
             return
         config = self._config()
         config.rank_pattern = self.kept

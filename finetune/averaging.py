@@ -2,18 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 from finetune.tuning import learning
-
-AVERAGES = "averages.safetensors"
 
 
 class Averages(TrainerCallback):
@@ -33,7 +29,6 @@ class Averages(TrainerCallback):
         self.kept = AveragedModel(self._weights())
 
     def _weights(self) -> nn.ParameterList:
-        # By name each time: loading the best checkpoint may freeze an adapter.
         weights = dict(self.model.named_parameters())
         return nn.ParameterList([weights[name] for name in self.names])
 
@@ -65,12 +60,10 @@ class Averages(TrainerCallback):
             theirs.copy_(ours)
             ours.copy_(before)
 
-    def save(self, folder: Path) -> None:
-        """Write the averages beside a checkpoint's own weights; nothing without any."""
-        if self.names:
-            save_model(self.kept, str(folder / AVERAGES))
+    def state(self) -> dict[str, torch.Tensor] | None:
+        """The averages for a checkpoint; None without any."""
+        return self.kept.state_dict() if self.names else None
 
-    def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote."""
-        if self.names:
-            load_model(self.kept, str(folder / AVERAGES))
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what ``state`` told."""
+        self.kept.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""The ``finetune`` command: train, predict, generate, merge, compare, recipes, report.
+"""The ``finetune`` command: train, resume, predict, generate, merge, compare, recipes, report.
 
 Imports torch only when a command needs it, so that help and tables are there at once.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import launching, ledger, recipe, sources
-from finetune.errors import Refusal
+from finetune.errors import Failure, Refusal
 
 # What a user can do nothing about: bitsandbytes asks for a kernel of the hub's at import and
 # complains; peft 0.21 asks transformers 5.23 by an old name, looks for the config of GGUF files,
@@ -31,10 +31,23 @@ Fine-tune BERT, GPT and ViT checkpoints. A recipe goes in, a run directory comes
 
   finetune train recipes/imdb/minilm.yaml                 train a recipe into runs/imdb/minilm
   finetune train recipes/your-data/text.yaml --train mine.csv --text review --label stars
+  finetune resume runs/imdb/minilm/seed-0                 go on with a run that was stopped
   finetune predict runs/imdb/minilm "A waste of two hours."
   finetune generate runs/reviews/smollm2-lora "This film"
   finetune compare runs/imdb/*
   finetune recipes
+"""
+
+RESUME_HELP = """\
+usage: finetune resume RUN [--allow-changed KEY ...] [--key value ...]
+
+Goes on from the newest checkpoint of RUN whose every byte is as it was written, with RUN's own
+recipe, and ends with the weights, history.jsonl and metrics that the run would have had without
+the stop. A run without a checkpoint starts from its beginning; a finished one is left alone.
+
+Data, recipe, base weights, versions and number of processes have to be those of the run. What
+differs is shown; --allow-changed KEY goes on all the same: a recipe's key (training.learning_rate),
+data, base, versions or processes.
 """
 
 
@@ -54,9 +67,12 @@ def train(arguments: Sequence[str], default: str | None = None) -> None:
     path = words.pop(0) if words and not words[0].startswith("--") else default
     if path is None:
         raise Refusal("train needs a recipe; `finetune recipes` lists what there is")
+    allowed = _taken(words, "--allow-changed")
     said = [word for word in ("--overwrite", "--resume") if word in words]
     if len(said) == 2:
         raise Refusal("--overwrite and --resume contradict each other; keep one")
+    if allowed and "--resume" not in said:
+        raise Refusal("--allow-changed is for a run to resume; say --resume with it")
     read = recipe.load(path, [word for word in words if word not in said])
 
     launching.start_dropped_processes()
@@ -65,11 +81,42 @@ def train(arguments: Sequence[str], default: str | None = None) -> None:
 
     from finetune import runner, tasks
 
-    run = runner.train(read, tasks.find(read).build, "--overwrite" in said, "--resume" in said)
+    build = tasks.find(read).build
+    run = runner.train(read, build, "--overwrite" in said, "--resume" in said, allowed)
     if run:
         from finetune.report import tables
 
         print(tables.summary(run))
+
+
+def resume(arguments: Sequence[str]) -> None:
+    """``RUN [--allow-changed KEY ...] [--key value ...]``: go on with a run that was stopped.
+
+    Raises:
+        Refusal: anything the user has to mend.
+    """
+    words = list(arguments)
+    if {"-h", "--help"} & set(words):
+        print(RESUME_HELP)
+        return
+    if not words or words[0].startswith("--"):
+        raise Refusal("resume needs a run directory, for example runs/imdb/minilm/seed-0")
+    folder = Path(words.pop(0))
+    if not (folder / ledger.RECIPE).is_file():
+        raise Refusal(f"{folder}: holds no run (no {ledger.RECIPE})")
+    train([str(folder / ledger.RECIPE), "--resume", "--output_dir", str(folder), *words])
+
+
+def _taken(words: list[str], flag: str) -> list[str]:
+    """The values of a flag that may be said more than once, taken out of ``words``."""
+    values = []
+    while flag in words:
+        place = words.index(flag)
+        if words[place + 1 : place + 2] in ([], *([w] for w in words if w.startswith("--"))):
+            raise Refusal(f"{flag} needs a value, for example training.learning_rate")
+        values.append(words.pop(place + 1))
+        words.pop(place)
+    return values
 
 
 def train_help(default: str | None) -> str:
@@ -98,6 +145,8 @@ def train_help(default: str | None) -> str:
         "",
         "  --overwrite              start anew in a directory that holds a run",
         "  --resume                 go on with the run that the directory holds",
+        "  --allow-changed KEY      resume though KEY differs: training.learning_rate, data,",
+        "                           versions, ...; may be said again",
     ]
     return "\n".join(lines)
 
@@ -196,6 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     commands.add_parser("train", help="train a recipe; `finetune train --help` lists every key")
+    commands.add_parser("resume", help="go on with a run that was stopped")
 
     command = commands.add_parser("predict", help="label texts or images with a run's model")
     command.add_argument(
@@ -246,19 +296,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def guarded(action: object, *arguments: object) -> None:
-    """Call ``action``; a user's mistake ends with one line and status 2, Ctrl-C with 130."""
+    """Call ``action``; one line and a status for what ends it early.
+
+    2 for a user's mistake, 1 for a run that broke, 130 for Ctrl-C, 143 for SIGTERM.
+    """
     assert callable(action)
     try:
         action(*arguments)
-    except Refusal as refusal:
-        print(f"finetune: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    except (Refusal, Failure) as error:
+        launching.wait_for_the_first(foreseen=True)
+        print(f"finetune: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, Refusal) else 1)
     except KeyboardInterrupt:
         print("finetune: stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) has seen enough.
         sys.stderr.close()
+    except Exception:
+        launching.wait_for_the_first(foreseen=False)
+        raise
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -266,6 +323,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["train"]:
         guarded(train, words[1:])
+    elif words[:1] == ["resume"]:
+        guarded(resume, words[1:])
     else:
         options = _parser().parse_args(words)
         guarded(options.go, options)

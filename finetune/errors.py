@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""The exceptions a user is meant to see."""
 
 from difflib import get_close_matches
 from typing import NoReturn
@@ -9,6 +9,13 @@ class Refusal(Exception):  # noqa: N818 - the mistake is not the program's
 
     The message is one line: what is wrong, where, and what to write instead. Commands print it
     without a traceback and exit with status 2.
+    """
+
+
+class Failure(Exception):  # noqa: N818 - what happened, not a kind of error
+    """What ended a run that was set up right: numbers that are not finite, a full disk or memory.
+
+    The message is one line. Commands print it without a traceback and exit with status 1.
     """
 
 

@@ -13,6 +13,9 @@ from finetune.losses import Loss
 from finetune.scoring import Metric
 from finetune.sources import Checkpoint
 
+# Rows that a message names; a step may have thousands.
+SHOWN = 64
+
 
 @dataclasses.dataclass
 class Job:
@@ -31,7 +34,7 @@ class Job:
     keep, what ``score`` reads instead: (logits (B, ...), labels (B, ...)) -> (B, K). With
     ``untuned`` the model as it starts is a baseline, and ``samples`` shows what it writes before
     and after: by what was given, what came. ``tokens`` counts those of an epoch, where the Trainer
-    cannot.
+    cannot. With ``blocks`` a training row is cut from the data's rows or packed of several.
     """
 
     model: torch.nn.Module
@@ -53,3 +56,13 @@ class Job:
     untuned: bool = False
     samples: Callable[[], dict[str, str]] = dict
     tokens: int = 0
+    blocks: bool = False
+
+    def name_rows(self, rows: numpy.ndarray) -> str:
+        """Training rows (R,) by the ids of their data, for a message."""
+        if self.blocks:
+            names = [f"block {row}" for row in rows]
+        else:
+            names = [str(name) for name in self.data.train["id"].iloc[rows]]
+        more = len(names) - SHOWN
+        return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -6,7 +6,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import filelock
 import pandas
 
 from finetune.errors import Refusal
+from finetune.recipe import differences
 
 RESULTS, RECIPE, HISTORY = "results.json", "recipe.yaml", "history.jsonl"
 PICTURES = "pictures"
@@ -30,6 +31,22 @@ def write_whole(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     staged.write_text(text, encoding="utf-8")
     staged.replace(path)
+
+
+def refuse_changes(run: str, changes: dict[str, tuple[Any, Any]], allowed: Collection[str]) -> None:
+    """Stop a resume that is not of the same run.
+
+    Args:
+        changes: what was and what is, by key.
+
+    Raises:
+        Refusal: a key that differs is not ``allowed``; shows each.
+    """
+    left = {key: pair for key, pair in changes.items() if key not in allowed}
+    if left:
+        shown = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in left.items())
+        insist = " ".join(f"--allow-changed {key}" for key in left)
+        raise Refusal(f"{run}: is of another run: {shown}; undo that, or insist with {insist}")
 
 
 class Run:
@@ -54,8 +71,17 @@ class Run:
         return (self.folder / RESULTS).is_file()
 
     @contextmanager
-    def claim(self, recipe: str, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
+    def claim(
+        self,
+        recipe: str,
+        overwrite: bool = False,
+        resume: bool = False,
+        allowed: Collection[str] = (),
+    ) -> Iterator[None]:
         """Hold the directory for one training process; nothing in it changes before ``begin``.
+
+        Args:
+            allowed: keys in which the recipe of a run to resume may differ.
 
         Raises:
             Refusal: another process holds it, it holds a run and neither ``overwrite`` nor
@@ -84,10 +110,9 @@ class Run:
                     f"{self}: holds a run already; --resume goes on with it, "
                     "--overwrite starts anew"
                 )
-            if held and resume and (self.folder / RECIPE).read_text(encoding="utf-8") != recipe:
-                raise Refusal(
-                    f"{self}: its recipe.yaml differs from this one; resume with that file"
-                )
+            if held and resume:
+                before = (self.folder / RECIPE).read_text(encoding="utf-8")
+                refuse_changes(str(self), differences(before, recipe), allowed)
             yield
         finally:
             lock.release()
@@ -106,6 +131,10 @@ class Run:
                 else:
                     path.unlink(missing_ok=True)
         write_whole(self.folder / RECIPE, recipe)
+
+    def rewrite_history(self, rows: list[dict[str, Any]]) -> None:
+        """Replace history.jsonl: a resumed run's goes back to where its checkpoint was."""
+        write_whole(self.folder / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to history.jsonl."""

@@ -18,7 +18,7 @@ from transformers.trainer_callback import TrainerState
 from finetune import ledger, scoring, tuning
 from finetune.corpus import Corpus
 from finetune.job import Job
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, differences
 from finetune.report import card, page
 
 UNTUNED = "before training"
@@ -77,10 +77,7 @@ def results(
             "label_names": data.label_names,
             **data.report,
         },
-        "versions": {
-            name: version(name)
-            for name in ("finetune", "torch", "transformers", "peft", "accelerate", "datasets")
-        },
+        "versions": versions(),
         "git_commit": _git_commit(),
         "device": _device(args),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -145,6 +142,41 @@ def cost(
         **tuning.count_parameters(model),
         "model_bytes": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
     }
+
+
+def versions() -> dict[str, str]:
+    """What a run's numbers depend on beside its recipe and data."""
+    names = ("finetune", "torch", "transformers", "peft", "accelerate", "datasets")
+    return {name: version(name) for name in names}
+
+
+def identity(recipe: Recipe, job: Job, processes: int) -> dict[str, Any]:
+    """What has to be the same for a run to be resumed; ``changes`` compares two."""
+    return {
+        "recipe": recipe.dump(),
+        "data": job.data.fingerprint,
+        "base": job.checkpoint.digest(),
+        "versions": versions(),
+        "processes": processes,
+    }
+
+
+def changes(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """In what two ``identity`` differ, (was, is) by key; a recipe's are ``section.key``."""
+    found = differences(was["recipe"], now["recipe"])
+    for key in ("data", "base", "processes"):
+        if was[key] != now[key]:
+            found[key] = (was[key], now[key])
+    others = [
+        name for name in now["versions"] if was["versions"].get(name) != now["versions"][name]
+    ]
+    if others:
+        before, after = (
+            " ".join(f"{name} {each['versions'].get(name)}" for name in others)
+            for each in (was, now)
+        )
+        found["versions"] = (before, after)
+    return found
 
 
 def _git_commit() -> str | None:

@@ -107,6 +107,9 @@ class Tuning:
     ema_decay: float = key(
         0.0, "average the weights over steps, for example 0.999; 0 for none", low=0, high=0.99999
     )
+    skip_non_finite: int = key(
+        0, "leave out up to so many steps whose loss or gradient is not finite, then stop", low=0
+    )
     cache_features: bool = key(True, "head: compute the trunk's features once, without its dropout")
     options: dict[str, Any] = key(dict, "the method's own settings, by peft's names", hidden=True)  # noqa: RUF009
 
@@ -144,7 +147,7 @@ class Recipe:
 
     def dump(self) -> str:
         """The recipe as YAML that loads to the same recipe, without our defaults."""
-        out: dict[str, Any] = {"task": self.task}
+        out: dict[str, Any] = {"name": self.name, "task": self.task}
         for section in SECTIONS:
             value = getattr(self, section)
             if value is not None and section != "measured":
@@ -157,7 +160,7 @@ class Recipe:
             del out["augmentation"]
         out["tuning"] = {"method": self.tuning.method, **out["tuning"], **self.tuning.options}
         out["training"] = self.training
-        order = ["task", "model", "data", "augmentation", "tuning", "training", "reference"]
+        order = ["name", "task", "model", "data", "augmentation", "tuning", "training", "reference"]
         return yaml.dump({k: out[k] for k in order if k in out}, Dumper=Dumper, sort_keys=False)
 
     def where(self, dotted: str) -> str:
@@ -449,7 +452,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     flags = parse_flags(overrides)
     _override(tree, flags)
 
-    known = ["task", "training", *SECTIONS]
+    known = ["name", "task", "training", *SECTIONS]
     for k, v in tree.items():
         if k not in known:
             refuse_unknown(k, known, f"{_where(v, name)}: key")
@@ -477,4 +480,28 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise Refusal(f"{name}: model needs a checkpoint, for example `embedded:minilm`")
     if made["data"].dataset is None and made["data"].train is None:
         raise Refusal(f"{name}: data needs a dataset, or a train file")
-    return Recipe(task=task, training=training, name=run_name(path, flags), origin=origin, **made)
+    # A run's own recipe.yaml says the name that the run had.
+    called = _plain(tree.get("name", Scalar(run_name(path, flags), False, name)), False)
+    if not isinstance(called, str):
+        raise Refusal(f"{_where(tree['name'], name)}: name has to be a text")
+    return Recipe(task=task, training=training, name=called, origin=origin, **made)
+
+
+def differences(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
+    """Where two recipes' YAML say different things: (ours, theirs) by ``section.key``.
+
+    Where the run lies does not count; None is what a recipe does not say.
+    """
+    flat = []
+    for text in (ours, theirs):
+        said: dict[str, Any] = {}
+        for section, value in yaml.safe_load(text).items():
+            if isinstance(value, dict):
+                said |= {f"{section}.{k}": v for k, v in value.items()}
+            else:
+                said[section] = value
+        said.pop("training.output_dir", None)
+        flat.append(said)
+    a, b = flat
+    keys = dict.fromkeys([*a, *b])
+    return {k: (a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)}

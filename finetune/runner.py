@@ -1,37 +1,33 @@
-"""The only ``Trainer`` in the project: train, choose, test once, save."""
+"""A recipe's run: train, choose, test once, save."""
 
 import dataclasses
+import errno
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import numpy
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from torch.utils.data import DataLoader, Sampler
-from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
-    EvalPrediction,
-    PredictionOutput,
-    get_last_checkpoint,
-)
+from transformers.trainer_utils import EvalPrediction, PredictionOutput
 from transformers.utils.import_utils import is_torch_xla_available
 
-from finetune import adalora, averaging, ledger, outcome, tuning
-from finetune.errors import Refusal
+from finetune import adalora, checkpoints, ledger, outcome, tuning
+from finetune.callbacks import Epochs, History, Progress
+from finetune.errors import Failure, Refusal
 from finetune.job import Job
+from finetune.preemption import Signals
 from finetune.recipe import Recipe, typed_as
 from finetune.report import wording
-from finetune.sampling import StepSampler
+from finetune.trainer import StepTrainer
 
 # What this project does where a recipe is silent and TrainingArguments would do another thing.
 DEFAULTS: dict[str, Any] = {
@@ -50,6 +46,11 @@ DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,
 }
 
+# Keys of TrainingArguments that a run here has another way for.
+NOT_OFFERED = {
+    "save_only_model": "a checkpoint is there to be resumed from",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint after the step without being asked",
+}
 # Below these nothing is learned, though the Trainer would go on.
 LEAST = {
     "learning_rate": 0,
@@ -59,144 +60,6 @@ LEAST = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
 }
-
-
-class StepTrainer(Trainer):
-    """The Trainer with batches that do not depend on the number of processes.
-
-    Evaluation goes through the rows in the order given, each once, whatever the sampling strategy;
-    layer-wise learning rates are the optimizer's parameter groups; nothing is pickled. What is
-    evaluated, and the model in the end, is of averaged weights where ``ema_decay`` asks for them;
-    a checkpoint has both.
-    """
-
-    def __init__(self, *, layer_decay: float, ema_decay: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.layer_decay = layer_decay
-        self.averages = averaging.Averages(self.accelerator.unwrap_model(self.model), ema_decay)
-        self.add_callback(self.averages)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.averages.in_place():
-            return super().evaluate(*args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
-        rows, args = train_dataset or self.train_dataset, self.args
-        assert isinstance(rows, Dataset)
-        if args.train_sampling_strategy not in {"random", "group_by_length"}:
-            raise Refusal(
-                f"train_sampling_strategy {args.train_sampling_strategy!r} is not supported; "
-                "random and group_by_length are"
-            )
-        grouped = args.train_sampling_strategy == "group_by_length"
-        return StepSampler(
-            rows=len(rows),
-            lengths=self.lengths if grouped else None,
-            step_rows=self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            accumulation=args.gradient_accumulation_steps,
-            processes=args.world_size,
-            rank=args.process_index,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-        )
-
-    def get_train_dataloader(self) -> DataLoader:
-        # The Trainer drops all columns the model does not know before it asks for the sampler.
-        assert isinstance(self.train_dataset, Dataset)
-        self.lengths = self.train_dataset["length"]
-        return super().get_train_dataloader()
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
-        return None
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.layer_decay < 1 and self.optimizer is None:
-            learner = model or self.model
-            assert isinstance(learner, torch.nn.Module)
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = tuning.parameter_groups(
-                learner,
-                set(self.get_decay_parameter_names(learner)),
-                self.args.learning_rate,
-                self.args.weight_decay,
-                self.layer_decay,
-            )
-            self.optimizer = cls(groups, **options)
-        return super().create_optimizer(model)
-
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            # Another process writes, and the folder may not be there yet.
-            return
-        # A pickle of the arguments; recipe.yaml says the same and can be read by anyone.
-        folder = Path(output_dir or str(self.args.output_dir))
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            tuning.save_encoder(self.accelerator.unwrap_model(self.model), folder)
-            self.averages.save(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        learner = self.accelerator.unwrap_model(model or self.model)
-        tuning.load_encoder(learner, Path(resume_from_checkpoint))
-        self.averages.load(Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        best = Path(str(self.state.best_model_checkpoint))
-        tuning.load_encoder(self.accelerator.unwrap_model(self.model), best)
-        self.averages.load(best)
-
-
-class Progress(ProgressCallback):
-    """A bar with the running loss, and one line for each evaluation."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, unit="step", ncols=80)
-        self.current_step = 0
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.training_bar is None or not logs:
-            return
-        if "loss" in logs:
-            self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}")
-        if "eval_loss" in logs:
-            shown = [
-                f"{name.removeprefix('eval_')} {logs[name]:.4f}"
-                for name in ("eval_loss", f"eval_{self.headline}")
-            ]
-            self.training_bar.write(
-                f"epoch {state.epoch:.2f}  validation: {'  '.join(shown)}", file=sys.stderr
-            )
-
-    headline = ""
-
-
-class History(TrainerCallback):
-    """history.jsonl: what was logged, without clock times, so that equal runs have equal lines."""
-
-    def __init__(self, run: ledger.Run) -> None:
-        self.run = run
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        timed = ("_runtime", "_per_second", "_time")
-        if state.is_world_process_zero and logs and "train_loss" not in logs:
-            kept = {k: v for k, v in logs.items() if not k.endswith(timed)}
-            self.run.log({"step": state.global_step, **kept})
-
-
-class Epochs(TrainerCallback):
-    """Tells a collator which epoch starts, before the epoch's workers do."""
-
-    def __init__(self, collator: Any) -> None:
-        self.tell = getattr(collator, "set_epoch", None)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.tell:
-            self.tell(int(state.epoch))
 
 
 def has_accelerator() -> bool:
@@ -217,6 +80,9 @@ def checked(recipe: Recipe) -> dict[str, Any]:
     if given.get("num_train_epochs", 1) <= 0 and given.get("max_steps", -1) <= 0:
         where = recipe.where("training.num_train_epochs")
         raise Refusal(f"{where}: num_train_epochs has to be above 0")
+    for name, why in NOT_OFFERED.items():
+        if given.get(name):
+            raise Refusal(f"{recipe.where(f'training.{name}')}: {name} is not offered: {why}")
     if given.get("fp16") and not torch.cuda.is_available():
         raise Refusal(f"{recipe.where('training.fp16')}: fp16 needs a GPU; use bf16, or nothing")
     return given
@@ -260,18 +126,24 @@ def train(
     build: Callable[[Recipe], Job],
     overwrite: bool = False,
     resume: bool = False,
+    allowed: Collection[str] = (),
 ) -> ledger.Run | None:
     """Train a recipe into its run directory and test it once.
 
     Args:
         build: the task's; called after the directory is claimed.
-        overwrite, resume: what to do with a directory that holds a run.
+        overwrite, resume: what to do with a directory that holds a run. A run that was killed
+            before its first checkpoint starts from its beginning; a finished one is left alone.
+        allowed: what may differ from the run to resume: ``section.key`` of the recipe, ``data``,
+            ``base``, ``processes``, ``versions``.
 
     Returns:
         The run, finished; None in the processes that only helped the main one.
 
     Raises:
         Refusal: anything the user has to mend.
+        Failure: the run broke: numbers that are not finite, a full disk, no memory.
+        SystemExit: a signal ended it; in training, after the step and with a checkpoint.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -284,45 +156,119 @@ def train(
     run = ledger.Run(recipe.training["output_dir"])
     on_cpu = bool(recipe.training.get("use_cpu", not has_accelerator()))
     main = PartialState(cpu=on_cpu).is_main_process
-    claim = run.claim(recipe.dump(), overwrite, resume) if main else nullcontext()
-    with claim:
+    text = recipe.dump()
+    claim = run.claim(text, overwrite, resume, allowed) if main else nullcontext()
+    with Signals() as signals, claim, _room(run):
+        if resume and run.is_finished:
+            if main:
+                print(f"finetune: {run} is finished; nothing is left to resume", file=sys.stderr)
+            return run if main else None
         transformers.set_seed(recipe.training["seed"])
         job = build(recipe)
         args = training_arguments(recipe, run, job)
-        trainer = _trainer(recipe, job, run, args)
+        identity = outcome.identity(recipe, job, args.world_size)
+        (last,) = broadcast_object_list(
+            [_last(run, identity, allowed) if resume and main else None]
+        )
+        changed = list(outcome.changes(last.run, identity)) if last else []
+        trainer = _trainer(recipe, job, run, args, signals, identity, changed)
+        if trainer.is_sharded:
+            raise Refusal(
+                f"{recipe.name}: FSDP and DeepSpeed split the model, and checkpoints here are of "
+                "whole ones; start it with `accelerate launch --multi_gpu`, an adapter if memory "
+                "is short"
+            )
         if main:
-            run.begin(recipe.dump(), resume)
+            if small := trainer.check_disk(2):
+                raise Refusal(f"{run}: {small}")
+            run.begin(text, resume=last is not None)
             run.write_rejected(job.data.rejected)
             print(_opening(recipe, job, run), file=sys.stderr)
         start = _start(trainer, job) if job.untuned else None
-        last = get_last_checkpoint(args.output_dir) if resume else None
-        before = time.time()
-        trainer.train(resume_from_checkpoint=last)
-        seconds = time.time() - before
+        if last:
+            trainer.resume(last)
+        else:
+            trainer.train()
         state = trainer.state
         rows = (state.epoch or 0) * len(job.splits["train"])
         tokens = (state.epoch or 0) * job.tokens or state.num_input_tokens_seen
         seen = {"rows": rows, "tokens": tokens}
+        seconds = trainer.seconds_before
         logits, labels = test(trainer, job)
         _save(trainer, job, run)
         if main:
             results = outcome.results(recipe, job, trainer.state, args, logits, labels, start)
+            if recipe.tuning.skip_non_finite:
+                results["skipped_steps"] = trainer.counted["skipped"]
             results["cost"] = outcome.cost(job.model, run, seconds, seen, started)
             outcome.write(recipe, job, run, results, logits)
+            trainer.tidy()
             if recipe.training.get("push_to_hub"):
                 outcome.push(recipe, run)
     trainer.accelerator.wait_for_everyone()
     return run if main else None
 
 
-def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments) -> StepTrainer:
+@contextmanager
+def _room(run: ledger.Run) -> Iterator[None]:
+    """Let a full disk, wherever it is met, end the run with one line."""
+    try:
+        yield
+    except Exception as error:
+        # Not every library that writes says so by an error number.
+        full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+        if not full and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise Failure(
+            f"{run}: {os.strerror(errno.ENOSPC)}; make room, and `finetune resume` goes on"
+        ) from None
+
+
+def _last(
+    run: ledger.Run, identity: dict[str, Any], allowed: Collection[str]
+) -> checkpoints.Checkpoint | None:
+    """The checkpoint to go on from; None for a run that has none yet. Newer ones are deleted.
+
+    Raises:
+        Refusal: there are checkpoints and none is whole, or it is of another run.
+    """
+    last, skipped = checkpoints.newest(run.checkpoints)
+    for line in skipped:
+        print(f"finetune: skipped {line}", file=sys.stderr)
+    if last is None:
+        if skipped:
+            raise Refusal(f"{run}: no checkpoint to resume from; --overwrite starts anew")
+        return None
+    ledger.refuse_changes(str(last.folder), outcome.changes(last.run, identity), allowed)
+    every = checkpoints.candidates(run.checkpoints)
+    checkpoints.clear(run.checkpoints, {c.name for c in every[every.index(last.folder) :]})
+    print(f"finetune: resumes {run} from {last.folder.name}", file=sys.stderr)
+    return last
+
+
+def _trainer(
+    recipe: Recipe,
+    job: Job,
+    run: ledger.Run,
+    args: TrainingArguments,
+    signals: Signals,
+    identity: dict[str, Any],
+    changed: list[str],
+) -> StepTrainer:
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         scores = job.score(*_arrays(prediction), 0)
         return {name: metric["value"] for name, metric in scores["metrics"].items()}
 
+    budget, history = adalora.RankBudget(job.model), History(run)
     trainer = StepTrainer(
+        signals=signals,
+        run=identity,
+        parts={"adalora": budget, "history": history},
+        changed=changed,
         layer_decay=recipe.tuning.layer_decay,
         ema_decay=recipe.tuning.ema_decay,
+        skip_non_finite=recipe.tuning.skip_non_finite,
+        name_rows=job.name_rows,
         model=job.model,
         args=args,
         data_collator=job.collator,
@@ -332,7 +278,7 @@ def _trainer(recipe: Recipe, job: Job, run: ledger.Run, args: TrainingArguments)
         compute_loss_func=job.loss,
         compute_metrics=metrics,
         preprocess_logits_for_metrics=job.reduce,
-        callbacks=[History(run), Epochs(job.collator), adalora.RankBudget(job.model)],
+        callbacks=[history, Epochs(job.collator), budget],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -49,6 +49,13 @@ class StepSampler(BatchRebalanceSampler):
         self.processes, self.rank, self.seed = processes, rank, seed
         self.epoch = 0
 
+    def rows_of(self, epoch: int, step: int) -> numpy.ndarray:
+        """The row indices, over all processes, of a step of an epoch; both count from 0."""
+        before, self.epoch = self.epoch, epoch
+        rows = self._steps()[step]
+        self.epoch = before
+        return rows
+
     def _steps(self) -> list[numpy.ndarray]:
         """The row indices of each optimizer step of this epoch, in order."""
         generator = numpy.random.default_rng([self.seed, self.epoch])

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model, save_model
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -257,25 +257,6 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
     return PeftModel.from_pretrained(base, str(folder))
 
 
-# peft saves the virtual tokens that an encoder made, not the encoder: enough to answer with, but
-# read back into a model that still trains they go through the encoder once more.
-ENCODER = "prompt_encoder.safetensors"
-
-
-def save_encoder(model: nn.Module, folder: Path) -> None:
-    """Write what makes the virtual tokens of a prompt method beside its adapter; else nothing."""
-    encoder = getattr(model, "prompt_encoder", None)
-    if isinstance(encoder, nn.Module):
-        save_model(encoder, str(folder / ENCODER))
-
-
-def load_encoder(model: nn.Module, folder: Path) -> None:
-    """Read what ``save_encoder`` wrote, if anything."""
-    encoder = getattr(model, "prompt_encoder", None)
-    if isinstance(encoder, nn.Module) and (folder / ENCODER).is_file():
-        load_model(encoder, str(folder / ENCODER))
-
-
 def fold(model: nn.Module, method: str) -> PreTrainedModel:
     """The adapted model with its adapter folded into the base's weights, free of peft.
 
@@ -329,6 +310,33 @@ def parameter_groups(
 
 def learning(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+
+
+def learned(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes, by name and not copied: weights that learn, and what is counted.
+
+    peft's own files leave out what makes the virtual tokens of a prompt method.
+    """
+    saved = model.state_dict()
+    counted = {name: b for name, b in model.named_buffers() if name in saved}
+    return {**dict(learning(model)), **counted}
+
+
+@torch.no_grad()
+def load_learned(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Set what ``learned`` gave, to the bit.
+
+    Raises:
+        ValueError: the names, shapes or types are not this model's; nothing was set then.
+    """
+    own = learned(model)
+    odd = sorted(own.keys() ^ tensors.keys())
+    odd += [n for n, t in tensors.items() if n in own and own[n].shape != t.shape]
+    odd += [n for n, t in tensors.items() if n in own and own[n].dtype != t.dtype]
+    if odd:
+        raise ValueError(f"{odd[0]} differs")
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

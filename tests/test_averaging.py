@@ -89,7 +89,7 @@ def test_the_model_saved_is_the_average_of_the_steps(tiny_recipe: Path) -> None:
     plain = train(tiny_recipe, *EVERY_STEP, "--output_dir", "runs/plain")
     last = load_file(plain.model / "model.safetensors")
     assert all(torch.equal(weight, steps[-1][name]) for name, weight in last.items())
-    assert not list(plain.folder.rglob(averaging.AVERAGES))
+    assert not list(plain.folder.rglob("averages.*"))
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "p_tuning"])
@@ -134,7 +134,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_averages(
             assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
             compared += len(a)
     assert compared > 20
-    averages = load_file(checkpoints(resumed)[-1] / averaging.AVERAGES)
+    averages = load_file(checkpoints(resumed)[-1] / "averages.safetensors")
     assert int(averages["n_averaged"]) == resumed.results()["steps"] == 18
 
 

@@ -127,6 +127,13 @@ def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.Mo
             small = [*small, "--output_dir", "runs/after"]
         cli.main([*words[1:], *[w for w in small if w != "--overwrite"]])
         assert list(tmp_path.glob("runs/**/results.json"))
+    elif words[1] == "resume":
+        flags = ["--dataset", "embedded:rotten_tomatoes", "--output_dir", words[2], *SMALL[:-1]]
+        cli.main(["train", "recipes/imdb/minilm.yaml", *flags])
+        results = tmp_path / words[2] / "results.json"
+        results.unlink()
+        cli.main(words[1:])
+        assert results.is_file()
     elif words[1] == "generate":
         writer = str(make_writer(tmp_path / "writer"))
         recipe_file = words[2].replace("runs/", "recipes/") + ".yaml"

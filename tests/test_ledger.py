@@ -76,7 +76,10 @@ def test_a_directory_that_holds_a_run_is_never_written_over(run):
 def test_a_resume_with_another_recipe_is_refused(run):
     claim(run)
     message = refusal(claim, run, "task: other\n", resume=True)
-    assert message.startswith("runs/imdb/seed-0: its recipe.yaml differs")
+    assert message == (
+        "runs/imdb/seed-0: is of another run: task was text-classification and is other; "
+        "undo that, or insist with --allow-changed task"
+    )
     assert (run.folder / "recipe.yaml").read_text(encoding="utf-8") == RECIPE
 
 

@@ -333,6 +333,11 @@ def test_training_is_checked_before_anything_is_read(tiny_recipe: Path) -> None:
             runner.train(recipe.load(tiny_recipe, [flag, value]), build)
 
 
+def test_half_precision_without_a_gpu_is_refused(tiny_recipe: Path) -> None:
+    with pytest.raises(Refusal, match=r"--fp16: fp16 needs a GPU; use bf16, or nothing"):
+        train(tiny_recipe, "--fp16", "true")
+
+
 def test_a_refused_recipe_costs_nothing(tiny_recipe: Path) -> None:
     with pytest.raises(Refusal, match="learning_rate"):
         train(tiny_recipe, "--learning_rate", "-1")

@@ -160,6 +160,7 @@ def build(recipe: Recipe) -> Job:
         untuned=True,
         samples=lambda: samples(learner, tokenizer, data.test),
         tokens=found["tokens"],
+        blocks=True,
     )
 
 

@@ -193,6 +193,7 @@ def build(recipe: Recipe) -> Job:
         ),
         reduce=losses.hidden_sums,
         untuned=True,
+        blocks=True,
     )
 
 

@@ -1,0 +1,451 @@
+"""A ``Trainer`` that saves whole checkpoints and goes on from them as if nothing had happened."""
+
+import random
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from finetune import checkpoints, preemption, tuning
+from finetune.errors import Failure, Refusal
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """A signal came during an evaluation, which is left at its next batch."""
+
+
+class EpochEnd(TrainerCallback):
+    """Knows whether the epoch's last step is over and only its end is left to do."""
+
+    here = False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.here = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.here = True
+
+
+class ResumableTrainer(Trainer):
+    """Saves between steps only, everything that the next step depends on.
+
+    Beside the Trainer's own state that is the random numbers' of every process, the loss since the
+    last log, callbacks' counters, and whatever ``parts`` keep. A signal in ``signals`` ends the
+    training after the step, with a checkpoint; one that comes during an evaluation leaves it, and
+    the resumed run evaluates anew.
+
+    Args:
+        run: what the run is of, for the manifest.
+        parts: by the name of their file, what has ``state() -> tree | None`` and ``restore(tree)``.
+        changed: the keys that a resumed run has other values for, because the user insists.
+    """
+
+    def __init__(
+        self,
+        *,
+        signals: preemption.Signals,
+        run: dict[str, Any],
+        parts: dict[str, Any],
+        changed: list[str],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        # What is deleted when is decided here, before a save; the Trainer's own way is to delete
+        # by name, and after.
+        self.limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self.signals, self.run, self.parts, self.changed = signals, run, parts, changed
+        self.epoch_end = EpochEnd()
+        self.add_callback(self.epoch_end)
+        self.folder = Path(str(self.args.output_dir))
+        self.asked = 0
+        # The last checkpoint that is known to be whole, and the step of the best one it needs.
+        self.saved: str | None = None
+        self.needed: int | None = None
+        self.resumed: dict[str, Any] = {}
+        self.random: dict[str, Any] | None = None
+        # What a subclass counts, as JSON can say it.
+        self.counted: dict[str, Any] = {}
+        self.seconds_before, self.began = 0.0, time.monotonic()
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process has the whole model; how its parts are saved is accelerate's."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    @property
+    def signal(self) -> int:
+        """The signal that all processes know of, or 0."""
+        return self.signals.received if self.args.world_size == 1 else self.asked
+
+    def agree(self, *mine: float) -> list[float]:
+        """The largest of each number over all processes, which learn of each other's signals."""
+        if self.args.world_size == 1:
+            return list(mine)
+        said = torch.tensor([self.signals.received, *mine], device=self.args.device)
+        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+        self.asked, *ours = said.tolist()
+        self.asked = int(self.asked)
+        return ours
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has trained, over all the processes that took their turn at it."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    # --- the loop ------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self.signals.patient, self.began = True, time.monotonic()
+        try:
+            done = super().train(*args, **kwargs)
+        finally:
+            self.signals.patient = False
+            self.seconds_before, self.began = self.seconds, time.monotonic()
+        if self.signals.received:
+            # It came while the best weights were loaded.
+            preemption.leave(self.signals.received, "trained; `finetune resume` goes on to test")
+        return done
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        where = super()._init_training_state(*args, **kwargs)
+        max_steps, self.steps_in_epoch, _, resumed, _ = args
+        if resumed:
+            self.state.compute_steps(self.args, max_steps)
+            # The run may have been moved since.
+            best = self.folder / checkpoints.name(self.state.best_global_step or 0)
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        return where
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._catch_up()
+        stopped = self.control.should_training_stop
+        if not stopped and self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._catch_up()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _catch_up(self) -> None:
+        """Bring a resumed training to where the checkpoint's was: once, before its first step."""
+        resumed, self.resumed = self.resumed, {}
+        if not resumed:
+            return
+        mine = resumed["mine"]
+        self._tr_loss = mine["loss"].to(self.args.device)
+        self._globalstep_last_logged = mine["logged"]
+        # The average loss that the Trainer tells in the end is of the steps it made itself.
+        self._total_loss_scalar = -float(self._tr_loss)
+        restore_random(mine["random"], self.args.device)
+        left = resumed["left"]
+        if left is not None:
+            self.control.should_evaluate, self.control.should_save = True, left["save"]
+            self.epoch_end.here = True
+            self._maybe_log_save_evaluate(
+                self._tr_loss, None, self.model_wrapped, None, 0, None, time.time()
+            )
+        self.control.should_training_stop |= resumed["stop"]
+        self.random = random_state(self.args.device)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self.random is not None:
+            restore_random(self.random, self.args.device)
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        if not skip_scheduler:
+            return super()._evaluate(trial, ignore_keys_for_eval)
+        # Of eval_on_start, which a resumed run did when it started.
+        if self.state.global_step:
+            return {}
+        try:
+            return super()._evaluate(trial, ignore_keys_for_eval, True)
+        except Interrupted:
+            preemption.leave(self.signal, "no step was made yet")
+            raise
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        # What is to be loaded in the end has to be there then, however seldom the recipe saves.
+        best = super()._determine_best_metric(*args, **kwargs)
+        self.control.should_save |= best and self.args.load_best_model_at_end
+        return best
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        control = self.control
+        ends = control.should_training_stop or control.should_epoch_stop
+        ends = ends or self.state.global_step % self.steps_in_epoch == 0
+        if ends and not self.epoch_end.here:
+            # The epoch's end comes next, and what it and the step ask for is done there at once:
+            # no checkpoint stands between a step and an end of its epoch that is still to come.
+            wanted = control.should_evaluate, control.should_save
+            control.should_evaluate = control.should_save = False
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            control.should_evaluate, control.should_save = wanted
+            return
+        save = control.should_save
+        before = random_state(self.args.device) if control.should_evaluate else None
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except Interrupted:
+            # Interrupted again by the time it is resumed, it is where its checkpoint was.
+            if self.saved != checkpoints.name(self.state.global_step, evaluated=False):
+                self._write({"save": save}, before)
+        else:
+            if self.signal and self.saved != checkpoints.name(self.state.global_step):
+                self._write(None)
+        if self.signal:
+            step = self.state.global_step
+            preemption.leave(self.signal, f"step {step} is saved; `finetune resume` goes on there")
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_in_train:
+            self.agree()
+            if self.signal:
+                raise Interrupted
+        return super().prediction_step(*args, **kwargs)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        prepared: Any = super()._get_dataloader(*args, **kwargs)
+        if self.args.dataloader_num_workers:
+            loader = prepared.base_dataloader
+            loader.worker_init_fn = partial(preemption.outlive_one, loader.worker_init_fn)
+        return prepared
+
+    # --- saving --------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._write(None)
+
+    def _write(self, left: dict[str, Any] | None, before: dict[str, Any] | None = None) -> None:
+        """Save the step that was just made.
+
+        Args:
+            left: what is still to do for this step, if its evaluation was interrupted.
+            before: the random numbers' state to go on from, if it is not the present one.
+
+        Raises:
+            Failure: the disk is full, or a weight is not finite; older checkpoints stay valid.
+        """
+        self.store_flos()
+        final = checkpoints.name(self.state.global_step, evaluated=left is None)
+        mine = {
+            "random": before or random_state(self.args.device),
+            "loss": self._tr_loss.cpu(),
+            "logged": self._globalstep_last_logged,
+        }
+        position = {
+            "processes": gather_object([mine]),
+            "left": left,
+            # Whether some callback has had enough; not that the last step was made.
+            "stop": self.control.should_training_stop
+            and self.state.global_step < self.state.max_steps,
+            "seconds": self.seconds,
+            "counted": self.counted,
+        }
+        failure = None
+        if self.is_world_process_zero():
+            try:
+                self._write_whole(final, position)
+            except (OSError, SafetensorError) as error:
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                failure = f"{self.folder / final}: cannot be written: {why}"
+            except Failure as error:
+                failure = f"{self.folder / final}: not saved: {error}"
+        failure, self.state.best_model_checkpoint = broadcast_object_list(
+            [failure, self.state.best_model_checkpoint]
+        )
+        if failure:
+            kept = f"{self.saved} stays the last" if self.saved else "there is none before it"
+            raise Failure(f"{failure}; {kept}")
+        self.saved = final
+
+    def _write_whole(self, final: str, position: dict[str, Any]) -> None:
+        step, best = self.state.global_step, self.state.best_global_step
+        if best and (best == step or (self.folder / checkpoints.name(best)).is_dir()):
+            self.state.best_model_checkpoint = str(self.folder / checkpoints.name(best))
+        else:
+            best = None
+        model = self.accelerator.unwrap_model(self.model)
+        weights = tuning.learned(model)
+        for name, weight in weights.items():
+            if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+                raise Failure(f"{name} has values that are not finite")
+        # Before the save, so that a disk that holds two checkpoints stays large enough; what the
+        # last one needs stays until the new one is whole.
+        self._clear({self.saved, *self._bests(best)}, 1)
+        if small := self.check_disk(1):
+            raise Failure(small)
+        staged = checkpoints.stage(self.folder, step)
+        try:
+            checkpoints.write(staged, "model", weights)
+            checkpoints.write(staged, "optimizer", cast(Any, self.optimizer).state_dict())
+            checkpoints.write(staged, "scheduler", cast(Any, self.lr_scheduler).state_dict())
+            if self.accelerator.scaler is not None:
+                checkpoints.write(staged, "scaler", self.accelerator.scaler.state_dict())
+            for name, part in self.parts.items():
+                said = part.state()
+                if said is not None:
+                    checkpoints.write(staged, name, said)
+            checkpoints.write(staged, "position", position)
+            self.state.stateful_callbacks = cast(Any, self._counters())
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+            checkpoints.seal(staged, final, None if best == step else best, self.run)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        self.needed = best
+
+    def _bests(self, best: int | None) -> set[str]:
+        return {checkpoints.name(step) for step in (best, self.needed) if step}
+
+    def _clear(self, keep: set[str | None], coming: int) -> None:
+        """Delete the oldest checkpoints beyond ``save_total_limit``, but none of ``keep``."""
+        if self.limit is None or not self.is_world_process_zero():
+            return
+        names = {name for name in keep if name}
+        for folder in checkpoints.candidates(self.folder):
+            if len(names) + coming < self.limit:
+                names.add(folder.name)
+        checkpoints.clear(self.folder, names)
+
+    def check_disk(self, count: int) -> str | None:
+        """What is wrong if so many checkpoints do not fit on the disk; None if they do."""
+        model = self.accelerator.unwrap_model(self.model)
+        # The optimizers in use keep two numbers for each that learns.
+        need = 3 * sum(t.numel() * t.element_size() for t in tuning.learned(model).values())
+        if self.saved and (self.folder / self.saved).is_dir():
+            need = checkpoints.size(self.folder / self.saved)
+        free = shutil.disk_usage(self.folder.parent).free
+        if free >= count * need:
+            return None
+        return (
+            f"the disk has {free / 1e6:,.1f} MB left, and {count} x {need / 1e6:,.1f} MB of "
+            "checkpoints have to fit; make room"
+        )
+
+    def _counters(self) -> dict[str, Any]:
+        """What callbacks count, early stopping's patience for one, by the callback's type."""
+        return {
+            type(callback).__name__: callback.state()
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, ExportableState)
+        }
+
+    def tidy(self) -> None:
+        """Delete the checkpoints of a finished run that ``save_total_limit`` does not keep."""
+        best = self.state.best_global_step if self.state.best_model_checkpoint else None
+        self._clear({checkpoints.name(best) if best else self.saved}, 0)
+
+    # --- going on ------------------------------------------------------------------------------
+
+    def resume(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Train from a checkpoint that was verified."""
+        self.saved, self.needed = checkpoint.folder.name, checkpoint.best
+        self.train(resume_from_checkpoint=str(checkpoint.folder))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._load_weights(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        try:
+            checkpoints.verify(best)
+        except checkpoints.Damaged as why:
+            raise Failure(
+                f"{best}: the best weights are lost: {why}; `finetune resume` makes them again "
+                "from an older checkpoint, --overwrite from the beginning"
+            ) from None
+        self._load_weights(best)
+
+    def _load_weights(self, folder: Path) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        try:
+            tuning.load_learned(model, checkpoints.read(folder, "model"))
+        except ValueError as error:
+            raise Refusal(f"{folder}: is of another model: {error}") from None
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder, optimizer, schedule = Path(checkpoint), cast(Any, self.optimizer), self.lr_scheduler
+        own = [dict(group) for group in optimizer.param_groups]
+        optimizer.load_state_dict(checkpoints.read(folder, "optimizer"))
+        said = checkpoints.read(folder, "scheduler")
+        if any(key.startswith(("training.", "tuning.")) for key in self.changed):
+            self._apply_changes(optimizer, own, said["last_epoch"])
+        else:
+            cast(Any, schedule).load_state_dict(said)
+        for name, part in self.parts.items():
+            if (folder / f"{name}.json").is_file() or (folder / f"{name}.safetensors").is_file():
+                part.restore(checkpoints.read(folder, name))
+        position = checkpoints.read(folder, "position")
+        everyone, rank = position["processes"], self.args.process_index
+        self.resumed = position | {"mine": everyone[rank % len(everyone)]}
+        self.counted = position["counted"]
+        self.seconds_before, self.began = position["seconds"], time.monotonic()
+
+    def _apply_changes(self, optimizer: Any, own: list[dict[str, Any]], step: int) -> None:
+        """Let the recipe's learning rates and decays act, not those of the checkpoint."""
+        schedule: Any = self.lr_scheduler
+        if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            raise Refusal(
+                f"lr_scheduler_type {self.args.lr_scheduler_type} cannot go on with another recipe"
+            )
+        schedule.last_epoch = step
+        rates = [
+            base * factor(step)
+            for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        for group, said, rate in zip(optimizer.param_groups, own, rates, strict=True):
+            group.update({k: v for k, v in said.items() if k != "params"} | {"lr": rate})
+        schedule._last_lr = rates
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoints.read(Path(checkpoint), "scaler"))
+
+    def _load_callback_state(self) -> None:
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                counters = cast(dict[str, Any], self.state.stateful_callbacks)
+                said = counters.get(type(callback).__name__, {})
+                vars(callback).update(said.get("attributes", {}))
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Where the random numbers of Python, numpy, torch and an accelerator stand."""
+    state = {
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "xla":
+        import torch_xla.core.xla_model as xm  # pyright: ignore[reportMissingImports]
+
+        state["device"] = xm.get_rng_state()
+    elif device.type != "cpu":
+        state["device"] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def restore_random(state: dict[str, Any], device: torch.device) -> None:
+    """Set what ``random_state`` told."""
+    random.setstate(state["python"])
+    numpy.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if device.type == "xla":
+        import torch_xla.core.xla_model as xm  # pyright: ignore[reportMissingImports]
+
+        xm.set_rng_state(state["device"])
+    elif device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state["device"])
