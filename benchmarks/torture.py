@@ -313,7 +313,7 @@ def ranks(side: Side, size: int) -> None:
     count, draw, slowest = Count(), random.Random(4), 0.0
     flags = ["--per_device_train_batch_size", "6", "--eval_steps", "2"]
 
-    def both(go: Callable[[], None], signals: bool = False) -> list[int]:
+    def both(go: Callable[[], object], signals: bool = False) -> list[int]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -446,7 +446,7 @@ def full(side: Side, size: int) -> None:
             def careless() -> None:
                 # Half of them without the look at the free space, so that writes do fail.
                 if i % 2:
-                    resumable.ResumableTrainer.check_disk = lambda *_: None
+                    resumable.ResumableTrainer.check_disk = lambda self, count: None
                 side.train(run, "random", *flags)
 
             status = wait(fork(careless, "full.log"))

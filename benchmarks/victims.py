@@ -105,7 +105,7 @@ def prepare() -> None:
         Path(f"{kind}.yaml").write_text(text + TRAINING + more, encoding="utf-8")
 
 
-def fork(action: Callable[[], None], log: str = "log.txt") -> int:
+def fork(action: Callable[[], object], log: str = "log.txt") -> int:
     """Do something in a child; its pid. Its status is that of its SystemExit, 0, or 70."""
     pid = os.fork()
     if pid:
@@ -144,7 +144,7 @@ def wait(pid: int, seconds: float = 120) -> int:
     return -99
 
 
-def do(action: Callable[[], None], log: str = "log.txt") -> int:
+def do(action: Callable[[], object], log: str = "log.txt") -> int:
     return wait(fork(action, log))
 
 
@@ -296,7 +296,7 @@ def tensors(file: Path) -> dict[str, str]:
         }
 
 
-def wrapped(owner: Any, method: str, before: Callable[[int], None]) -> None:
+def wrapped(owner: Any, method: str, before: Callable[[int], object]) -> None:
     """Call ``before`` with the number of the call, from 1, before each call of a method."""
     kept, calls = getattr(owner, method), []
 
