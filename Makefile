@@ -60,7 +60,7 @@ torture: .venv/.installed
 	env -u PYTHONSAFEPATH OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
