@@ -23,7 +23,9 @@ class StepSampler(BatchRebalanceSampler):
     deals rows to processes by itself.
 
     Args:
-        lengths: tokens of each row, or None to batch at random.
+        lengths: tokens of each row. Those of a step are dealt longest first, so that the
+            micro-batches that share it are padded little.
+        grouped: whether steps, too, are made of rows of about one length, or at random.
         step_rows: rows of an optimizer step over all processes and accumulation steps.
         accumulation: micro-batches of a step.
         rank: this process among ``processes``.
@@ -35,7 +37,8 @@ class StepSampler(BatchRebalanceSampler):
     def __init__(
         self,
         rows: int,
-        lengths: list[int] | None,
+        lengths: Sequence[int],
+        grouped: bool,
         step_rows: int,
         accumulation: int,
         processes: int,
@@ -44,7 +47,7 @@ class StepSampler(BatchRebalanceSampler):
     ) -> None:
         if rows < processes:
             raise Refusal(f"{rows} training rows cannot feed {processes} processes; start fewer")
-        self.rows, self.lengths = rows, lengths
+        self.rows, self.lengths, self.grouped = rows, numpy.asarray(lengths), grouped
         self.step_rows, self.accumulation = step_rows, accumulation
         self.processes, self.rank, self.seed = processes, rank, seed
         self.epoch = 0
@@ -61,16 +64,18 @@ class StepSampler(BatchRebalanceSampler):
         generator = numpy.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(self.rows)
         cuts = range(self.step_rows, self.rows, self.step_rows)
-        if self.lengths is None:
+        if not self.grouped:
             return self._without_sliver(numpy.split(order, cuts))
-        lengths = numpy.asarray(self.lengths)
         window = WINDOW * self.step_rows
         parts = [order[i : i + window] for i in range(0, self.rows, window)]
-        order = numpy.concatenate([p[numpy.argsort(-lengths[p], kind="stable")] for p in parts])
+        order = numpy.concatenate([self._longest_first(p) for p in parts])
         steps = numpy.split(order, cuts)
         # The rest keeps its place at the end, so that every other step is full.
         shuffled = generator.permutation(len(steps) - 1)
         return self._without_sliver([*(steps[i] for i in shuffled), steps[-1]])
+
+    def _longest_first(self, rows: numpy.ndarray) -> numpy.ndarray:
+        return rows[numpy.argsort(-self.lengths[rows], kind="stable")]
 
     def _without_sliver(self, steps: list[numpy.ndarray]) -> list[numpy.ndarray]:
         """``steps`` with a rest too small for every process to get a row joined to the last."""
@@ -84,7 +89,7 @@ class StepSampler(BatchRebalanceSampler):
         return min(self.accumulation, -(-count // size), count // self.processes)
 
     def __iter__(self) -> Generator[list[int], None, None]:
-        for step in self._steps():
+        for step in map(self._longest_first, self._steps()):
             for part in numpy.array_split(step, self._micro_batches(len(step))):
                 yield part[self.rank :: self.processes].tolist()
 

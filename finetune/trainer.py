@@ -58,10 +58,10 @@ class StepTrainer(ResumableTrainer):
                 f"train_sampling_strategy {args.train_sampling_strategy!r} is not supported; "
                 "random and group_by_length are"
             )
-        grouped = args.train_sampling_strategy == "group_by_length"
         self.sampler = StepSampler(
             rows=len(rows),
-            lengths=self.lengths if grouped else None,
+            lengths=self.lengths,
+            grouped=args.train_sampling_strategy == "group_by_length",
             step_rows=self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
             accumulation=args.gradient_accumulation_steps,
             processes=args.world_size,
@@ -73,7 +73,7 @@ class StepTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader:
         # The Trainer drops all columns the model does not know before it asks for the sampler.
         assert isinstance(self.train_dataset, Dataset)
-        self.lengths = self.train_dataset["length"]
+        self.lengths = self.train_dataset["length"][:]
         return super().get_train_dataloader()
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:

@@ -28,7 +28,8 @@ SHAPES = [
 def sampler(rows, device, accumulation, processes, rank=0, lengths=True, seed=0, epoch=0):
     found = StepSampler(
         rows=rows,
-        lengths=numpy.random.default_rng(1).integers(1, 60, rows).tolist() if lengths else None,
+        lengths=numpy.random.default_rng(1).integers(1, 60, rows).tolist(),
+        grouped=lengths,
         step_rows=device * accumulation * processes,
         accumulation=accumulation,
         processes=processes,
@@ -103,6 +104,14 @@ def test_rows_of_one_length_stand_together():
         batches = list(sampler(rows, 8, 1, 1, lengths=grouped))
         spread[grouped] = numpy.mean([numpy.ptp(lengths[batch]) for batch in batches])
     assert spread[True] < spread[False] / 5
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_micro_batches_that_share_a_step_hold_rows_of_about_one_length(grouped):
+    lengths = numpy.random.default_rng(1).integers(1, 60, 400)
+    for step in zip(*[iter(sampler(400, 4, 4, 1, lengths=grouped))] * 4, strict=True):
+        sizes = [lengths[part] for part in step]
+        assert all(a.min() >= b.max() for a, b in itertools.pairwise(sizes))
 
 
 def test_fewer_rows_than_processes_are_refused():
