@@ -133,13 +133,14 @@ def _baselines(group: list[Read], headline: str) -> dict[str, str]:
 
 
 def settings_of(run: ledger.Run) -> dict[str, Any]:
-    """What was run, apart from the seed and the folder: equal for seeds of one recipe."""
+    """What was run, apart from the name, the seed and the folder: equal for seeds of one recipe."""
     return without_seed((run.folder / ledger.RECIPE).read_text(encoding="utf-8"))
 
 
 def without_seed(text: str) -> dict[str, Any]:
-    said = yaml.safe_load(text)
-    dropped = {"seed", "output_dir"}
+    """A recipe's settings. Its name is what the callers compare by themselves."""
+    said, dropped = yaml.safe_load(text), {"seed", "output_dir"}
+    said.pop("name", None)
     return said | {"training": {k: v for k, v in said["training"].items() if k not in dropped}}
 
 
