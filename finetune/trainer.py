@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 
-from finetune import averaging, checkpoints, tuning
+from finetune import averaging, checkpoints, losses, tuning
 from finetune.errors import Failure, Refusal
 from finetune.resumable import ResumableTrainer
 from finetune.sampling import StepSampler
@@ -41,6 +41,9 @@ class StepTrainer(ResumableTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        # Nothing comes before the first token, so no loss may be averaged over it. The Trainer
+        # sees that of some models only.
+        self._loss_shifts_labels = self.compute_loss_func is losses.next_token_loss
         self.layer_decay = layer_decay
         self.averages = averaging.Averages(self.accelerator.unwrap_model(self.model), ema_decay)
         self.add_callback(self.averages)

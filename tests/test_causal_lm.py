@@ -183,6 +183,15 @@ def test_a_run_scores_what_the_model_itself_says(path: Path) -> None:
     assert said[0]["generated_text"].startswith("a film")
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_validation_loss_is_a_token_s_as_perplexity_is(path: Path, kind: str) -> None:
+    flags = ["--checkpoint", str(make_writer(path.parent / kind, kind)), "--max_steps", "2"]
+    flags += ["--eval_strategy", "steps", "--eval_steps", "2", "--per_device_eval_batch_size", "16"]
+    run, _ = train_job(causal_lm, path, *flags)
+    said = next(row for row in run.history() if "eval_loss" in row)
+    assert said["eval_loss"] == pytest.approx(math.log(said["eval_perplexity"]), rel=1e-5)
+
+
 def test_a_run_goes_on_with_a_text(path: Path, capsys) -> None:
     run, _ = train_job(causal_lm, path, "--max_steps", "1")
     capsys.readouterr()
