@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune import recipe
 from finetune.errors import Refusal
@@ -187,6 +188,22 @@ def test_another_head_size_gets_a_new_head(tiny_recipe: Path) -> None:
     job = text_classification.build(recipe.load(tiny_recipe, ["--checkpoint", "two"]))
     assert job.model.config.num_labels == 3
     assert job.model.config.id2label == {0: "0", 1: "1", 2: "2"}
+    assert job.notes[0] == "the checkpoint's head of 2 gives way to a new one of 3"
+
+
+def test_a_head_that_goes_on_under_other_names_is_said(tiny_recipe: Path) -> None:
+    job = text_classification.build(recipe.load(tiny_recipe))
+    assert not any("head" in note for note in job.notes)
+    job.model.save_pretrained("two")
+    job.processor.save_pretrained("two")
+    flags = ["--checkpoint", "two"]
+    again = text_classification.build(recipe.load(tiny_recipe, flags))
+    assert not any("head" in note for note in again.notes)
+    write_csv(Path("reviews.csv"), [(text, label[:3]) for text, label in sentences(136)])
+    other = text_classification.build(recipe.load(tiny_recipe, flags))
+    assert other.notes[0] == "the checkpoint's head goes on under other label names"
+    for name, weights in other.model.state_dict().items():
+        assert torch.equal(weights, job.model.state_dict()[name])
 
 
 def test_rows_to_answer_are_encoded_a_window_at_a_time(

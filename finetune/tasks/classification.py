@@ -65,6 +65,19 @@ def set_own(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedConfig:
     return config
 
 
+def head_notes(checkpoint: sources.Checkpoint, data: corpus.Corpus) -> list[str]:
+    """What becomes of the head that a checkpoint of a classifier brings; nothing for others."""
+    if checkpoint.is_new:
+        return []
+    own: Any = AutoConfig.from_pretrained(checkpoint.folder, **checkpoint.options)
+    if not any("Classification" in name for name in own.architectures or []):
+        return []
+    before, names = list(own.id2label.values()), data.label_names or ["value"]
+    if len(before) != len(names):
+        return [f"the checkpoint's head of {len(before)} gives way to a new one of {len(names)}"]
+    return [] if before == names else ["the checkpoint's head goes on under other label names"]
+
+
 def scorer(data: corpus.Corpus) -> Callable[..., dict[str, Any]]:
     """(logits, labels, resamples) -> all scores of this corpus's problem."""
 

@@ -32,7 +32,7 @@ from finetune.job import Job
 from finetune.losses import classification_loss
 from finetune.recipe import Augmentation, Recipe
 from finetune.report import figures
-from finetune.tasks.classification import answers, labelled_config, scorer
+from finetune.tasks.classification import answers, head_notes, labelled_config, scorer
 
 convnets.register()
 AUTO_MODEL = AutoModelForImageClassification
@@ -148,6 +148,7 @@ def build(recipe: Recipe) -> Job:
         baselines=lambda: _baselines(data),
         answers=lambda logits: answers(logits, data.problem_type, data.label_names),
         pictures=lambda: _sheet(collator, splits["train"]),
+        notes=head_notes(checkpoint, data),
         # The collator reads columns that the model does not know; an image has no tokens to count.
         training={"remove_unused_columns": False, "include_num_input_tokens_seen": "no"},
     )

@@ -35,7 +35,7 @@ from finetune.job import Job
 from finetune.losses import classification_loss
 from finetune.recipe import Augmentation, Model, Recipe
 from finetune.sampling import within
-from finetune.tasks.classification import answers, labelled_config, scorer
+from finetune.tasks.classification import answers, head_notes, labelled_config, scorer
 
 AUTO_MODEL = AutoModelForSequenceClassification
 AUTO_PROCESSOR = AutoTokenizer
@@ -134,7 +134,8 @@ def build(recipe: Recipe) -> Job:
     padded = "the recipe says so"
     if recipe.model.padding_free:
         padded = padding_free.enable(model, recipe.training)
-    notes = [f"batches padded: {padded}" if padded else "batches without padding"]
+    notes = head_notes(checkpoint, data)
+    notes.append(f"batches padded: {padded}" if padded else "batches without padding")
     collator: Any = DataCollatorWithPadding(tokenizer)
     if recipe.tuning.method == "head" and recipe.tuning.cache_features:
         assert isinstance(model, PreTrainedModel)
