@@ -1,6 +1,5 @@
-"""What a recipe may say: sections, strict YAML, command-line overrides, the resolved dump."""
+"""What a recipe may say: sections, types, command-line overrides, the resolved dump."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -11,6 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from finetune.errors import Refusal, nearest, refuse_unknown
+from finetune.strict_yaml import Block, Dumper, Scalar, parse_yaml, place, plain
 
 
 def key(default: Any, help: str, **kwargs: Any) -> Any:
@@ -183,134 +183,7 @@ def _default(f: Any) -> Any:
     return f.default_factory() if callable(f.default_factory) else f.default
 
 
-# --- strict YAML -----------------------------------------------------------------------------
-
-BARE = {"yes", "no", "on", "off", "y", "n"}
-
-
-class Block(dict[str, Any]):
-    """A mapping as written; ``where`` is its key's place."""
-
-    where = ""
-
-
-class Items(list[Any]):
-    """A list as written; ``where`` is its key's place."""
-
-    where = ""
-
-
-@dataclass
-class Scalar:
-    """A scalar as written: ``text`` is None for null; ``plain`` means it was not quoted."""
-
-    text: str | None
-    plain: bool
-    where: str
-
-    def guess(self) -> Any:
-        """The value where no type is declared: JSON's numbers, booleans and null, else text."""
-        if self.text is None or not self.plain:
-            return self.text
-        try:
-            return json.loads(self.text)
-        except ValueError:
-            return self.text
-
-
-class Dumper(yaml.SafeDumper):
-    """YAML that ``parse_yaml`` reads back as it was: no aliases, and quotes where it needs them."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _quoted(dumper: Dumper, text: str) -> yaml.ScalarNode:
-    plain = text.lower() not in BARE and Scalar(text, True, "").guess() == text
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, None if plain else "'")
-
-
-Dumper.add_representer(str, _quoted)
-
-
-def _tree(node: yaml.Node, name: str, line: int) -> Any:
-    where = f"{name}:{line}"
-    if isinstance(node, yaml.ScalarNode):
-        plain = node.style is None
-        if plain and node.value.lower() in BARE:
-            raise Refusal(
-                f"{where}: a bare {node.value} is true or false to some YAML readers and text to "
-                f'others; write true or false, or "{node.value}"'
-            )
-        null = plain and node.value.lower() in {"", "~", "null"}
-        return Scalar(None if null else node.value, plain, where)
-    if isinstance(node, yaml.SequenceNode):
-        items = Items(_tree(item, name, item.start_mark.line + 1) for item in node.value)
-        items.where = where
-        return items
-    out = Block()
-    out.where = where
-    for k, v in node.value:
-        line = k.start_mark.line + 1
-        if not isinstance(k, yaml.ScalarNode):
-            raise Refusal(f"{name}:{line}: a key has to be one word")
-        if k.value in out:
-            raise Refusal(f"{name}:{line}: key {k.value!r} is given twice; keep one")
-        out[k.value] = _tree(v, name, line)
-    return out
-
-
-def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """Read YAML into nested ``Block`` of ``Scalar``, refusing all that readers disagree about.
-
-    Raises:
-        Refusal: not YAML, an empty file, another root than a mapping, a second document, an
-            anchor, alias or tag, a duplicate key, a bare yes/no/on/off.
-    """
-    try:
-        documents = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1
-            documents += isinstance(event, yaml.DocumentStartEvent)
-            if documents > 1:
-                raise Refusal(f"{name}:{line}: a second document starts; a recipe is one")
-            marked = isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None)
-            if marked or (isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None)):
-                raise Refusal(
-                    f"{name}:{line}: anchors, aliases and tags are not read; spell it out"
-                )
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        hint = "; indent with spaces" if "\\t" in str(error.problem) else ""
-        raise Refusal(f"{name}:{line}: not YAML: {error.problem}{hint}") from None
-    except yaml.YAMLError as error:
-        raise Refusal(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
-    if root is None:
-        raise Refusal(f"{name}:1: is empty; a recipe needs task, model and data")
-    if not isinstance(root, yaml.MappingNode):
-        raise Refusal(
-            f"{name}:{root.start_mark.line + 1}: has to be a mapping of keys at its root, "
-            "not a list or a word"
-        )
-    return _tree(root, name, root.start_mark.line + 1)
-
-
 # --- types -----------------------------------------------------------------------------------
-
-
-def _plain(tree: Any, guess: bool) -> Any:
-    if isinstance(tree, Scalar):
-        return tree.guess() if guess else tree.text
-    if isinstance(tree, list):
-        return [_plain(item, guess) for item in tree]
-    if isinstance(tree, dict):
-        return {k: _plain(v, True) for k, v in tree.items()}
-    return tree
-
-
-def _where(tree: Any, fallback: str) -> str:
-    return tree.where if isinstance(tree, Scalar | Block | Items) else fallback
 
 
 def typed(
@@ -360,19 +233,19 @@ def typed_as(cls: type, values: dict[str, Any], what: str, where: dict[str, str]
 
 def _section(cls: type, tree: Any, what: str, name: str, origin: dict[str, str]) -> Any:
     if not isinstance(tree, dict):
-        raise Refusal(f"{_where(tree, name)}: {what} has to be a mapping of keys")
+        raise Refusal(f"{place(tree, name)}: {what} has to be a mapping of keys")
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
     values: dict[str, Any] = {}
     for k, v in tree.items():
-        where = _where(v, name)
+        where = place(v, name)
         origin[f"{what}.{k}"] = where
         if k not in known or k == "options":
             if cls is not Tuning:
                 refuse_unknown(k, list(known), f"{where}: {what} key")
-            values.setdefault("options", {})[k] = _plain(v, True)
+            values.setdefault("options", {})[k] = plain(v, True)
             continue
         bounds = {b: known[k].metadata[b] for b in ("low", "high") if b in known[k].metadata}
-        values[k] = typed(hints[k], _plain(v, False), k, where, **bounds)
+        values[k] = typed(hints[k], plain(v, False), k, where, **bounds)
     return cls(**values)
 
 
@@ -455,11 +328,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     known = ["name", "task", "training", *SECTIONS]
     for k, v in tree.items():
         if k not in known:
-            refuse_unknown(k, known, f"{_where(v, name)}: key")
-    task = _plain(tree.get("task"), False)
+            refuse_unknown(k, known, f"{place(v, name)}: key")
+    task = plain(tree.get("task"), False)
     if not isinstance(task, str):
         raise Refusal(f"{name}: needs a line `task: text-classification`")
-    origin: dict[str, str] = {"task": _where(tree["task"], name)}
+    origin: dict[str, str] = {"task": place(tree["task"], name)}
     made: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
         if section in NOTES and section not in tree:
@@ -468,22 +341,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         made[section] = _section(cls, tree.get(section, {}), section, name, origin)
     training = tree.get("training", {})
     if not isinstance(training, dict):
-        raise Refusal(f"{_where(training, name)}: training has to be a mapping of keys")
+        raise Refusal(f"{place(training, name)}: training has to be a mapping of keys")
     for k, v in training.items():
-        origin[f"training.{k}"] = _where(v, name)
+        origin[f"training.{k}"] = place(v, name)
         if k.rpartition("_")[2] == "token":
             raise Refusal(
                 f"{origin[f'training.{k}']}: a token does not belong in a recipe; set HF_TOKEN"
             )
-    training = {k: _plain(v, True) for k, v in training.items()}
+    training = {k: plain(v, True) for k, v in training.items()}
     if not made["model"].checkpoint:
         raise Refusal(f"{name}: model needs a checkpoint, for example `embedded:minilm`")
     if made["data"].dataset is None and made["data"].train is None:
         raise Refusal(f"{name}: data needs a dataset, or a train file")
     # A run's own recipe.yaml says the name that the run had.
-    called = _plain(tree.get("name", Scalar(run_name(path, flags), False, name)), False)
+    called = plain(tree.get("name", Scalar(run_name(path, flags), False, name)), False)
     if not isinstance(called, str):
-        raise Refusal(f"{_where(tree['name'], name)}: name has to be a text")
+        raise Refusal(f"{place(tree['name'], name)}: name has to be a text")
     return Recipe(task=task, training=training, name=called, origin=origin, **made)
 
 

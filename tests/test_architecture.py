@@ -16,12 +16,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"finetune", "finetune.errors"},
     {
-        "finetune.recipe",
+        "finetune.strict_yaml",
         "finetune.launching",
         "finetune.conversations",
         "finetune.checkpoints",
         "finetune.preemption",
     },
+    {"finetune.recipe"},
     {"finetune.ledger", "finetune.sources"},
     {"finetune.files", "finetune.encoding"},
     {"finetune.pictures", "finetune.labels"},
