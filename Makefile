@@ -1,5 +1,5 @@
 # make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make torture ·
-# make test · make check · make venv · make clean
+# make test · make xla · make check · make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -29,7 +29,7 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters bench torture test test-slow check venv clean
+.PHONY: imdb mnist gpt few-labels adapters bench torture test test-slow xla check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
@@ -60,10 +60,20 @@ torture: .venv/.installed
 	env -u PYTHONSAFEPATH OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(ARGS)
 
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow and not xla" $(ARGS)
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# XLA on the CPU, in an environment of its own: torch_xla wants the torch it is built for.
+xla: .venv-xla/.installed
+	PJRT_DEVICE=CPU OMP_NUM_THREADS=1 .venv-xla/bin/python -m pytest -m xla $(ARGS)
+
+.venv-xla/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-xla
+	grep -v '^torch==' constraints.txt > .venv-xla/constraints.txt
+	.venv-xla/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-xla/constraints.txt torch==2.9.0 torch_xla==2.9.0 pytest -e .
+	@touch $@
 
 check: .venv/.installed
 	$(BIN)/ruff check .
@@ -81,5 +91,5 @@ venv: .venv/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-xla build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -98,6 +98,9 @@ def training_arguments(recipe: Recipe, run: ledger.Run, job: Job) -> TrainingArg
     # Said aloud, because the Trainer refuses bf16 on a CPU that it only fell back to.
     values: dict[str, Any] = DEFAULTS | {"use_cpu": not has_accelerator()}
     values["learning_rate"] = tuning.learning_rate(recipe.tuning.method)
+    if is_torch_xla_available():
+        # The Trainer's own, fused, does not run there, and there is no memory to pin.
+        values |= {"optim": "adamw_torch", "dataloader_pin_memory": False}
     values |= job.training | given
     if not len(job.data.validation):
         values["eval_strategy"] = "no"

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune import inference, ledger, padding_free, recipe
+from finetune import inference, ledger, padding_free, recipe, runner
 from finetune.job import Job
 from finetune.tasks import text_classification
 
@@ -227,3 +227,19 @@ def test_without_flash_attention_a_gpu_pads(monkeypatch: pytest.MonkeyPatch) -> 
     learner = model("bert")
     assert "flash-attn" in padding_free.enable(learner, {"bf16": True})
     assert padding_free.enable(learner, CPU) == ""
+
+
+def test_on_xla_batches_have_one_shape_and_the_optimizer_is_one_that_works(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (padding_free, runner, text_classification):
+        monkeypatch.setattr(module, "is_torch_xla_available", lambda: True)
+    read = recipe.load(tiny_recipe)
+    job = text_classification.build(read)
+    assert job.notes == ["batches padded: XLA wants fixed shapes"]
+    texts: Any = job.splits["train"].select_columns(["input_ids", "attention_mask"])
+    assert {job.collator([texts[i]])["input_ids"].shape for i in range(8)} == {(1, 16)}
+    args = runner.training_arguments(read, ledger.Run("runs/a"), job)
+    assert args.optim == "adamw_torch"
+    read.training["optim"] = "adafactor"
+    assert runner.training_arguments(read, ledger.Run("runs/a"), job).optim == "adafactor"

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune import (
     baselines,
@@ -135,7 +136,9 @@ def build(recipe: Recipe) -> Job:
     if recipe.model.padding_free:
         padded = padding_free.enable(model, recipe.training)
     notes = [f"batches padded: {padded}" if padded else "batches without padding"]
-    collator: Any = DataCollatorWithPadding(tokenizer)
+    # XLA compiles a step anew for every shape that it meets.
+    padding = "max_length" if is_torch_xla_available() else True
+    collator: Any = DataCollatorWithPadding(tokenizer, padding)
     if recipe.tuning.method == "head" and recipe.tuning.cache_features:
         assert isinstance(model, PreTrainedModel)
         uncached = features.replace(model, splits, collator, recipe.training)
