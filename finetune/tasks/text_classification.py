@@ -36,7 +36,7 @@ from finetune.job import Job
 from finetune.losses import classification_loss
 from finetune.recipe import Augmentation, Model, Recipe
 from finetune.sampling import within
-from finetune.tasks.classification import answers, labelled_config, scorer
+from finetune.tasks.classification import ATTENTION, answers, labelled_config, scorer
 
 AUTO_MODEL = AutoModelForSequenceClassification
 AUTO_PROCESSOR = AutoTokenizer
@@ -133,7 +133,9 @@ def build(recipe: Recipe) -> Job:
     model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
     model = tuning.apply(model, recipe, checkpoint)
     padded = "the recipe says so"
-    if recipe.model.padding_free:
+    if named := recipe.model.config.get(ATTENTION):
+        padded = f"the recipe asks for {named} attention"
+    elif recipe.model.padding_free:
         padded = padding_free.enable(model, recipe.training)
     notes = [f"batches padded: {padded}" if padded else "batches without padding"]
     # XLA compiles a step anew for every shape that it meets.
