@@ -1,5 +1,5 @@
-# make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make torture ·
-# make test · make xla · make check · make venv · make clean
+# make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make scaling ·
+# make torture · make test · make xla · make check · make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -29,7 +29,7 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters bench torture test test-slow xla check venv clean
+.PHONY: imdb mnist gpt few-labels adapters bench scaling torture test test-slow xla check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
@@ -55,6 +55,9 @@ adapters: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+scaling: .venv/.installed
+	$(BIN)/python benchmarks/scaling.py $(ARGS)
 
 torture: .venv/.installed
 	env -u PYTHONSAFEPATH OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(ARGS)
