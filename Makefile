@@ -1,5 +1,5 @@
-# make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make torture ·
-# make test · make check · make venv · make clean
+# make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make scaling ·
+# make dropout · make torture · make test · make xla · make check · make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -17,6 +17,7 @@ AT_ONCE := OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j $(CORES)
 # The short ones first, so that the long ones end together.
 MNIST := cnn-tutorial cnn vit-after-mae vit
 FEW := $(foreach seed,0 1 2 3 4,vit/seed-$(seed) vit-after-mae/seed-$(seed))
+DROPOUT := $(foreach seed,0 1 2,padding-free/seed-$(seed) padded/seed-$(seed) padded-dropout/seed-$(seed))
 
 # A training into its run directory, told of in a log beside it: $(call train,RECIPE,RUN,FLAGS)
 define train
@@ -29,7 +30,7 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters bench torture test test-slow check venv clean
+.PHONY: imdb mnist gpt few-labels adapters bench scaling dropout torture test test-slow xla check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
@@ -50,20 +51,43 @@ runs/mnist/%/seed-0/results.json: recipes/mnist/%.yaml
 runs/few-labels/%/results.json:
 	$(call train,recipes/mnist/$(*D).yaml,$(@D),--seed $(subst seed-,,$(*F)) --max_train_samples 100 --validation_size 0 --num_train_epochs 150 $(ARGS))
 
+# What it costs in accuracy to leave out padding and the dropout inside attention: about ten minutes.
+dropout: .venv/.installed
+	$(AT_ONCE) $(DROPOUT:%=runs/dropout/%/results.json)
+	$(BIN)/finetune compare runs/dropout/*
+
+OF_padded := --padding_free false
+OF_padded-dropout := --padding_free false --config '{attention_probs_dropout_prob: 0.1}'
+runs/dropout/%/results.json:
+	$(call train,recipes/rotten_tomatoes/minilm.yaml,$(@D),--seed $(subst seed-,,$(*F)) --max_train_samples 2000 $(OF_$(*D)) $(ARGS))
+
 adapters: .venv/.installed
 	$(BIN)/python benchmarks/adapters.py $(ARGS)
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
+scaling: .venv/.installed
+	$(BIN)/python benchmarks/scaling.py $(ARGS)
+
 torture: .venv/.installed
 	env -u PYTHONSAFEPATH OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(ARGS)
 
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow and not xla" $(ARGS)
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# XLA on the CPU, in an environment of its own: torch_xla wants the torch it is built for.
+xla: .venv-xla/.installed
+	PJRT_DEVICE=CPU OMP_NUM_THREADS=1 .venv-xla/bin/python -m pytest -m xla $(ARGS)
+
+.venv-xla/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-xla
+	grep -v '^torch==' constraints.txt > .venv-xla/constraints.txt
+	.venv-xla/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-xla/constraints.txt torch==2.9.0 torch_xla==2.9.0 pytest -e .
+	@touch $@
 
 check: .venv/.installed
 	$(BIN)/ruff check .
@@ -81,5 +105,5 @@ venv: .venv/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-xla build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

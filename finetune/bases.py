@@ -24,7 +24,14 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
         Refusal: the tuning does not fit the model, or the quantization does not work here.
     """
     # Shapes without memory: what cannot work shows before gigabytes are read.
-    empty = _empty(auto, config)
+    try:
+        empty = _empty(auto, config)
+    except (ValueError, ImportError) as error:
+        named = recipe.model.config.get("attn_implementation")
+        if not named:
+            raise
+        where = f"{recipe.where('model.config')}: attn_implementation {named}"
+        raise Refusal(f"{where}: {' '.join(str(error).split())}") from None
     heads = tuning.head_modules(empty)
     try:
         with torch.device("meta"):

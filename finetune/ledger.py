@@ -9,13 +9,15 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
-import pandas
 
 from finetune.errors import Refusal
 from finetune.recipe import differences
+
+if TYPE_CHECKING:
+    import pandas
 
 RESULTS, RECIPE, HISTORY = "results.json", "recipe.yaml", "history.jsonl"
 PICTURES = "pictures"
@@ -153,12 +155,14 @@ class Run:
         if rows:
             write_whole(self.folder / REJECTED, "".join(json.dumps(row) + "\n" for row in rows))
 
-    def write_predictions(self, rows: pandas.DataFrame) -> None:
+    def write_predictions(self, rows: "pandas.DataFrame") -> None:
         """Write the test rows' predictions."""
         rows.to_parquet(self.folder / PREDICTIONS, index=False)
 
-    def predictions(self) -> pandas.DataFrame:
+    def predictions(self) -> "pandas.DataFrame":
         """The test rows: id, text, label, prediction, probabilities."""
+        import pandas
+
         return pandas.read_parquet(self.folder / PREDICTIONS)
 
     def write_picture(self, name: str, png: bytes) -> None:

@@ -217,7 +217,7 @@ def enable(model: nn.Module, training: dict[str, Any]) -> str:
 
     Args:
         model: a transformers model, or peft's around one.
-        training: the recipe's, for the device and precision it asks for.
+        training: the recipe's, for the device, precision and compiler it asks for.
 
     Returns:
         Nothing, or why batches stay padded.
@@ -225,6 +225,8 @@ def enable(model: nn.Module, training: dict[str, Any]) -> str:
     kernel = PER_SEQUENCE
     if is_torch_xla_available():
         return "XLA wants fixed shapes"
+    if any(training.get(f"torch_compile{key}") for key in ("", "_backend", "_mode")):
+        return "torch.compile cannot follow shapes that change on the way"
     if torch.accelerator.is_available() and not training.get("use_cpu"):
         low = training.get("bf16") or training.get("fp16")
         if not (torch.cuda.is_available() and is_flash_attn_2_available() and low):

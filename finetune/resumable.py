@@ -244,7 +244,8 @@ class ResumableTrainer(Trainer):
             "logged": self._globalstep_last_logged,
         }
         position = {
-            "processes": gather_object([mine]),
+            # accelerate gathers none on XLA, not even of one process.
+            "processes": [mine] if self.args.world_size == 1 else gather_object([mine]),
             "left": left,
             # Whether some callback has had enough; not that the last step was made.
             "stop": self.control.should_training_stop

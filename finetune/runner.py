@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
-from transformers.utils.import_utils import is_torch_xla_available
+from transformers.utils.import_utils import is_liger_kernel_available, is_torch_xla_available
 
 from finetune import adalora, checkpoints, ledger, outcome, tuning
 from finetune.callbacks import Epochs, History, Progress
@@ -71,7 +71,8 @@ def checked(recipe: Recipe) -> dict[str, Any]:
     """The recipe's ``training``, each key a field of ``TrainingArguments`` and of its type.
 
     Raises:
-        Refusal: an unknown key, a value of another type or out of range, fp16 without a GPU.
+        Refusal: an unknown key, a value of another type or out of range, fp16 without a GPU,
+            Liger kernels that are not installed.
     """
     given = typed_as(TrainingArguments, recipe.training, "training", recipe.origin)
     for name, low in LEAST.items():
@@ -85,6 +86,9 @@ def checked(recipe: Recipe) -> dict[str, Any]:
             raise Refusal(f"{recipe.where(f'training.{name}')}: {name} is not offered: {why}")
     if given.get("fp16") and not torch.cuda.is_available():
         raise Refusal(f"{recipe.where('training.fp16')}: fp16 needs a GPU; use bf16, or nothing")
+    if given.get("use_liger_kernel") and not is_liger_kernel_available():
+        where = recipe.where("training.use_liger_kernel")
+        raise Refusal(f"{where}: use_liger_kernel needs `pip install liger-kernel`, and a GPU")
     return given
 
 
@@ -98,6 +102,9 @@ def training_arguments(recipe: Recipe, run: ledger.Run, job: Job) -> TrainingArg
     # Said aloud, because the Trainer refuses bf16 on a CPU that it only fell back to.
     values: dict[str, Any] = DEFAULTS | {"use_cpu": not has_accelerator()}
     values["learning_rate"] = tuning.learning_rate(recipe.tuning.method)
+    if is_torch_xla_available():
+        # The Trainer's own, fused, does not run there, and there is no memory to pin.
+        values |= {"optim": "adamw_torch", "dataloader_pin_memory": False}
     values |= job.training | given
     if not len(job.data.validation):
         values["eval_strategy"] = "no"

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune import inference, ledger, padding_free, recipe
+from finetune import inference, ledger, padding_free, recipe, runner, sources, tuning
 from finetune.job import Job
 from finetune.tasks import text_classification
 
@@ -28,10 +28,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "roberta": {"pad_token_id": 1, "max_position_embeddings": LONGEST + 2},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     "electra": {"embedding_size": 16},
+    # MiniLM's own shape: a BERT of twelve heads.
+    "bert, minilm": {"hidden_size": 48, "num_attention_heads": 12, "hidden_act": "gelu"},
     "modernbert": {"local_attention": 16, "classifier_pooling": "cls", "pad_token_id": 0},
     "modernbert, mean": {"local_attention": 16, "classifier_pooling": "mean", "pad_token_id": 0},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0, "eos_token_id": 2},
-    "mistral": {"num_key_value_heads": 2, "sliding_window": 16, "pad_token_id": 0},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0, "classifier_dropout": 0.0},
+    "mistral": {
+        "num_key_value_heads": 2,
+        "sliding_window": 16,
+        "pad_token_id": 0,
+        "classifier_dropout": 0.0,
+    },
 }
 
 
@@ -69,8 +76,11 @@ def batch(padding: int, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def gradients(learner: torch.nn.Module, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights' gradients by name, and the logits: of rows, or of their real tokens (T, K)."""
     learner.zero_grad()
     logits = learner(**rows).logits
+    if logits.ndim == 3:
+        logits = logits[rows["attention_mask"].bool()]
     functional.cross_entropy(logits, torch.arange(len(logits)) % 3).backward()
     found = {n: p.grad.clone() for n, p in learner.named_parameters() if p.grad is not None}
     return found | {"logits": logits.detach()}
@@ -87,17 +97,50 @@ def assert_close(
         assert (found[name] - tensor).abs().max() <= relative * scale, name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_gradients_are_the_padded_ones(family: str) -> None:
-    learner = model(family).train()
-    rows = batch(learner.config.pad_token_id)
-    if "token_type_ids" in inspect.signature(learner.base_model.forward).parameters:
+def adapted(family: str, auto: Any, method: str) -> torch.nn.Module:
+    """A tiny model whose weights learn by the method, an adapter's as large as the others."""
+    learner = model(family, auto)
+    if method == "full":
+        return learner.train()
+    read = recipe.Recipe(
+        **{"task": "text-classification", "model": recipe.Model(), "data": recipe.Data()},
+        **{"tuning": recipe.Tuning(method=method), "training": {}, "reference": None},
+        **{"name": "tiny", "origin": {}},
+    )
+    made = tuning.apply(learner, read, sources.Checkpoint("tiny", Path(), None))
+    for parameter in made.parameters():
+        if parameter.requires_grad and parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return made.train()
+
+
+HEADS = {
+    "sequence": AutoModelForSequenceClassification,
+    "token": AutoModelForTokenClassification,
+}
+# A head on every token knows no pooling.
+CASES = [
+    (family, head, method)
+    for family in FAMILIES
+    for head in HEADS
+    for method in ("full", "lora", "bottleneck")
+    if (head, family) != ("token", "modernbert, mean")
+]
+
+
+@pytest.mark.parametrize(("family", "head", "method"), CASES)
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_logits_and_gradients_are_the_padded_ones(family: str, head: str, method: str) -> None:
+    learner = adapted(family, HEADS[head], method)
+    base = next(m for m in learner.modules() if isinstance(m, PreTrainedModel))
+    rows = batch(base.config.pad_token_id or 0)
+    if "token_type_ids" in inspect.signature(base.base_model.forward).parameters:
         rows["token_type_ids"] = (torch.arange(LONGEST) > 3).long().expand(6, -1).contiguous()
     expected = gradients(learner, rows)
     assert padding_free.enable(learner, CPU) == ""
     assert learner.training
     shapes = []
-    learner.base_model.register_forward_pre_hook(
+    base.base_model.register_forward_pre_hook(
         lambda module, given, options: shapes.append(options["input_ids"].shape), with_kwargs=True
     )
     found = gradients(learner, rows)
@@ -120,15 +163,6 @@ def test_behind_the_last_attention_only_what_the_head_reads_goes_on(family: str)
     assert [shape[1] for shape in seen] == [156, 6, 6, 156]
     learner.activation_checkpointing_disable()
     assert_close(found, gradients(learner, batch(learner.config.pad_token_id)), 1e-6)
-
-
-def test_a_head_on_every_token_sees_its_own_state() -> None:
-    learner = model("bert", AutoModelForTokenClassification)
-    rows = batch(0)
-    real = rows["attention_mask"].bool()
-    expected = learner(**rows).logits[real]
-    assert padding_free.enable(learner, CPU) == ""
-    assert torch.allclose(learner(**rows).logits[real], expected, atol=1e-6)
 
 
 def test_attention_dropout_is_the_configs() -> None:
@@ -227,3 +261,33 @@ def test_without_flash_attention_a_gpu_pads(monkeypatch: pytest.MonkeyPatch) -> 
     learner = model("bert")
     assert "flash-attn" in padding_free.enable(learner, {"bf16": True})
     assert padding_free.enable(learner, CPU) == ""
+
+
+def test_on_xla_batches_have_one_shape_and_the_optimizer_is_one_that_works(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (padding_free, runner, text_classification):
+        monkeypatch.setattr(module, "is_torch_xla_available", lambda: True)
+    read = recipe.load(tiny_recipe)
+    job = text_classification.build(read)
+    assert job.notes == ["batches padded: XLA wants fixed shapes"]
+    texts: Any = job.splits["train"].select_columns(["input_ids", "attention_mask"])
+    assert {job.collator([texts[i]])["input_ids"].shape for i in range(8)} == {(1, 16)}
+    args = runner.training_arguments(read, ledger.Run("runs/a"), job)
+    assert args.optim == "adamw_torch"
+    read.training["optim"] = "adafactor"
+    assert runner.training_arguments(read, ledger.Run("runs/a"), job).optim == "adafactor"
+
+
+# torch 2.13's own compiler still uses it.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compiled_steps_have_the_same_losses(tiny_recipe: Path) -> None:
+    # The default backend, inductor, does the same and compiles for a minute.
+    flags, how = ["--max_steps", "3"], ["--torch_compile_backend", "aot_eager"]
+    _, losses, _ = curve(tiny_recipe, "eager", *flags)
+    _, compiled, job = curve(tiny_recipe, "compiled", *flags, *how)
+    assert job.notes == [
+        "batches padded: torch.compile cannot follow shapes that change on the way"
+    ]
+    assert len(losses) == 3
+    assert compiled == pytest.approx(losses, abs=1e-4)

@@ -379,6 +379,16 @@ def test_compare_gives_the_paired_difference_from_the_best_recipe(write) -> None
     assert text.count("less ") == 1
 
 
+def test_compare_names_the_folder_of_runs_of_one_recipe_with_other_flags(write) -> None:
+    ours = [write(scored(v, seed=i), f"runs/a/{i}") for i, v in enumerate([0.80, 0.84])]
+    text = RECIPE.replace("1.0e-4", "5.0e-5")
+    other = [write(scored(v, seed=i), f"runs/b/{i}", text=text) for i, v in enumerate([0.70, 0.75])]
+    said = " ".join(comparison.compare([*other, *ours]).split())
+    assert "runs/a: mean 82.0 %" in said
+    assert "runs/b: mean 72.5 %" in said
+    assert "; less runs/a -9.5 " in said
+
+
 def test_compare_takes_no_mean_over_different_settings(write) -> None:
     runs = [write(scored(0.8))]
     runs.append(write(scored(0.9, seed=1), text=RECIPE.replace("1.0e-4", "5.0e-5")))

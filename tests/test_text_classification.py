@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -204,6 +205,39 @@ def test_a_head_that_goes_on_under_other_names_is_said(tiny_recipe: Path) -> Non
     assert other.notes[0] == "the checkpoint's head goes on under other label names"
     for name, weights in other.model.state_dict().items():
         assert torch.equal(weights, job.model.state_dict()[name])
+
+
+def with_attention(path: Path, name: str) -> recipe.Recipe:
+    text = path.read_text("utf-8").replace(
+        "max_length: 16", f"max_length: 16, config: {{attn_implementation: {name}}}"
+    )
+    (path.parent / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return recipe.load(path.parent / f"{name}.yaml")
+
+
+def test_attention_is_the_one_that_the_recipe_names(tiny_recipe: Path) -> None:
+    said = []
+    for name in ("eager", "sdpa"):
+        job = text_classification.build(with_attention(tiny_recipe, name))
+        model: Any = job.model.eval()
+        assert model.config._attn_implementation == name
+        assert job.notes == [f"batches padded: the recipe asks for {name} attention"]
+        torch.manual_seed(0)
+        torch.nn.init.normal_(model.classifier.weight)
+        rows: Any = job.splits["train"].select_columns(["input_ids", "attention_mask"])
+        said.append(model(**job.collator([rows[i] for i in range(8)])).logits)
+    assert torch.allclose(*said, atol=1e-6)
+    assert said[0].std() > 0.1
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flashy"])
+def test_an_attention_that_cannot_be_had_is_refused_in_one_line(
+    tiny_recipe: Path, name: str
+) -> None:
+    read = with_attention(tiny_recipe, name)
+    with pytest.raises(Refusal, match=rf"{name}.yaml:2: .*{name}") as caught:
+        text_classification.build(read)
+    assert "\n" not in str(caught.value)
 
 
 def test_rows_to_answer_are_encoded_a_window_at_a_time(

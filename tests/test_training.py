@@ -338,6 +338,11 @@ def test_half_precision_without_a_gpu_is_refused(tiny_recipe: Path) -> None:
         train(tiny_recipe, "--fp16", "true")
 
 
+def test_kernels_that_are_not_installed_are_refused(tiny_recipe: Path) -> None:
+    with pytest.raises(Refusal, match=r"--use_liger_kernel: .*pip install liger-kernel"):
+        train(tiny_recipe, "--use_liger_kernel", "true")
+
+
 def test_a_refused_recipe_costs_nothing(tiny_recipe: Path) -> None:
     with pytest.raises(Refusal, match="learning_rate"):
         train(tiny_recipe, "--learning_rate", "-1")

@@ -150,16 +150,22 @@ def _over_seeds(group: list[Read]) -> list[str]:
     The difference is paired: over the seeds that both were run with.
     """
     headline = group[0][1]["headline"]
-    found: list[tuple[str, dict[str, Any], dict[int, float]]] = []
+    found: list[tuple[ledger.Run, str, dict[str, Any], dict[int, float]]] = []
     for run, results in group:
         name, settings = results["name"], settings_of(run)
         value = results["metrics"][headline]["value"]
-        known = next((v for n, said, v in found if (n, said) == (name, settings)), None)
+        known = next((v for _, n, said, v in found if (n, said) == (name, settings)), None)
         if known is None:
-            found.append((name, settings, known := {}))
+            found.append((run, name, settings, known := {}))
         # A seed that was run twice says nothing new.
         known.setdefault(results["seed"], value)
-    several = [(name, values) for name, _, values in found if len(values) > 1]
+    names = [name for _, name, _, values in found if len(values) > 1]
+    several = [
+        # Those of one recipe that differ in flags are told apart by the folder of their seeds.
+        (str(run.folder.parent) if names.count(name) > 1 else name, values)
+        for run, name, _, values in found
+        if len(values) > 1
+    ]
     sign = 1 if headline in wording.LOSSES else -1
     several.sort(key=lambda item: sign * float(numpy.mean(list(item[1].values()))))
     lines = []

@@ -11,6 +11,9 @@ from finetune import corpus, scoring, sources
 from finetune.errors import refuse_unknown
 from finetune.recipe import Recipe
 
+# Said like a key of config.json, as from_pretrained takes it.
+ATTENTION = "attn_implementation"
+
 
 def labelled_config(
     recipe: Recipe, checkpoint: sources.Checkpoint, data: corpus.Corpus
@@ -56,12 +59,13 @@ def set_own(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedConfig:
     Raises:
         Refusal: a value for a key that the config does not have.
     """
-    known = list(config.to_dict())
+    known = [ATTENTION, *config.to_dict()]
     for name, value in recipe.model.config.items():
         if name not in known:
             where = recipe.where("model.config")
             refuse_unknown(name, known, f"{where}: {config.model_type} config key")
-        setattr(config, name, value)
+        # transformers keeps it under another name, and out of what it saves.
+        setattr(config, "_attn_implementation" if name == ATTENTION else name, value)
     return config
 
 

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune import (
     baselines,
@@ -35,7 +36,13 @@ from finetune.job import Job
 from finetune.losses import classification_loss
 from finetune.recipe import Augmentation, Model, Recipe
 from finetune.sampling import within
-from finetune.tasks.classification import answers, head_notes, labelled_config, scorer
+from finetune.tasks.classification import (
+    ATTENTION,
+    answers,
+    head_notes,
+    labelled_config,
+    scorer,
+)
 
 AUTO_MODEL = AutoModelForSequenceClassification
 AUTO_PROCESSOR = AutoTokenizer
@@ -132,11 +139,15 @@ def build(recipe: Recipe) -> Job:
     model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
     model = tuning.apply(model, recipe, checkpoint)
     padded = "the recipe says so"
-    if recipe.model.padding_free:
+    if named := recipe.model.config.get(ATTENTION):
+        padded = f"the recipe asks for {named} attention"
+    elif recipe.model.padding_free:
         padded = padding_free.enable(model, recipe.training)
     notes = head_notes(checkpoint, data)
     notes.append(f"batches padded: {padded}" if padded else "batches without padding")
-    collator: Any = DataCollatorWithPadding(tokenizer)
+    # XLA compiles a step anew for every shape that it meets.
+    padding = "max_length" if is_torch_xla_available() else True
+    collator: Any = DataCollatorWithPadding(tokenizer, padding)
     if recipe.tuning.method == "head" and recipe.tuning.cache_features:
         assert isinstance(model, PreTrainedModel)
         uncached = features.replace(model, splits, collator, recipe.training)
