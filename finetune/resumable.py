@@ -75,6 +75,8 @@ class ResumableTrainer(Trainer):
         # What a subclass counts, as JSON can say it.
         self.counted: dict[str, Any] = {}
         self.seconds_before, self.began = 0.0, time.monotonic()
+        # Of those before, what other processes trained for that this one goes on from.
+        self.seconds_elsewhere = 0.0
 
     @property
     def is_sharded(self) -> bool:
@@ -394,6 +396,7 @@ class ResumableTrainer(Trainer):
         self.resumed = position | {"mine": everyone[rank % len(everyone)]}
         self.counted = position["counted"]
         self.seconds_before, self.began = position["seconds"], time.monotonic()
+        self.seconds_elsewhere = self.seconds_before
 
     def _apply_changes(self, optimizer: Any, own: list[dict[str, Any]], step: int) -> None:
         """Let the recipe's learning rates and decays act, not those of the checkpoint."""

@@ -207,7 +207,8 @@ def train(
             results = outcome.results(recipe, job, trainer.state, args, logits, labels, start)
             if recipe.tuning.skip_non_finite:
                 results["skipped_steps"] = trainer.counted["skipped"]
-            results["cost"] = outcome.cost(job.model, run, seconds, seen, started)
+            since = started - trainer.seconds_elsewhere
+            results["cost"] = outcome.cost(job.model, run, seconds, seen, since)
             outcome.write(recipe, job, run, results, logits)
             trainer.tidy()
             if recipe.training.get("push_to_hub"):

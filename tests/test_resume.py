@@ -117,6 +117,15 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert not list(run.checkpoints.glob("*-unevaluated"))
 
 
+def test_a_resumed_run_counts_what_it_cost_before(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resumable.ResumableTrainer, "seconds", 100.0)
+    run = stop_and_resume(monkeypatch, tiny_recipe, at=("training_step", 3))
+    cost = run.results()["cost"]
+    assert cost["total_seconds"] > cost["train_seconds"] == 100
+
+
 def test_without_the_random_numbers_a_resume_differs(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
