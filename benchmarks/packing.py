@@ -5,15 +5,20 @@ python benchmarks/packing.py --reviews 64 --rounds 5 --bf16
 
 Both train the same weights on the same real tokens, in turn; printed are the medians and, from the
 pairs of a round, the ratio. The plain Trainer pads each batch to its longest review.
+
+Writes benchmarks/results/packing.json.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from speed import machine
 from transformers import (
     DataCollatorForLanguageModeling,
     Trainer,
@@ -29,6 +34,8 @@ from finetune.tasks import causal_lm, documents
 from finetune.tasks.classification import config_of
 from finetune.tasks.text_classification import tokenizer_of
 from finetune.trainer import StepTrainer
+
+NUMBERS = Path("benchmarks/results/packing.json")
 
 
 def seconds(trainer: Trainer) -> float:
@@ -127,9 +134,13 @@ def main() -> None:
             took["padded"].append(facts["tokens"] / seconds(theirs(folder)))
     for name, speeds in took.items():
         print(f"{name}: {statistics.median(speeds):,.0f} real tokens a second")
-    ratios = [a / b for a, b in zip(took["packed"], took["padded"], strict=True)]
+    ratios = [round(a / b, 2) for a, b in zip(took["packed"], took["padded"], strict=True)]
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"packed is {statistics.median(ratios):.2f} times as fast ({spread})")
+    speeds = {name: round(statistics.median(each), 1) for name, each in took.items()}
+    results = {"machine": machine(), "settings": vars(said), "tokens_per_second": speeds}
+    results |= {"ratio": statistics.median(ratios), "every": ratios, "tokens": facts["tokens"]}
+    NUMBERS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"{facts['tokens']:,} tokens in {facts['blocks']} blocks of {said.max_length}")
 
 
