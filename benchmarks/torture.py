@@ -167,6 +167,8 @@ def calls(side: Side, size: int) -> None:
                 # The third, so that there is one to fall back to and one to delete.
                 on.extend([1] * (len(saves) == 3))
                 kept(*args, **kwargs)
+                if side.name == "finetune":
+                    args[0].settle()
                 if on:
                     os.kill(os.getpid(), signal.SIGKILL if left[0] <= 1 else signal.SIGALRM)
 

@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 MANIFEST, FORMAT = "manifest.json", 1
+# Bytes from which on a tensor is not copied before it is written.
+LARGE = 2**16
 # A checkpoint from before its step was evaluated gives way to one from after.
 UNEVALUATED = "-unevaluated"
 NAME = re.compile(rf"checkpoint-(\d+)({UNEVALUATED})?")
@@ -90,8 +92,12 @@ def _packed(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, float):
         return float(value)
     if isinstance(value, torch.Tensor):
-        # Not a view of a larger one, and shared with no other: safetensors takes neither.
-        tensors[place] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        whole = value.detach().cpu().contiguous()
+        # safetensors takes no view of a larger tensor, and none twice; what is large and owns all
+        # of its memory is an optimizer's, and stands in one place.
+        if whole.nbytes < LARGE or whole.nbytes != whole.untyped_storage().nbytes():
+            whole = whole.clone()
+        tensors[place] = whole
         return {"tensor": place}
     if isinstance(value, numpy.ndarray):
         tensors[place] = torch.from_numpy(value.copy())
