@@ -1,5 +1,6 @@
 """Runs that are stopped and resumed end as those that were not; runs that break say so."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -397,7 +398,9 @@ def test_a_full_disk_is_seen_before_training_and_before_a_save(
     with pytest.raises(Refusal, match=r"the disk has 0\.3 MB left, and 2 x 0\.3 MB of checkpoints"):
         train(tiny_recipe)
     assert not Path("runs/tiny/seed-0/recipe.yaml").exists()
-    with pytest.raises(Failure, match=r"checkpoint-6: cannot be written: .*; there is none before it"):
+    with pytest.raises(
+        Failure, match=r"checkpoint-6: cannot be written: .*; there is none before it"
+    ):
         train(tiny_recipe)
     monkeypatch.undo()
     monkeypatch.chdir(tiny_recipe.parent)
@@ -408,6 +411,28 @@ def test_a_full_disk_is_seen_before_training_and_before_a_save(
     monkeypatch.setattr(runner.StepTrainer, "training_step", fails)
     with pytest.raises(Failure, match="seed-0: No space left on device; make room"):
         train(tiny_recipe, overwrite=True)
+
+
+def test_a_checkpoint_that_cannot_be_sealed_ends_the_run_and_the_one_before_stays(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = end(train(tiny_recipe, *DROPS, "--output_dir", "runs/whole"))
+    kept, calls = checkpoints.seal, []
+
+    def failing(*args: Any) -> Path:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return kept(*args)
+
+    # It is sealed beside the next steps, and found out by the next who asks.
+    monkeypatch.setattr(checkpoints, "seal", failing)
+    said = "checkpoint-12: cannot be written: Input/output error; checkpoint-6 stays the last"
+    with pytest.raises(Failure, match=said):
+        train(tiny_recipe, *DROPS)
+    (folder,) = Path("runs/tiny/seed-0/checkpoints").iterdir()
+    assert folder.name == "checkpoint-6"
+    assert_same(whole, end(train(tiny_recipe, *DROPS, resume=True)))
 
 
 def test_a_second_signal_stops_at_once() -> None:
