@@ -108,6 +108,7 @@ def test_a_head_that_reads_every_state_keeps_its_trunk(tiny_recipe: Path) -> Non
     flags = ["--method", "head", "--checkpoint", "mean"]
     job = text_classification.build(recipe.load(tiny_recipe, flags))
     assert job.notes == [
+        "the checkpoint's head goes on under other label names",
         "batches without padding",
         "the trunk runs every epoch: its head reads more than each text's first state",
     ]
