@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 from transformers.utils.import_utils import is_liger_kernel_available, is_torch_xla_available
 
-from finetune import adalora, checkpoints, ledger, outcome, tuning
+from finetune import adalora, checkpoints, cpu, ledger, outcome, tuning
 from finetune.callbacks import Epochs, History, Progress
 from finetune.errors import Failure, Refusal
 from finetune.job import Job
@@ -178,6 +178,8 @@ def train(
             [_last(run, identity, allowed) if resume and main else None]
         )
         changed = list(outcome.changes(last.run, identity)) if last else []
+        if args.device.type == "cpu" and not args.torch_compile:
+            cpu.prepare(job.model)
         trainer = _trainer(recipe, job, run, args, signals, identity, changed)
         if trainer.is_sharded:
             raise Refusal(

@@ -1,0 +1,139 @@
+"""The cheaper ways to train on a CPU give what torch's and peft's own give."""
+
+import copy
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from finetune import cpu
+
+# Steps of one size, and how many pages the system had to hand out for the last ones.
+STEPS = """\
+import resource, sys, torch
+from finetune import cpu
+if sys.argv[1] == "kept":
+    cpu.keep_memory()
+for step in range(20):
+    if step == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    states = [torch.ones(2**20) for _ in range(8)]
+    del states
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of Linux")
+def test_a_step_takes_the_memory_of_the_one_before() -> None:
+    def pages(way: str) -> int:
+        words = [sys.executable, "-c", STEPS, way]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    assert pages("kept") < 0.1 * pages("given back")
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
+    torch.manual_seed(0)
+    states = torch.ones(1000, 1001, requires_grad=True)
+    out = cpu.Dropout(p)(states)
+    dropped = float((out == 0).float().mean())
+    # Five standard deviations of a share over so many draws.
+    assert abs(dropped - p) < 5 * (p * (1 - p) / states.numel()) ** 0.5
+    assert out.max().item() == pytest.approx(1 / (1 - p), rel=1e-4)
+    # Neither rows nor columns share their draws.
+    for axis in (0, 1):
+        shares = (out == 0).float().mean(axis)
+        assert shares.std().item() == pytest.approx((p * (1 - p) / 1000) ** 0.5, rel=0.15)
+    out.sum().backward()
+    assert states.grad is not None
+    assert torch.equal(states.grad, out.detach())
+
+
+def test_dropout_follows_torchs_seed() -> None:
+    states, dropout = torch.ones(7, 9), cpu.Dropout(0.5)
+    torch.manual_seed(3)
+    first, second = dropout(states), dropout(states)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(states), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_dropout_of_nothing_or_all(p: float) -> None:
+    assert torch.equal(cpu.Dropout(p)(torch.ones(5)), torch.full((5,), 1 - p))
+    assert torch.equal(cpu.Dropout(0.5).eval()(torch.ones(5)), torch.ones(5))
+
+
+def lora(**options: Any) -> Any:
+    """A tiny BERT under LoRA whose every matrix has left its beginning."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = AutoConfig.for_model("bert", vocab_size=64, intermediate_size=48, **sizes, **none)
+    model = AutoModelForSequenceClassification.from_config(config)
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", **options)
+    )
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.1)
+    return adapted
+
+
+def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits of a batch, and the gradients of what learns."""
+    torch.manual_seed(1)
+    logits = model(input_ids=torch.arange(48).view(3, 16)).logits
+    logits.square().sum().backward()
+    return logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}],
+    ids=str,
+)
+def test_lora_is_pefts(options: dict[str, Any]) -> None:
+    theirs = lora(**options)
+    ours = copy.deepcopy(theirs)
+    for module in ours.modules():
+        if type(module) is cpu.PeftLinear:
+            module.__class__ = cpu.LoraLinear
+    for training in (True, False):
+        (expected, gradients), (logits, found) = (step(m.train(training)) for m in (theirs, ours))
+        assert torch.allclose(logits, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+        assert found.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            near = 1e-5 * float(gradient.abs().max())
+            assert torch.allclose(found[name], gradient, rtol=0, atol=near), name
+
+
+def test_lora_takes_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lora()
+    cpu.prepare(model)
+    count = sum(isinstance(module, cpu.LoraLinear) for module in model.modules())
+    calls = []
+    product = cpu.MergedProduct.apply
+    monkeypatch.setattr(cpu.MergedProduct, "apply", lambda *x: calls.append(1) or product(*x))
+    step(model.train())
+    # Two layers of six products, the pooler's and the head's.
+    assert len(calls) == count == 14
+
+
+def test_lora_switched_off_or_folded_in_answers_as_ever() -> None:
+    model = lora().train()
+    ids = torch.arange(48).view(3, 16)
+    cpu.prepare(model)
+    with torch.no_grad():
+        adapted = model(input_ids=ids).logits
+        with model.disable_adapter():
+            base = model(input_ids=ids).logits
+        folded = model.merge_and_unload()(input_ids=ids).logits
+    assert not torch.allclose(base, adapted, atol=1e-3)
+    assert torch.allclose(folded, adapted, atol=1e-5)
