@@ -37,6 +37,7 @@ FLOORS = [
         "finetune.convnets",
         "finetune.positions",
         "finetune.padding_free",
+        "finetune.cpu",
     },
     {
         "finetune.baselines",
@@ -112,7 +113,7 @@ def test_there_is_one_trainer() -> None:
     assert sources_with("(Trainer)") == ["finetune.resumable"]
 
 
-def test_peft_is_imported_in_two_places() -> None:
+def test_peft_is_imported_in_three_places() -> None:
     importers = []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -121,7 +122,7 @@ def test_peft_is_imported_in_two_places() -> None:
                 names = [node.module or ""]
             if any(name.split(".")[0] == "peft" for name in names):
                 importers.append(module_name(path))
-    assert set(importers) == {"finetune.tuning", "finetune.bottleneck_adapters"}
+    assert set(importers) == {"finetune.tuning", "finetune.bottleneck_adapters", "finetune.cpu"}
 
 
 @pytest.mark.parametrize("text", ["trust_remote_code", "import pickle", "torch.load("])

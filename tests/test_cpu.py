@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from finetune import cpu
+from finetune.tasks import text_classification
+
+from .conftest import train_job
 
 # Steps of one size, and how many pages the system had to hand out for the last ones.
 STEPS = """\
@@ -124,6 +128,15 @@ def test_lora_takes_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     step(model.train())
     # Two layers of six products, the pooler's and the head's.
     assert len(calls) == count == 14
+
+
+def test_a_run_on_the_cpu_trains_by_them(tiny_recipe: Path) -> None:
+    flags = ["--method", "lora", "--use_cpu", "true", "--config", "{hidden_dropout_prob: 0.1}"]
+    run, job = train_job(text_classification, tiny_recipe, *flags)
+    kinds = {type(module) for module in job.model.modules()}
+    assert {cpu.Dropout, cpu.LoraLinear} <= kinds
+    assert not {nn.Dropout, cpu.PeftLinear} & kinds
+    assert run.is_finished
 
 
 def test_lora_switched_off_or_folded_in_answers_as_ever() -> None:
