@@ -17,7 +17,7 @@ from finetune.tasks import text_classification
 
 from .conftest import train_job
 
-# Steps of one size, and how many pages the system had to hand out for the last ones.
+# Steps of one size, of blocks that glibc always takes from the system, and how many pages the system had to hand out for the last ones.
 STEPS = """\
 import resource, sys, torch
 from finetune import cpu
@@ -26,7 +26,7 @@ if sys.argv[1] == "kept":
 for step in range(20):
     if step == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    states = [torch.ones(2**20) for _ in range(8)]
+    states = [torch.ones(2**24) for _ in range(2)]
     del states
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
