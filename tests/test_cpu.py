@@ -17,7 +17,7 @@ from finetune.tasks import text_classification
 
 from .conftest import train_job
 
-# Steps of one size, of blocks that glibc always takes from the system, and how many pages the system had to hand out for the last ones.
+# Steps of blocks that glibc always takes from the system, and the pages that the last ones took.
 STEPS = """\
 import resource, sys, torch
 from finetune import cpu
