@@ -17,9 +17,11 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_flash_attn_2_available, is_torch_xla_available
 
-# What takes up the states after attention, by the names of BERT and its kin.
+# A layer's attention, and what takes up the states after it, by the names of BERT and its kin.
+ATTENTION = re.compile(r"encoder\.layer\.\d+\.attention\.self")
 ATTENTION_OUTPUT = re.compile(r"encoder\.layer\.\d+\.attention\.output")
 # The name in transformers' registry. It is no part of what a model's config saves.
 PER_SEQUENCE = "per_sequence"
@@ -27,7 +29,7 @@ FLASH = "flash_attention_2"
 
 # What models hand to their attention that changes nothing here; anything else might.
 WITHOUT_EFFECT = {
-    *("cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids", "use_cache"),
+    *("max_length_q", "max_length_k", "position_ids", "use_cache"),
     *("cache_position", "deterministic", "num_items_in_batch"),
 }
 
@@ -43,13 +45,15 @@ def attention(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention inside each sequence, as an ``AttentionInterface`` function.
 
     Args:
-        query, key, value: (1, heads, T, d): sequences end to end, as ``cu_seq_lens_q`` cuts them;
-            without it (B, heads, L, d): rows that are whole sequences.
+        query, key, value: (1, heads, T, d): sequences end to end, as ``cu_seq_lens_q`` cuts the
+            queries, and ``cu_seq_lens_k`` keys and values; without them (B, heads, L, d): rows
+            that are whole sequences.
         attention_mask: of a batch that did not come through ``Doors``; plain attention then.
         sliding_window: tokens attend to those less than so many places away.
 
@@ -80,17 +84,21 @@ def attention(
         )
         return out.transpose(1, 2)
 
-    if cu_seq_lens_q is None:
+    if cu_seq_lens_q is None or cu_seq_lens_k is None:
         return attend(query, key, value), None
     # Neighbours of one length go together: fewer calls, and wider ones.
-    lengths = cu_seq_lens_q.diff().tolist()
-    runs = [(len(list(same)), length) for length, same in itertools.groupby(lengths)]
-    cuts = [count * length for count, length in runs]
-    parts = [
-        # (1, heads, count * length, d) -> (count, heads, length, d)
-        attend(*(x.unflatten(2, run).squeeze(0).transpose(0, 1) for x in (q, k, v))).flatten(0, 1)
-        for run, q, k, v in zip(runs, *(x.split(cuts, 2) for x in (query, key, value)), strict=True)
-    ]
+    lengths = zip(cu_seq_lens_q.diff().tolist(), cu_seq_lens_k.diff().tolist(), strict=True)
+    runs = [(len(list(same)), *pair) for pair, same in itertools.groupby(lengths)]
+
+    def cut(x: torch.Tensor, side: int) -> list[torch.Tensor]:
+        # (1, heads, T, d) -> (T, heads, d), as it lies in memory: gradients come together uncopied.
+        parts = x[0].transpose(0, 1).split([run[0] * run[side] for run in runs])
+        # (count * length, heads, d) -> (count, heads, length, d)
+        shapes = [(run[0], run[side]) for run in runs]
+        return [x.unflatten(0, n).transpose(1, 2) for x, n in zip(parts, shapes, strict=True)]
+
+    states = zip(cut(query, 1), cut(key, 2), cut(value, 2), strict=True)
+    parts = [attend(q, k, v).flatten(0, 1) for q, k, v in states]
     return torch.cat(parts).unsqueeze(0), None
 
 
@@ -118,8 +126,8 @@ class Doors:
 
     Args:
         trunk: a model's ``base_model``.
-        first_only: the head reads each sequence's first token alone, so behind the last
-            attention the others stop, where the trunk has BERT's shape.
+        first_only: the head reads each sequence's first token alone, so in the last layer no other
+            asks, and behind its attention the others stop, where the trunk has BERT's shape.
     """
 
     def __init__(self, trunk: nn.Module, first_only: bool) -> None:
@@ -142,6 +150,8 @@ class Doors:
         self.first_only = first_only and bool(outputs)
         if self.first_only:
             self.hooks.append(outputs[-1].register_forward_pre_hook(self._stop_others))
+            self.last = [m for name, m in trunk.named_modules() if ATTENTION.fullmatch(name)][-1]
+            self.last.forward = self._first_attend
 
     def _enter(
         self, trunk: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -171,13 +181,27 @@ class Doors:
             **{"max_length_q": ids.shape[1], "max_length_k": ids.shape[1]},
         }
 
+    def _first_attend(self, states: torch.Tensor, *rest: Any, **options: Any) -> tuple[Any, Any]:
+        """What the last attention gives of states (1, T, H): of the first tokens (1, B, H)."""
+        last: Any = self.last
+        if self.kept is None:
+            return type(last).forward(last, states, *rest, **options)
+        heads = (1, -1, last.num_attention_heads, last.attention_head_size)
+        rows = ((last.query, states[:, self.starts]), (last.key, states), (last.value, states))
+        ends = torch.arange(len(self.starts) + 1, dtype=torch.int32, device=states.device)
+        given = options | {"cu_seq_lens_q": ends, "max_length_q": 1}
+        given |= {"dropout": last.dropout.p * last.training, "scaling": last.scaling}
+        attend = ALL_ATTENTION_FUNCTIONS[last.config._attn_implementation]
+        out, _ = attend(last, *(f(x).view(heads).transpose(1, 2) for f, x in rows), **given)
+        return out.flatten(2), None
+
     def _stop_others(
         self, output: nn.Module, arguments: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...] | None:
-        """Of what attention gives (1, T, H), and of its input, the first tokens (1, B, H)."""
+        """Of the last attention's input (1, T, H) the first tokens (1, B, H), as it gave."""
         if self.kept is None:
             return None
-        return tuple(states[:, self.starts] for states in arguments)
+        return arguments[0], arguments[1][:, self.starts]
 
     def _padded(self, states: torch.Tensor) -> torch.Tensor:
         """States (1, T or B, H) -> (B, L, H), zero where there is none."""
@@ -200,6 +224,8 @@ class Doors:
         """Leave the trunk as it was."""
         for hook in self.hooks:
             hook.remove()
+        if self.first_only:
+            del self.last.forward
 
 
 def _positions(trunk: nn.Module, ids: torch.Tensor) -> torch.Tensor:
