@@ -87,7 +87,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore
         (of_out,), (x, weight) = grads, ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         of_x = product(of_out, weight.T, None) if for_x else None
@@ -131,7 +131,7 @@ class MergedProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore
         (of_out,), (x, merged, low, b) = grads, ctx.saved_tensors
         rows = flat(of_out)
         of_low = product(rows, b.T, None)

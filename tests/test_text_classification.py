@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import recipe
+from finetune import ledger, recipe, runner
 from finetune.errors import Refusal
 from finetune.recipe import Model
 from finetune.tasks import text_classification
@@ -262,3 +262,28 @@ def test_rows_to_answer_are_encoded_a_window_at_a_time(
             words = tokenizer.tokenize(rows[n]["text"])[:14]
             found = tokenizer.convert_ids_to_tokens(batch["input_ids"][row])
             assert found[1 : len(words) + 1] == words
+
+
+def test_evaluation_holds_so_many_tokens_at_once(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(*flags: str) -> int:
+        read = recipe.load(tiny_recipe, flags)
+        job = text_classification.build(read)
+        return runner.training_arguments(read, ledger.Run("runs/a"), job).per_device_eval_batch_size
+
+    assert at_once() == 64
+    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 50)
+    rows = text_classification.build(recipe.load(tiny_recipe)).splits
+    longest = max(max(rows[name]["length"]) for name in ("validation", "test"))
+    assert longest < 16
+    assert at_once() == 50 // longest
+    # Of rows cut to 8 tokens there are more, of longer ones than the budget one.
+    assert at_once("--max_length", "8") == 6
+    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 5)
+    assert at_once() == 1
+    assert at_once("--per_device_eval_batch_size", "7") == 7
+    # XLA pads every row to max_length.
+    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 50)
+    monkeypatch.setattr(text_classification, "is_torch_xla_available", lambda: True)
+    assert at_once() == 50 // 16

@@ -48,6 +48,8 @@ AUTO_MODEL = AutoModelForSequenceClassification
 AUTO_PROCESSOR = AutoTokenizer
 # Rows that are encoded at once to be answered: enough to find others of like length.
 WINDOW = 1024
+# What evaluation holds at once: so many rows, or fewer whose tokens would be more than that.
+EVAL_ROWS, EVAL_TOKENS = 64, 32_768
 
 
 def kept(length: int, budget: int, truncation: str, head_share: float) -> list[int]:
@@ -157,6 +159,10 @@ def build(recipe: Recipe) -> Job:
             collator = features.collate
             notes.append("the trunk's features computed once, without its dropout")
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
+    longest = max([1, *splits["validation"]["length"], *splits["test"]["length"]])
+    if padding == "max_length":
+        longest = recipe.model.max_length
+    at_once = max(1, min(EVAL_ROWS, EVAL_TOKENS // longest))
     return Job(
         model=model,
         checkpoint=checkpoint,
@@ -169,6 +175,7 @@ def build(recipe: Recipe) -> Job:
         headline=scoring.HEADLINE[data.problem_type],
         baselines=lambda: baselines.for_texts(data),
         answers=lambda logits: answers(logits, data.problem_type, data.label_names),
+        training={"per_device_eval_batch_size": at_once},
         notes=notes,
     )
 
