@@ -221,7 +221,9 @@ def draw(seconds: dict[str, float], limit: float) -> None:
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.barh(names[::-1], [seconds[name] for name in names[::-1]], color="#4477aa")
-    axes.axvline(limit, color="#aa3377", linestyle="--", label="matrix products of every token, no more")
+    axes.axvline(
+        limit, color="#aa3377", linestyle="--", label="matrix products of every token, no more"
+    )
     axes.set_xlabel("seconds an epoch")
     axes.legend(frameon=False)
     figure.savefig(FIGURE)
