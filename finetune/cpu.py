@@ -100,10 +100,11 @@ class Product(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that computes as ``Product`` does, in fp32."""
+    """``nn.Linear`` that learns as ``Product`` does, in fp32; it answers as the saved one will."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if input.dtype is self.weight.dtype is torch.float32 and on_cpu(input):
+        fp32 = input.dtype is self.weight.dtype is torch.float32
+        if self.training and fp32 and on_cpu(input):
             return Product.apply(input, self.weight, self.bias)
         return super().forward(input)
 

@@ -120,6 +120,13 @@ def test_a_linear_layer_of_another_precision_is_torchs_own(dtype: torch.dtype) -
         assert layer.float()(x.float()).dtype is torch.bfloat16
 
 
+def test_a_linear_layer_answers_by_the_bits_of_torchs() -> None:
+    layer, x = nn.Linear(384, 384).eval(), torch.randn(64, 384)
+    expected = layer(x)
+    layer.__class__ = cpu.Linear
+    assert torch.equal(layer(x), expected)
+
+
 def lora(**options: Any) -> Any:
     """A tiny BERT under LoRA whose every matrix has left its beginning."""
     torch.manual_seed(0)
