@@ -60,7 +60,7 @@ class Dropout(nn.Dropout):
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x (*, in) -> x @ weight.T + bias (*, out), without a gradient.
+    """x (T, in) -> x @ weight.T + bias (T, out), without a gradient.
 
     By oneDNN, where torch has it, as torch.compile does: torch's own linear layers go to MKL,
     which takes a tenth longer on AMD's processors, and twice as long for a side of 8.
@@ -72,13 +72,8 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return functional.linear(x, weight, bias)
 
 
-def flat(x: torch.Tensor) -> torch.Tensor:
-    """(*, n) -> (rows, n)."""
-    return x.reshape(-1, x.shape[-1])
-
-
 class Product(torch.autograd.Function):
-    """x (*, in) -> x @ weight.T + bias (*, out)."""
+    """x (T, in) -> x @ weight.T + bias (T, out)."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> Any:
@@ -91,12 +86,12 @@ class Product(torch.autograd.Function):
         (of_out,), (x, weight) = grads, ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         of_x = product(of_out, weight.T, None) if for_x else None
-        rows, of_weight = flat(of_out), None
+        of_weight = None
         if for_weight:
-            x = flat(x)
             # MKL is the faster one here, if the longer side comes first.
-            of_weight = rows.T @ x if rows.shape[1] > x.shape[1] else (x.T @ rows).T
-        return of_x, of_weight, rows.sum(0) if for_bias else None
+            wide = of_out.shape[1] > x.shape[1]
+            of_weight = of_out.T @ x if wide else (x.T @ of_out).T
+        return of_x, of_weight, of_out.sum(0) if for_bias else None
 
 
 class Linear(nn.Linear):
@@ -105,8 +100,14 @@ class Linear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         fp32 = input.dtype is self.weight.dtype is torch.float32
         if self.training and fp32 and on_cpu(input):
-            return Product.apply(input, self.weight, self.bias)
+            out = Product.apply(flat(input), self.weight, self.bias)
+            return out.view(*input.shape[:-1], self.out_features)
         return super().forward(input)
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    """(*, n) -> (T, n)."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def on_cpu(x: torch.Tensor) -> bool:
@@ -115,7 +116,7 @@ def on_cpu(x: torch.Tensor) -> bool:
 
 
 class MergedProduct(torch.autograd.Function):
-    """x (*, in) -> x @ (weight + scale * b @ a).T + bias (*, out), learned in a and b.
+    """x (T, in) -> x @ (weight + scale * b @ a).T + bias (T, out), learned in a and b.
 
     a (r, in) and b (out, r) are added to the weight (out, in) first: with more tokens than
     columns that is cheaper than to send every token through them.
@@ -125,7 +126,7 @@ class MergedProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
         merged = torch.addmm(weight, b, a, alpha=scale)
         # Reads x while it is at hand; the backward pass would wait for it.
-        low = product(a, flat(x), None)
+        low = product(a, x, None)
         ctx.save_for_backward(x, merged, low, b)
         ctx.scale = scale
         return product(x, merged, bias)
@@ -134,10 +135,9 @@ class MergedProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore
         (of_out,), (x, merged, low, b) = grads, ctx.saved_tensors
-        rows = flat(of_out)
-        of_low = product(rows, b.T, None)
-        of_b = ctx.scale * product(low, rows.T, None).T
-        of_a = ctx.scale * product(of_low.T, flat(x).T, None)
+        of_low = product(of_out, b.T, None)
+        of_b = ctx.scale * product(low, of_out.T, None).T
+        of_a = ctx.scale * product(of_low.T, x.T, None)
         of_x = product(of_out, merged.T, None) if ctx.needs_input_grad[0] else None
         return of_x, None, None, of_a, of_b, None
 
@@ -161,4 +161,6 @@ class LoraLinear(PeftLinear):
         if not plain:
             return super().forward(x, *args, **kwargs)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return MergedProduct.apply(x, base.weight, base.bias, a, b, self.scaling[name])
+        scale = self.scaling[name]
+        out = MergedProduct.apply(flat(x), base.weight, base.bias, a, b, scale)
+        return out.view(*x.shape[:-1], base.out_features)
