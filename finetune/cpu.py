@@ -98,8 +98,7 @@ class Linear(nn.Linear):
     """``nn.Linear`` that learns as ``Product`` does, in fp32; it answers as the saved one will."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        fp32 = input.dtype is self.weight.dtype is torch.float32
-        if self.training and fp32 and on_cpu(input):
+        if self.training and fp32_on_cpu(input, self.weight):
             out = Product.apply(flat(input), self.weight, self.bias)
             return out.view(*input.shape[:-1], self.out_features)
         return super().forward(input)
@@ -110,9 +109,10 @@ def flat(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def on_cpu(x: torch.Tensor) -> bool:
-    """Whether x is on a CPU, whose products there keep their precision."""
-    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+def fp32_on_cpu(*tensors: Any) -> bool:
+    """Whether all are fp32 and on a CPU, and their products are to stay so."""
+    plain = all(x.dtype is torch.float32 and x.device.type == "cpu" for x in tensors)
+    return plain and not torch.is_autocast_enabled("cpu")
 
 
 class MergedProduct(torch.autograd.Function):
@@ -155,8 +155,7 @@ class LoraLinear(PeftLinear):
             and not self.lora_bias[name]
             and isinstance(self.lora_dropout[name], nn.Identity)
             and isinstance(base, Linear)
-            and x.dtype is base.weight.dtype is self.lora_A[name].weight.dtype is torch.float32
-            and on_cpu(x)
+            and fp32_on_cpu(x, base.weight, self.lora_A[name].weight)
         )
         if not plain:
             return super().forward(x, *args, **kwargs)

@@ -20,9 +20,8 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_flash_attn_2_available, is_torch_xla_available
 
-# A layer's attention, and what takes up the states after it, by the names of BERT and its kin.
-ATTENTION = re.compile(r"encoder\.layer\.\d+\.attention\.self")
-ATTENTION_OUTPUT = re.compile(r"encoder\.layer\.\d+\.attention\.output")
+# A layer's attention, by the names of BERT and its kin: ``self``, and ``output`` behind it.
+ATTENTION = re.compile(r"encoder\.layer\.\d+\.attention")
 # The name in transformers' registry. It is no part of what a model's config saves.
 PER_SEQUENCE = "per_sequence"
 FLASH = "flash_attention_2"
@@ -146,12 +145,12 @@ class Doors:
         pooler = getattr(trunk, "pooler", None)
         if pooler is not None:
             self.hooks.append(pooler.register_forward_pre_hook(self._pool))
-        outputs = [m for name, m in trunk.named_modules() if ATTENTION_OUTPUT.fullmatch(name)]
-        self.first_only = first_only and bool(outputs)
+        layers: list[Any] = [m for name, m in trunk.named_modules() if ATTENTION.fullmatch(name)]
+        self.first_only = first_only and bool(layers) and hasattr(layers[-1], "self")
         if self.first_only:
-            self.hooks.append(outputs[-1].register_forward_pre_hook(self._stop_others))
-            self.last = [m for name, m in trunk.named_modules() if ATTENTION.fullmatch(name)][-1]
+            self.last = layers[-1].self
             self.last.forward = self._first_attend
+            self.hooks.append(layers[-1].output.register_forward_pre_hook(self._stop_others))
 
     def _enter(
         self, trunk: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -183,7 +182,7 @@ class Doors:
 
     def _first_attend(self, states: torch.Tensor, *rest: Any, **options: Any) -> tuple[Any, Any]:
         """What the last attention gives of states (1, T, H): of the first tokens (1, B, H)."""
-        last: Any = self.last
+        last = self.last
         if self.kept is None:
             return type(last).forward(last, states, *rest, **options)
         heads = (1, -1, last.num_attention_heads, last.attention_head_size)
