@@ -125,15 +125,15 @@ class Doors:
 
     Args:
         trunk: a model's ``base_model``.
-        first_only: the head reads each sequence's first token alone, so in the last layer no other
-            asks, and behind its attention the others stop, where the trunk has BERT's shape.
+        first_only: the head reads each sequence's first token alone. Where the trunk has BERT's
+            shape, no other then asks in the last layer, goes beyond its attention, or comes out.
     """
 
     def __init__(self, trunk: nn.Module, first_only: bool) -> None:
         self.names = list(inspect.signature(trunk.forward).parameters)
-        # Where each sequence starts among the real tokens, and where the states that come out
-        # stand in the padded batch; None for a batch that is not for us. They stay until the next
-        # batch: gradient checkpointing runs the layers once more in the backward pass.
+        # Where each sequence starts among the real tokens, and where those stand in the padded
+        # batch; None for a batch that is not for us. They stay until the next batch: gradient
+        # checkpointing runs the layers once more in the backward pass.
         self.starts = torch.empty(0)
         self.kept: torch.Tensor | None = None
         self.shape = torch.Size()
@@ -172,8 +172,7 @@ class Doors:
             for name, value in given.items()
         }
         ends = functional.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-        self.starts = ends[:-1]
-        self.kept = index[self.starts] if self.first_only else index
+        self.starts, self.kept = ends[:-1], index
         return (), given | {
             "attention_mask": None,
             **{"cu_seq_lens_q": ends, "cu_seq_lens_k": ends},
@@ -203,8 +202,10 @@ class Doors:
         return arguments[0], arguments[1][:, self.starts]
 
     def _padded(self, states: torch.Tensor) -> torch.Tensor:
-        """States (1, T or B, H) -> (B, L, H), zero where there is none."""
+        """States (1, T, H) -> (B, L, H), zero for padding; first tokens (1, B, H) -> (B, 1, H)."""
         assert self.kept is not None
+        if self.first_only:
+            return states.transpose(0, 1)
         rows = states.new_zeros(self.shape.numel(), states.shape[-1])
         return rows.index_copy(0, self.kept, states[0]).view(*self.shape, -1)
 
@@ -319,7 +320,7 @@ def _sample(model: nn.Module, base: PreTrainedModel) -> torch.Tensor:
     mask = mask.to(base.device)
     try:
         logits = model(input_ids=ids, attention_mask=mask).logits.float()
+        # A head on every token speaks of padding too, which nobody asks.
+        return logits[mask.bool()] if logits.ndim == 3 else logits
     except Exception as error:
         raise NotImplementedError(" ".join(str(error).split())) from error
-    # A head on every token speaks of padding too, which nobody asks.
-    return logits[mask.bool()] if logits.ndim == 3 else logits

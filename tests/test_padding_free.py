@@ -153,17 +153,20 @@ def test_logits_and_gradients_are_the_padded_ones(family: str, head: str, method
 def test_in_the_last_layer_only_what_the_head_reads_asks_and_goes_on(family: str) -> None:
     learner = model(family)
     assert padding_free.enable(learner, CPU) == ""
-    seen, asked = [], []
+    seen, asked, left = [], [], []
     for layer in learner.base_model.encoder.layer:
         layer.intermediate.register_forward_pre_hook(lambda m, given: seen.append(given[0].shape))
         query = layer.attention.self.query
         query.register_forward_pre_hook(lambda m, given: asked.append(given[0].shape))
+    learner.base_model.register_forward_hook(lambda m, given, out: left.append(out[0].shape))
     learner.activation_checkpointing_enable()
     learner.train()
     found = gradients(learner, batch(learner.config.pad_token_id))
     # Once more in the backward pass, from the last layer to the first.
     assert [shape[1] for shape in seen] == [156, 6, 6, 156]
     assert [shape[1] for shape in asked] == [156, 6, 6, 156]
+    # One a text, not put back among padding.
+    assert [shape[:2] for shape in left] == [(6, 1)]
     learner.activation_checkpointing_disable()
     assert_close(found, gradients(learner, batch(learner.config.pad_token_id)), 1e-6)
 
