@@ -59,6 +59,14 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
     assert torch.equal(states.grad, out.detach())
 
 
+def test_dropout_holds_a_byte_a_value_for_the_backward_pass() -> None:
+    states = torch.ones(100, 100, requires_grad=True)
+    held: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(held.append, lambda _: None):
+        cpu.Dropout(0.5)(states)
+    assert sum(x.nbytes for x in held) == states.numel()
+
+
 def test_dropout_follows_torchs_seed() -> None:
     states, dropout = torch.ones(7, 9), cpu.Dropout(0.5)
     torch.manual_seed(3)
