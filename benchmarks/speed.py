@@ -3,9 +3,10 @@
 MiniLM on IMDB reviews, max_length 256, batch 16, one epoch, fp32: the plain Trainer padded to the
 maximum, with dynamic padding and with length-grouped batches; this project's full, lora and head;
 ten epochs on a frozen trunk; answers beside pipeline(batch_size=32). Every path is a process of its
-own, all paths take turns, and medians and ratios are printed; about 45 minutes on two cores. The
-limit is the time that the real tokens' matrix products take at the speed of this machine's own,
-measured in the same turns.
+own, all paths take turns, and medians and ratios are printed; about 45 minutes on two cores. What
+a step of lora costs beside one of full is measured step by step: two runs on the same batches, each
+waiting while the other computes. The limit is the time that the real tokens' matrix products take
+at the speed of this machine's own, measured in the same turns.
 
 Writes benchmarks/results/speed.json after every turn, and benchmarks/results/speed.svg.
 """
@@ -31,17 +32,19 @@ LENGTH, BATCH, EPOCHS = 256, 16, 10
 PLAIN = {"plain, padded": "max", "plain, dynamic": "dynamic", "plain, grouped": "grouped"}
 OURS = {"full": ["full", 1], "lora": ["lora", 1], "head": ["head", 1]}
 FROZEN = {"plain, frozen": "frozen", "head, ten epochs": ["head", EPOCHS]}
+STEPS = {"full, a step": "full", "lora, a step": "lora"}
 ANSWERS = ["pipeline", "predict"]
-PATHS = ["matrix products", *PLAIN, *OURS, *FROZEN, *ANSWERS]
+PATHS = ["matrix products", *PLAIN, *OURS, "steps", *FROZEN, *ANSWERS]
 # Slow, and far from what they are compared with: their turn is in the first round alone. Of the
 # plain Trainer's ten epochs on a frozen trunk, all the same work, two are run and count for ten.
 ONCE = {"plain, padded", "plain, frozen"}
 FROZEN_EPOCHS = 2
-# What is divided by what: more than 1 means that the second is faster; the bar.
+# What is divided by what, turn by turn and step by step: more than 1 means that the second is
+# faster; the bar.
 RATIOS = {
     "full against dynamic padding": ("plain, dynamic", "full", 2.2),
     "full against length-grouped": ("plain, grouped", "full", 1.5),
-    "full against lora": ("full", "lora", 1 / 0.75),
+    "a step of full against lora": ("full, a step", "lora, a step", 1 / 0.75),
     "ten epochs on a frozen trunk": ("plain, frozen", "head, ten epochs", 10),
     "predict against pipeline": ("pipeline", "predict", 1.3),
 }
@@ -160,6 +163,50 @@ training:
     return {"seconds": cost["total_seconds" if method == "head" else "train_seconds"]}
 
 
+def steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of the steps of two methods, which take turns on the same batches."""
+    ends = [os.pipe(), os.pipe()]
+    os.write(ends[0][1], b".")
+    running = []
+    for method, own, other in zip(STEPS.values(), ends, ends[::-1], strict=True):
+        words = [sys.executable, __file__, "--path", method, "--rows", str(options.rows)]
+        words += ["--folder", str(options.folder / "steps")]
+        baton = (own[0], other[1])
+        words += ["--baton", *map(str, baton)]
+        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, pass_fds=baton))
+    # A run that ends, or fails, lets the other go on: nobody else holds its end.
+    for end in (*ends[0], *ends[1]):
+        os.close(end)
+    said = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        sys.exit(1)
+    # The first step is still warming up, and during the last one the other run ends.
+    found = [json.loads(text.splitlines()[-1])["steps"][1:-1] for text in said]
+    return {
+        path: {"seconds": statistics.median(seconds), "steps": seconds}
+        for path, seconds in zip(STEPS, found, strict=True)
+    }
+
+
+def take_turns(baton: list[int]) -> list[float]:
+    """Let a Trainer's steps wait for a byte each, then send one; their seconds, as they come."""
+    from transformers import TrainerCallback, trainer
+
+    seconds: list[float] = []
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            os.read(baton[0], 1)
+            seconds.append(-time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds[-1] += time.perf_counter()
+            os.write(baton[1], b".")
+
+    trainer.DEFAULT_CALLBACKS.append(Turns)  # pyright: ignore
+    return seconds
+
+
 def answers(way: str, rows: int, folder: Path) -> dict[str, Any]:
     """Seconds to answer so many reviews, and the answers."""
     from transformers import pipeline
@@ -188,6 +235,9 @@ def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:
     """One path, in this process."""
     if path == "matrix products":
         return products()
+    if path == "steps":
+        return steps(options)
+    turns = take_turns(options.baton) if options.baton else []
     if path in ANSWERS:
         found: dict[str, Any] = answers(path, options.answers, options.folder / "full")
     elif path in PLAIN or path == "plain, frozen":
@@ -198,6 +248,7 @@ def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:
         subprocess.run(["rm", "-rf", str(folder)], check=True)
         folder.mkdir(parents=True)
         found = ours(str(method), int(epochs), options.rows, folder)
+    found["steps"] = turns
     return found | {"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
 
@@ -237,6 +288,7 @@ def main() -> None:
     parser.add_argument("--paths", nargs="+", default=PATHS, help="some of the paths")
     parser.add_argument("--path", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--baton", nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.path:
         print(json.dumps(measure(options.path, options)))
@@ -253,15 +305,17 @@ def main() -> None:
                 done = subprocess.run(words, capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(f"{path}: {done.stderr}")
-                found.setdefault(path, []).append(json.loads(done.stdout.splitlines()[-1]))
-                last = {k: v for k, v in found[path][-1].items() if k != "labels"}
-                print(f"{turn + 1}/{options.rounds}  {path:20} {last}", flush=True)
+                seen = json.loads(done.stdout.splitlines()[-1])
+                for name, row in seen.items() if path == "steps" else [(path, seen)]:
+                    found.setdefault(name, []).append(row)
+                    last = {k: v for k, v in row.items() if k not in ("labels", "steps")}
+                    print(f"{turn + 1}/{options.rounds}  {name:20} {last}", flush=True)
                 results = summary(found, vars(options))
                 if set(options.paths) == set(PATHS):
                     NUMBERS.parent.mkdir(parents=True, exist_ok=True)
                     NUMBERS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     show(results)
-    if set(found) == set(PATHS):
+    if set(options.paths) == set(PATHS):
         draw(results["seconds"], results["limit_seconds"])
 
 
@@ -271,9 +325,16 @@ def summary(found: dict[str, list[dict[str, Any]]], options: dict[str, Any]) -> 
     def middle(path: str, what: str) -> float:
         return statistics.median(row[what] for row in found[path])
 
+    def times(path: str) -> list[float]:
+        return [x for row in found[path] for x in row["steps"] or [row["seconds"]]]
+
+    def ratio(slow: str, fast: str) -> float:
+        pairs = zip(times(slow), times(fast), strict=False)
+        return statistics.median(s / f for s, f in pairs)
+
     timed = [path for path in found if path != "matrix products"]
     seconds = {path: round(middle(path, "seconds"), 2) for path in timed}
-    peaks = {path: int(middle(path, "peak_bytes")) for path in timed}
+    peaks = {path: int(middle(path, "peak_bytes")) for path in timed if path not in STEPS}
     results: dict[str, Any] = {
         "machine": machine(),
         "sizes": {name: options[name] for name in ("rows", "answers", "rounds")},
@@ -281,7 +342,7 @@ def summary(found: dict[str, list[dict[str, Any]]], options: dict[str, Any]) -> 
         "every": {path: [round(row["seconds"], 2) for row in found[path]] for path in timed},
         "peak_bytes": peaks,
         "ratios": {
-            name: round(seconds[slow] / seconds[fast], 2)
+            name: round(ratio(slow, fast), 2)
             for name, (slow, fast, _) in RATIOS.items()
             if {slow, fast} <= set(seconds)
         },
