@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from victims import KINDS, Ours, Plain, do, fork, prepare, wait, wrapped
 
 from finetune import checkpoints, ledger, resumable
 from finetune.errors import Refusal
+from finetune.saver import Saver
 
 Side = Ours | Plain
 # The figures of this project in which something did not come out right.
@@ -168,7 +168,7 @@ def calls(side: Side, size: int) -> None:
                 on.extend([1] * (len(saves) == 3))
                 kept(*args, **kwargs)
                 if side.name == "finetune":
-                    args[0].settle()
+                    args[0].saver.settle()
                 if on:
                     os.kill(os.getpid(), signal.SIGKILL if left[0] <= 1 else signal.SIGALRM)
 
@@ -453,7 +453,7 @@ def full(side: Side, size: int) -> None:
             def careless() -> None:
                 # Half of them without the look at the free space, so that writes do fail.
                 if i % 2:
-                    resumable.ResumableTrainer.check_disk = lambda self, count: None
+                    Saver.shortage = lambda self, count, expected: None
                 side.train(run, "random", *flags)
 
             status = wait(fork(careless, "full.log"))
@@ -500,11 +500,7 @@ def rotation(side: Side, size: int) -> None:
                 (folder / f"checkpoint-{step}" / "model.safetensors").write_text("", "utf-8")
         limit = draw.randint(1, 3)
         if side.name == "finetune":
-            holder: Any = SimpleNamespace(
-                limit=limit, folder=folder, is_world_process_zero=lambda: True
-            )
-            keep: set[str | None] = {checkpoints.name(best), checkpoints.name(last)}
-            resumable.ResumableTrainer._clear(holder, keep, 1)
+            Saver(folder, limit, {}).clear({checkpoints.name(best), checkpoints.name(last)}, 1)
         else:
             rotate_checkpoints(str(folder), limit, str(folder / f"checkpoint-{best}"), True)
         kept = {p.name for p in folder.iterdir()}

@@ -1,9 +1,7 @@
 """A ``Trainer`` that saves whole checkpoints and goes on from them as if nothing had happened."""
 
 import random
-import shutil
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from finetune import checkpoints, preemption, tuning
 from finetune.errors import Failure, Refusal
+from finetune.saver import Saver
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -60,21 +59,14 @@ class ResumableTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # What is deleted when is decided here, before a save; the Trainer's own way is to delete
+        # What is deleted when is decided there, before a save; the Trainer's own way is to delete
         # by name, and after.
-        self.limit, self.args.save_total_limit = self.args.save_total_limit, None
-        self.signals, self.run, self.parts, self.changed = signals, run, parts, changed
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self.saver = Saver(Path(str(self.args.output_dir)), limit, run)
+        self.signals, self.parts, self.changed = signals, parts, changed
         self.epoch_end = EpochEnd()
         self.add_callback(self.epoch_end)
-        self.folder = Path(str(self.args.output_dir))
         self.asked = 0
-        # The last checkpoint that is known to be whole, and the step of the best one it needs.
-        self._saved: str | None = None
-        self.needed: int | None = None
-        # What is written but still to be hashed, to reach the disk and to get its name; that goes
-        # on beside the next steps.
-        self.sealer = ThreadPoolExecutor(1)
-        self.sealing: tuple[Future[Path], str, int | None] | None = None
         self.resumed: dict[str, Any] = {}
         self.random: dict[str, Any] | None = None
         # What a subclass counts, as JSON can say it.
@@ -116,9 +108,8 @@ class ResumableTrainer(Trainer):
             done = super().train(*args, **kwargs)
         finally:
             self.signals.patient = False
-            if self.sealing:
-                # Whoever resumes the run may do so as soon as this process lets go of it.
-                wait([self.sealing[0]])
+            # Whoever resumes the run may do so as soon as this process lets go of it.
+            self.saver.wait()
             self.seconds_before, self.began = self.seconds, time.monotonic()
         if self.signals.received:
             # It came while the best weights were loaded.
@@ -131,7 +122,7 @@ class ResumableTrainer(Trainer):
         if resumed:
             self.state.compute_steps(self.args, max_steps)
             # The run may have been moved since.
-            best = self.folder / checkpoints.name(self.state.best_global_step or 0)
+            best = self.saver.folder / checkpoints.name(self.state.best_global_step or 0)
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         return where
 
@@ -143,7 +134,7 @@ class ResumableTrainer(Trainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self._catch_up()
-        self.settle()
+        self.saver.settle()
         return super()._finalize_training(*args, **kwargs)
 
     def _catch_up(self) -> None:
@@ -209,13 +200,13 @@ class ResumableTrainer(Trainer):
             super()._maybe_log_save_evaluate(*args, **kwargs)
         except Interrupted:
             # Interrupted again by the time it is resumed, it is where its checkpoint was.
-            if self.saved != checkpoints.name(self.state.global_step, evaluated=False):
+            if self.saver.saved != checkpoints.name(self.state.global_step, evaluated=False):
                 self._write({"save": save}, before)
         else:
-            if self.signal and self.saved != checkpoints.name(self.state.global_step):
+            if self.signal and self.saver.saved != checkpoints.name(self.state.global_step):
                 self._write(None)
         if self.signal:
-            self.settle()
+            self.saver.settle()
             step = self.state.global_step
             preemption.leave(self.signal, f"step {step} is saved; `finetune resume` goes on there")
 
@@ -268,10 +259,10 @@ class ResumableTrainer(Trainer):
         failure = None
         if self.is_world_process_zero():
             try:
-                self.settle()
+                self.saver.settle()
                 self._write_whole(final, position)
             except (OSError, SafetensorError) as error:
-                failure = self._unwritten(final, error)
+                failure = self.saver.unwritten(final, error)
             except Failure as error:
                 failure = str(error)
         failure, self.state.best_model_checkpoint = broadcast_object_list(
@@ -280,106 +271,39 @@ class ResumableTrainer(Trainer):
         if failure:
             raise Failure(failure)
         if not self.is_world_process_zero():
-            self._saved = final
-
-    @property
-    def saved(self) -> str | None:
-        """The last checkpoint that is whole."""
-        self.settle()
-        return self._saved
-
-    def settle(self) -> None:
-        """Wait until what was written last is sealed.
-
-        Raises:
-            Failure: it could not be; older checkpoints stay valid.
-        """
-        if self.sealing is None:
-            return
-        (sealed, final, best), self.sealing = self.sealing, None
-        try:
-            sealed.result()
-        except OSError as error:
-            raise Failure(self._unwritten(final, error)) from None
-        self._saved, self.needed = final, best
-
-    def _unwritten(self, final: str, error: OSError | SafetensorError | str) -> str:
-        why = error.strerror if isinstance(error, OSError) else error
-        kept = f"{self._saved} stays the last" if self._saved else "there is none before it"
-        return f"{self.folder / final}: cannot be written: {why}; {kept}"
+            self.saver.note(final, None)
 
     def _write_whole(self, final: str, position: dict[str, Any]) -> None:
         step, best = self.state.global_step, self.state.best_global_step
-        if best and (best == step or (self.folder / checkpoints.name(best)).is_dir()):
-            self.state.best_model_checkpoint = str(self.folder / checkpoints.name(best))
+        if best and (best == step or (self.saver.folder / checkpoints.name(best)).is_dir()):
+            self.state.best_model_checkpoint = str(self.saver.folder / checkpoints.name(best))
         else:
             best = None
-        model = self.accelerator.unwrap_model(self.model)
-        weights = tuning.learned(model)
+        weights = tuning.learned(self.accelerator.unwrap_model(self.model))
         for name, weight in weights.items():
             # Where a value is not finite neither is the sum, which asks for no mask of all values.
             suspect = weight.is_floating_point() and not bool(torch.isfinite(weight.sum()))
             if suspect and not bool(torch.isfinite(weight).all()):
-                raise Failure(self._unwritten(final, f"{name} has values that are not finite"))
-        # Before the save, so that a disk that holds two checkpoints stays large enough; what the
-        # last one needs stays until the new one is whole.
-        self._clear({self.saved, *self._bests(best)}, 1)
-        if small := self.check_disk(1):
-            raise Failure(self._unwritten(final, small))
-        staged = checkpoints.stage(self.folder, step)
-        try:
+                raise Failure(self.saver.unwritten(final, f"{name} has values that are not finite"))
+        scaler = self.accelerator.scaler
+        self.state.stateful_callbacks = cast(Any, self._counters())
+        with self.saver.save(step, final, best, _expected_bytes(weights)) as staged:
             checkpoints.write(staged, "model", weights)
             checkpoints.write(staged, "optimizer", cast(Any, self.optimizer).state_dict())
             checkpoints.write(staged, "scheduler", cast(Any, self.lr_scheduler).state_dict())
-            if self.accelerator.scaler is not None:
-                checkpoints.write(staged, "scaler", self.accelerator.scaler.state_dict())
+            if scaler is not None:
+                checkpoints.write(staged, "scaler", scaler.state_dict())
             for name, part in self.parts.items():
                 said = part.state()
                 if said is not None:
                     checkpoints.write(staged, name, said)
             checkpoints.write(staged, "position", position)
-            self.state.stateful_callbacks = cast(Any, self._counters())
             self.state.save_to_json(str(staged / "trainer_state.json"))
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-        sealed = self.sealer.submit(self._seal, staged, final, None if best == step else best)
-        self.sealing = sealed, final, best
-
-    def _seal(self, staged: Path, final: str, best: int | None) -> Path:
-        try:
-            return checkpoints.seal(staged, final, best, self.run)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-
-    def _bests(self, best: int | None) -> set[str]:
-        return {checkpoints.name(step) for step in (best, self.needed) if step}
-
-    def _clear(self, keep: set[str | None], coming: int) -> None:
-        """Delete the oldest checkpoints beyond ``save_total_limit``, but none of ``keep``."""
-        if self.limit is None or not self.is_world_process_zero():
-            return
-        names = {name for name in keep if name}
-        for folder in checkpoints.candidates(self.folder):
-            if len(names) + coming < self.limit:
-                names.add(folder.name)
-        checkpoints.clear(self.folder, names)
 
     def check_disk(self, count: int) -> str | None:
         """What is wrong if so many checkpoints do not fit on the disk; None if they do."""
-        model = self.accelerator.unwrap_model(self.model)
-        # The optimizers in use keep two numbers for each that learns.
-        need = 3 * sum(t.numel() * t.element_size() for t in tuning.learned(model).values())
-        if self.saved and (self.folder / self.saved).is_dir():
-            need = checkpoints.size(self.folder / self.saved)
-        free = shutil.disk_usage(self.folder.parent).free
-        if free >= count * need:
-            return None
-        return (
-            f"the disk has {free / 1e6:,.1f} MB left, and {count} x {need / 1e6:,.1f} MB of "
-            "checkpoints have to fit; make room"
-        )
+        weights = tuning.learned(self.accelerator.unwrap_model(self.model))
+        return self.saver.shortage(count, _expected_bytes(weights))
 
     def _counters(self) -> dict[str, Any]:
         """What callbacks count, early stopping's patience for one, by the callback's type."""
@@ -392,13 +316,14 @@ class ResumableTrainer(Trainer):
     def tidy(self) -> None:
         """Delete the checkpoints of a finished run that ``save_total_limit`` does not keep."""
         best = self.state.best_global_step if self.state.best_model_checkpoint else None
-        self._clear({checkpoints.name(best) if best else self.saved}, 0)
+        if self.is_world_process_zero():
+            self.saver.clear({checkpoints.name(best) if best else self.saver.saved}, 0)
 
     # --- going on ------------------------------------------------------------------------------
 
     def resume(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Train from a checkpoint that was verified."""
-        self._saved, self.needed = checkpoint.folder.name, checkpoint.best
+        self.saver.note(checkpoint.folder.name, checkpoint.best)
         self.train(resume_from_checkpoint=str(checkpoint.folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -469,6 +394,11 @@ class ResumableTrainer(Trainer):
                 counters = cast(dict[str, Any], self.state.stateful_callbacks)
                 said = counters.get(type(callback).__name__, {})
                 vars(callback).update(said.get("attributes", {}))
+
+
+def _expected_bytes(weights: dict[str, torch.Tensor]) -> int:
+    # The optimizers in use keep two numbers for each that learns.
+    return 3 * sum(t.nbytes for t in weights.values())
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

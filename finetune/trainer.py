@@ -165,7 +165,7 @@ class StepTrainer(ResumableTrainer):
         what = f"loss is {float(loss):g} and its gradient's norm {float(norm):g}"
         raise Failure(
             f"step {step}: the {what}; its rows: {self.name_rows(rows)}. "
-            f"{self.saved or 'No checkpoint'} is what there is from before. Mend these rows, lower "
+            f"{self.saver.saved or 'No checkpoint'} is what there is from before. Mend these rows, "
             "the learning rate, or leave out such steps with --skip_non_finite COUNT"
         )
 
@@ -182,7 +182,7 @@ class StepTrainer(ResumableTrainer):
             if not math.isfinite(metrics.get(name, 0.0)):
                 raise Failure(
                     f"step {self.state.global_step}: {name} is {metrics[name]:g} on the validation "
-                    f"rows; {self.saved or 'no checkpoint'} is what there is from before"
+                    f"rows; {self.saver.saved or 'no checkpoint'} is what there is from before"
                 )
         return metrics
 

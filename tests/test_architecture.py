@@ -22,7 +22,7 @@ FLOORS = [
         "finetune.checkpoints",
         "finetune.preemption",
     },
-    {"finetune.recipe"},
+    {"finetune.recipe", "finetune.saver"},
     {"finetune.ledger", "finetune.sources"},
     {"finetune.files", "finetune.encoding"},
     {"finetune.pictures", "finetune.labels"},

@@ -6,15 +6,15 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pytest
 import torch
 
-from finetune import checkpoints, resumable, tuning
+from finetune import checkpoints, tuning
 from finetune.checkpoints import Damaged
+from finetune.saver import Saver
 
 
 def save(parent: Path, step: int, best: int | None = None, evaluated: bool = True) -> Path:
@@ -208,10 +208,7 @@ def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:
         noted.write_text("mine", encoding="utf-8")
         best, limit = draw.choice(steps), draw.randint(1, 4)
         keep: set[str | None] = {checkpoints.name(best), checkpoints.name(steps[-1])}
-        trainer: Any = SimpleNamespace(
-            limit=limit, folder=parent, is_world_process_zero=lambda: True
-        )
-        resumable.ResumableTrainer._clear(trainer, keep, 1)
+        Saver(parent, limit, {}).clear(keep, 1)
         ours = {name for name in names(parent) if name.startswith("checkpoint-")} - foreign
         ours -= {"checkpoint-77"}
         assert foreign | {"checkpoint-77"} <= names(parent)

@@ -13,7 +13,17 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_callback import EarlyStoppingCallback
 
-from finetune import checkpoints, cli, ledger, outcome, preemption, recipe, resumable, runner
+from finetune import (
+    checkpoints,
+    cli,
+    ledger,
+    outcome,
+    preemption,
+    recipe,
+    resumable,
+    runner,
+    saver,
+)
 from finetune.errors import Failure, Refusal
 from finetune.job import Job
 from finetune.recipe import Recipe
@@ -391,9 +401,9 @@ def test_out_of_memory_names_the_batch_that_would_fit(
 def test_a_full_disk_is_seen_before_training_and_before_a_save(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage, free = resumable.shutil.disk_usage, [300_000, 100_000_000, 1000]
+    usage, free = saver.shutil.disk_usage, [300_000, 100_000_000, 1000]
     monkeypatch.setattr(
-        resumable.shutil, "disk_usage", lambda place: usage(place)._replace(free=free.pop(0))
+        saver.shutil, "disk_usage", lambda place: usage(place)._replace(free=free.pop(0))
     )
     with pytest.raises(Refusal, match=r"the disk has 0\.3 MB left, and 2 x 0\.3 MB of checkpoints"):
         train(tiny_recipe)
