@@ -18,7 +18,7 @@ class Saver:
 
     Args:
         folder: the run's checkpoints.
-        limit: how many to keep, beside those that are needed; None for all.
+        limit: how many to keep, those that are needed among them; None for all.
         run: what the run is of, for the manifest.
     """
 
@@ -103,7 +103,7 @@ class Saver:
             raise
 
     def clear(self, keep: set[str | None], coming: int) -> None:
-        """Delete the oldest checkpoints beyond the limit less ``coming``, but none of ``keep``."""
+        """Delete checkpoints until ``coming`` more fit the limit, the oldest first, none of ``keep``."""
         if self.limit is None:
             return
         names = {name for name in keep if name}

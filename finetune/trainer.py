@@ -166,7 +166,7 @@ class StepTrainer(ResumableTrainer):
         raise Failure(
             f"step {step}: the {what}; its rows: {self.name_rows(rows)}. "
             f"{self.saver.saved or 'No checkpoint'} is what there is from before. Mend these rows, "
-            "the learning rate, or leave out such steps with --skip_non_finite COUNT"
+            "lower the learning rate, or leave out such steps with --skip_non_finite COUNT"
         )
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
