@@ -103,7 +103,7 @@ class Saver:
             raise
 
     def clear(self, keep: set[str | None], coming: int) -> None:
-        """Delete checkpoints until ``coming`` more fit the limit, the oldest first, none of ``keep``."""
+        """Delete the oldest checkpoints, none of ``keep``, until ``coming`` more fit the limit."""
         if self.limit is None:
             return
         names = {name for name in keep if name}
