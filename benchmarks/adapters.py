@@ -26,7 +26,8 @@ import matplotlib
 import numpy
 from matplotlib.figure import Figure
 
-from finetune import ledger, scoring
+from finetune import run_directory
+from finetune.evaluation import scoring
 from finetune.report import figures, wording
 
 RECIPE = "recipes/rotten_tomatoes/minilm.yaml"
@@ -58,9 +59,9 @@ NUDGED = {
 }
 
 
-def train(place: str, flags: str, threads: int = 1) -> ledger.Run:
+def train(place: str, flags: str, threads: int = 1) -> run_directory.Run:
     """The finished run of ``flags`` at runs/adapters/``place``, trained if it is not there."""
-    run = ledger.Run(FOLDER / place)
+    run = run_directory.Run(FOLDER / place)
     if not run.is_finished:
         command = [sys.executable, "-m", "finetune", "train", RECIPE, *flags.split()]
         command += ["--validation_size", "1000", "--output_dir", str(run), "--overwrite"]
@@ -205,7 +206,7 @@ def main() -> None:
 
 def run_versions() -> dict[str, str]:
     """The packages that the runs were made with."""
-    return ledger.Run(FOLDER / "full" / "seed-0").results()["versions"]
+    return run_directory.Run(FOLDER / "full" / "seed-0").results()["versions"]
 
 
 if __name__ == "__main__":

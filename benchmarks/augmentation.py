@@ -15,7 +15,7 @@ from datetime import date
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-from finetune.augmentation import augment
+from finetune.data.augmentation import augment
 from finetune.recipe import Augmentation
 
 BATCH, CLASSES, ROUNDS, WARM_UP = 64, 10, 30, 5

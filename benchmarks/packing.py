@@ -27,13 +27,16 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from finetune import bases, corpus, losses, packing, recipe, sources
-from finetune.preemption import Signals
-from finetune.runner import DEFAULTS, has_accelerator
-from finetune.tasks import causal_lm, documents
+from finetune import recipe
+from finetune.data import corpus, documents, packing, sources
+from finetune.models import pretrained
+from finetune.tasks import causal_lm
 from finetune.tasks.classification import config_of
 from finetune.tasks.text_classification import tokenizer_of
-from finetune.trainer import StepTrainer
+from finetune.training import losses
+from finetune.training.runner import DEFAULTS, has_accelerator
+from finetune.training.signals import Signals
+from finetune.training.trainer import StepTrainer
 
 NUMBERS = Path("benchmarks/results/packing.json")
 
@@ -80,7 +83,7 @@ def main() -> None:
     packed = Dataset.from_dict(made)
     facts = causal_lm.facts(packed, len(rows), said.max_length, packs=True)
     plain = Dataset.from_dict({"input_ids": [row.ids[: said.max_length] for row in rows]})
-    model = bases.load(causal_lm.AUTO_MODEL, checkpoint, config, read)
+    model = pretrained.load(causal_lm.AUTO_MODEL, checkpoint, config, read)
     assert packing.is_kept_apart(model)
     assert isinstance(tokenizer.pad_token_id, int)
 

@@ -46,9 +46,9 @@ training:
 
 def write(name: str, rows: int, words: int) -> None:
     """A table of so many texts of so many words, drawn at random from one review."""
-    from finetune import files
+    from finetune.data import readers
 
-    tables, _ = files.dataset("embedded:imdb", None, None, "label", "utf-8")
+    tables, _ = readers.dataset("embedded:imdb", None, None, "label", "utf-8")
     said = "".join(c if c.isalpha() else " " for c in tables["train"].rows["text"].iloc[0]).split()
     draw = numpy.random.default_rng(0)
     lines = [
@@ -60,8 +60,9 @@ def write(name: str, rows: int, words: int) -> None:
 
 def run(train: int, test: int, length: int, layers: int, steps: int) -> Any:
     """A finished run in the working directory."""
-    from finetune import recipe, runner
+    from finetune import recipe
     from finetune.tasks import text_classification
+    from finetune.training import runner
 
     # Words are a token or more each.
     for name, rows in {"train": train, "validation": 16, "test": test}.items():
@@ -94,7 +95,7 @@ def memory(name: str) -> int:
 
 def testing(rows: int) -> dict[str, float]:
     """Bytes at the peak of testing so many rows, less those before it."""
-    from finetune import runner
+    from finetune.training import runner
 
     test, taken = runner.test, []
 

@@ -53,9 +53,9 @@ MEMORY = "peak memory, full to dynamic"
 
 def reviews(count: int) -> Any:
     """So many embedded reviews with their labels, the same ones every time."""
-    from finetune import files
+    from finetune.data import readers
 
-    tables, _ = files.dataset("embedded:imdb", None, None, "label", "utf-8")
+    tables, _ = readers.dataset("embedded:imdb", None, None, "label", "utf-8")
     return tables["train"].rows.sample(count, random_state=0)
 
 
@@ -83,7 +83,7 @@ def plain(way: str, rows: int) -> dict[str, float]:
         TrainingArguments,
     )
 
-    from finetune import sources
+    from finetune.data import sources
 
     folder = sources.checkpoint("embedded:minilm").folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -127,8 +127,9 @@ def plain(way: str, rows: int) -> dict[str, float]:
 
 def ours(method: str, epochs: int, rows: int, folder: Path) -> dict[str, float]:
     """This project's recipe on the same reviews; for a head, what comes before counts too."""
-    from finetune import recipe, runner
+    from finetune import recipe
     from finetune.tasks import text_classification
+    from finetune.training import runner
 
     reviews(rows).to_csv(folder / "train.csv", index=False, columns=["text", "label"])
     few = reviews(rows).head(16)
@@ -211,10 +212,10 @@ def answers(way: str, rows: int, folder: Path) -> dict[str, Any]:
     """Seconds to answer so many reviews, and the answers."""
     from transformers import pipeline
 
-    from finetune import inference, ledger
+    from finetune import inference, run_directory
     from finetune.tasks import classification
 
-    run = ledger.one(str(folder / "run"))
+    run = run_directory.one(str(folder / "run"))
     texts = reviews(rows)["text"].tolist()
     if way == "pipeline":
         ask = pipeline("text-classification", model=str(run.model), device="cpu")

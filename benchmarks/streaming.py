@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy
 
-from finetune import files
+from finetune.data import readers
 
 RECIPE = """\
 task: text-generation
@@ -32,7 +32,7 @@ training: {max_steps: 2, per_device_train_batch_size: 2, save_strategy: "no"}
 
 def write(path: Path, size: int) -> None:
     """About ``size`` bytes of made-up reviews as JSON lines: 200 words each, drawn at random."""
-    tables, _ = files.dataset("embedded:imdb", None, None, "label", "utf-8")
+    tables, _ = readers.dataset("embedded:imdb", None, None, "label", "utf-8")
     words = " ".join(tables["train"].rows["text"].iloc[:500]).split()
     draw, written = numpy.random.default_rng(0), 0
     with path.open("w", encoding="utf-8") as file:

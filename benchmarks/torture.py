@@ -30,9 +30,10 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from victims import KINDS, Ours, Plain, do, fork, prepare, wait, wrapped
 
-from finetune import checkpoints, ledger, resumable
-from finetune.errors import Refusal
-from finetune.saver import Saver
+from finetune import run_directory
+from finetune.errors import UserError
+from finetune.training import checkpoints, resumable
+from finetune.training.saver import Saver
 
 Side = Ours | Plain
 # The figures of this project in which something did not come out right.
@@ -126,7 +127,7 @@ def kill(side: Side, size: int) -> None:
             count.add(side.end(run) == whole, "end otherwise")
         else:
             where = Path(run)
-            started = (where / ledger.RECIPE).is_file() or side.name != "finetune"
+            started = (where / run_directory.RECIPE).is_file() or side.name != "finetune"
             if started:
                 judge(side, count, run, whole, "random", *flags)
             else:
@@ -178,7 +179,7 @@ def calls(side: Side, size: int) -> None:
         status = wait(fork(victim, "victim.log"))
         assert status in (-signal.SIGKILL, -signal.SIGALRM), status
         if side.name == "finetune":
-            newest, _ = checkpoints.newest(Path(run) / ledger.CHECKPOINTS)
+            newest, _ = checkpoints.newest(Path(run) / run_directory.CHECKPOINTS)
             if newest is None:
                 count.add(False, "without a checkpoint")
                 continue
@@ -464,9 +465,9 @@ def full(side: Side, size: int) -> None:
                 assert side.end(run) == whole
                 return
             assert libc.mount(b"tmpfs", place, b"tmpfs", 32, b"size=100000k") == 0
-            newest, skipped = checkpoints.newest(Path(run) / ledger.CHECKPOINTS)
+            newest, skipped = checkpoints.newest(Path(run) / run_directory.CHECKPOINTS)
             assert side.name != "finetune" or not skipped, skipped
-            go = side.resume if (Path(run) / ledger.RECIPE).is_file() else side.train
+            go = side.resume if (Path(run) / run_directory.RECIPE).is_file() else side.train
             assert wait(fork(lambda: go(run, "random", *flags), "full-2.log")) == 0
             assert side.end(run) == whole
             print("with" if newest else "without", "a checkpoint")
@@ -518,9 +519,9 @@ def race(side: Side, size: int) -> None:
 
         def one(i: int = i) -> None:
             try:
-                with ledger.Run(f"runs/race-{i}").claim("task: x\n"):
+                with run_directory.Run(f"runs/race-{i}").claim("task: x\n"):
                     time.sleep(0.2)
-            except Refusal:
+            except UserError:
                 sys.exit(2)
 
         pids = [fork(one, f"race-{n}.log") for n in range(2)]

@@ -30,7 +30,8 @@ from transformers import (
 from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from finetune import checkpoints, cli, ledger, outcome, recipe, runner, tasks
+from finetune import cli, recipe, run_directory, tasks
+from finetune.training import checkpoints, run_results, runner
 
 WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot", "the", "a", "was", "cast"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -168,8 +169,8 @@ class Ours:
 
     def __init__(self) -> None:
         # Report and baselines take longer than these trainings, and promise nothing here.
-        outcome.page.render = lambda run: ""
-        outcome._beside = lambda *args: {}
+        run_results.page.render = lambda run: ""
+        run_results._beside = lambda *args: {}
 
     def train(self, run: str, kind: str = "random", *flags: str) -> None:
         cli.main(["train", f"{kind}.yaml", "--output_dir", run, *flags])
@@ -179,7 +180,7 @@ class Ours:
 
     def end(self, run: str) -> Any:
         """All that has to be the same to the bit; None for a run that did not finish."""
-        done = ledger.Run(run)
+        done = run_directory.Run(run)
         if not done.is_finished:
             return None
         newest, _ = checkpoints.newest(done.checkpoints)
@@ -188,17 +189,17 @@ class Ours:
         files += sorted(newest.folder.glob("*.safetensors")) if newest else []
         return (
             [tensors(file) for file in files],
-            (done.folder / ledger.HISTORY).read_text(encoding="utf-8"),
+            (done.folder / run_directory.HISTORY).read_text(encoding="utf-8"),
             json.dumps([results["metrics"], results["chosen"], results["steps"]]),
         )
 
     def save_of(self) -> tuple[Any, str]:
-        from finetune.resumable import ResumableTrainer
+        from finetune.training.resumable import ResumableTrainer
 
         return ResumableTrainer, "_write_whole"
 
     def trainer(self) -> Any:
-        from finetune.trainer import StepTrainer
+        from finetune.training.trainer import StepTrainer
 
         return StepTrainer
 
@@ -238,7 +239,7 @@ class Plain:
         transformers.set_seed(read.training.get("seed", 0))
         job = tasks.find(read).build(read)
         folder = Path(run)
-        values = vars(runner.training_arguments(read, ledger.Run(run), job))
+        values = vars(runner.training_arguments(read, run_directory.Run(run), job))
         plain = {k: v for k, v in (job.training | read.training).items() if k != "output_dir"}
         args = TrainingArguments(
             **plain

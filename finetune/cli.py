@@ -15,8 +15,10 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from finetune import launching, ledger, recipe, sources
-from finetune.errors import Failure, Refusal
+from finetune import recipe, run_directory
+from finetune.data import sources
+from finetune.errors import TrainingError, UserError
+from finetune.training import launching
 
 # What a user can do nothing about: bitsandbytes asks for a kernel of the hub's at import and
 # complains; peft 0.21 asks transformers 5.23 by an old name, looks for the config of GGUF files,
@@ -58,7 +60,7 @@ def train(arguments: Sequence[str], default: str | None = None) -> None:
         default: the recipe where none is named: what a recipe module is launched with.
 
     Raises:
-        Refusal: anything the user has to mend.
+        UserError: anything the user has to mend.
     """
     words = list(arguments)
     if {"-h", "--help"} & set(words):
@@ -66,20 +68,21 @@ def train(arguments: Sequence[str], default: str | None = None) -> None:
         return
     path = words.pop(0) if words and not words[0].startswith("--") else default
     if path is None:
-        raise Refusal("train needs a recipe; `finetune recipes` lists what there is")
+        raise UserError("train needs a recipe; `finetune recipes` lists what there is")
     allowed = _taken(words, "--allow-changed")
     said = [word for word in ("--overwrite", "--resume") if word in words]
     if len(said) == 2:
-        raise Refusal("--overwrite and --resume contradict each other; keep one")
+        raise UserError("--overwrite and --resume contradict each other; keep one")
     if allowed and "--resume" not in said:
-        raise Refusal("--allow-changed is for a run to resume; say --resume with it")
+        raise UserError("--allow-changed is for a run to resume; say --resume with it")
     read = recipe.load(path, [word for word in words if word not in said])
 
     launching.start_dropped_processes()
     # What cannot be found is said before torch takes its seconds to load.
     sources.checkpoint(read.model.checkpoint, read.model.revision)
 
-    from finetune import runner, tasks
+    from finetune import tasks
+    from finetune.training import runner
 
     build = tasks.find(read).build
     run = runner.train(read, build, "--overwrite" in said, "--resume" in said, allowed)
@@ -93,18 +96,18 @@ def resume(arguments: Sequence[str]) -> None:
     """``RUN [--allow-changed KEY ...] [--key value ...]``: go on with a run that was stopped.
 
     Raises:
-        Refusal: anything the user has to mend.
+        UserError: anything the user has to mend.
     """
     words = list(arguments)
     if {"-h", "--help"} & set(words):
         print(RESUME_HELP)
         return
     if not words or words[0].startswith("--"):
-        raise Refusal("resume needs a run directory, for example runs/imdb/minilm/seed-0")
+        raise UserError("resume needs a run directory, for example runs/imdb/minilm/seed-0")
     folder = Path(words.pop(0))
-    if not (folder / ledger.RECIPE).is_file():
-        raise Refusal(f"{folder}: holds no run (no {ledger.RECIPE})")
-    train([str(folder / ledger.RECIPE), "--resume", "--output_dir", str(folder), *words])
+    if not (folder / run_directory.RECIPE).is_file():
+        raise UserError(f"{folder}: holds no run (no {run_directory.RECIPE})")
+    train([str(folder / run_directory.RECIPE), "--resume", "--output_dir", str(folder), *words])
 
 
 def _taken(words: list[str], flag: str) -> list[str]:
@@ -113,7 +116,7 @@ def _taken(words: list[str], flag: str) -> list[str]:
     while flag in words:
         place = words.index(flag)
         if words[place + 1 : place + 2] in ([], *([w] for w in words if w.startswith("--"))):
-            raise Refusal(f"{flag} needs a value, for example training.learning_rate")
+            raise UserError(f"{flag} needs a value, for example training.learning_rate")
         values.append(words.pop(place + 1))
         words.pop(place)
     return values
@@ -159,13 +162,13 @@ def _default(f: Field[Any]) -> str:
 def _predict(options: argparse.Namespace) -> None:
     texts = list(options.text)
     if not options.adapter and not texts:
-        raise Refusal("predict needs a run directory, or --adapter RUN")
+        raise UserError("predict needs a run directory, or --adapter RUN")
     places = options.adapter or [texts.pop(0)]
     if bool(texts) == bool(options.file):
-        raise Refusal(
+        raise UserError(
             "predict needs texts or images, or --file FILE (- for standard input), and not both"
         )
-    runs = [ledger.one(place) for place in places]
+    runs = [run_directory.one(place) for place in places]
     file = options.file
     if file == "-":
         file, texts = None, [line.rstrip("\n") for line in sys.stdin]
@@ -199,7 +202,7 @@ def _flat(row: dict[str, Any]) -> dict[tuple[bool, str], Any]:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    run = ledger.one(options.run)
+    run = run_directory.one(options.run)
 
     from finetune import inference
 
@@ -207,11 +210,11 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    run = ledger.one(options.run)
+    run = run_directory.one(options.run)
 
     from finetune import inference
 
-    folder = Path(options.output) if options.output else run.folder / ledger.MERGED
+    folder = Path(options.output) if options.output else run.folder / run_directory.MERGED
     inference.merge(run, folder)
     print(f"{folder}: a plain checkpoint; pipeline() and from_pretrained() load it without peft")
 
@@ -219,7 +222,7 @@ def _merge(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from finetune.report import comparison
 
-    print(comparison.compare(ledger.find(options.runs)))
+    print(comparison.compare(run_directory.find(options.runs)))
 
 
 def _recipes(options: argparse.Namespace) -> None:
@@ -231,7 +234,7 @@ def _recipes(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from finetune.report import page, tables
 
-    run = ledger.one(options.run)
+    run = run_directory.one(options.run)
     run.write_report(page.render(run))
     print(tables.summary(run))
 
@@ -303,10 +306,10 @@ def guarded(action: object, *arguments: object) -> None:
     assert callable(action)
     try:
         action(*arguments)
-    except (Refusal, Failure) as error:
+    except (UserError, TrainingError) as error:
         launching.wait_for_the_first(foreseen=True)
         print(f"finetune: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, Refusal) else 1)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         print("finetune: stopped", file=sys.stderr)
         sys.exit(130)

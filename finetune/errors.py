@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 
-class Refusal(Exception):  # noqa: N818 - the mistake is not the program's
+class UserError(Exception):
     """A mistake that only the user can mend.
 
     The message is one line: what is wrong, where, and what to write instead. Commands print it
@@ -12,7 +12,7 @@ class Refusal(Exception):  # noqa: N818 - the mistake is not the program's
     """
 
 
-class Failure(Exception):  # noqa: N818 - what happened, not a kind of error
+class TrainingError(Exception):
     """What ended a run that was set up right: numbers that are not finite, a full disk or memory.
 
     The message is one line. Commands print it without a traceback and exit with status 1.
@@ -28,5 +28,5 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def refuse_unknown(word: str, known: list[str], what: str) -> NoReturn:
-    """Raise the ``Refusal`` for a name that does not exist, with the nearest that does."""
-    raise Refusal(f"{what} {word!r} is unknown; {nearest(word, known)}".rstrip("; "))
+    """Raise the ``UserError`` for a name that does not exist, with the nearest that does."""
+    raise UserError(f"{what} {word!r} is unknown; {nearest(word, known)}".rstrip("; "))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from finetune.job import Job
-    from finetune.ledger import Run
     from finetune.recipe import Recipe
+    from finetune.run_directory import Run
+    from finetune.training.job import Job
 
 WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot", "the", "a", "was", "cast"]
 CHAT_TEMPLATE = (
@@ -135,7 +135,8 @@ def interrupted(build: "Callable[[Recipe], Job]") -> "Callable[[Recipe], Job]":
 
 def train_job(task: ModuleType, path: Path, *flags: str) -> "tuple[Run, Job]":
     """A recipe trained by its task, and the job whose model learned."""
-    from finetune import recipe, runner
+    from finetune import recipe
+    from finetune.training import runner
 
     jobs: list[Job] = []
 

@@ -12,8 +12,7 @@ from PIL import Image
 
 from finetune import cli, recipe
 from finetune.recipe import Recipe
-
-from .conftest import make_writer, sentences, write_csv
+from tests.conftest import make_writer, sentences, write_csv
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md"))]

@@ -167,7 +167,7 @@ def _load_adapter(where: str, results: dict[str, Any]) -> str:
     revision = results["checkpoint"]["revision"]
     at = f", revision={_quoted(revision)}" if revision else ""
     # peft learns of the one method that is not its own by this import.
-    ours = "import finetune.bottleneck_adapters\n" if results["method"] == "bottleneck" else ""
+    ours = "import finetune.models.bottleneck\n" if results["method"] == "bottleneck" else ""
     images = results["task"] == "image-classification"
     auto = AUTO_CLASSES[results["task"]]
     processor = "AutoImageProcessor" if images else "AutoTokenizer"

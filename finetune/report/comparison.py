@@ -9,12 +9,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from scipy.special import stdtrit
 
-from finetune import ledger
+from finetune import run_directory
 from finetune.report import wording
 from finetune.report.tables import as_text, new_table
 
 
-def compare(runs: list[ledger.Run]) -> str:
+def compare(runs: list[run_directory.Run]) -> str:
     """Runs ranked by their headline, one table for each set of test rows and metric.
 
     Under each table stands, for every recipe run with several seeds, the mean with its 95 % t
@@ -22,7 +22,7 @@ def compare(runs: list[ledger.Run]) -> str:
     from the best such recipe.
 
     Raises:
-        Refusal: a directory holds no finished run.
+        UserError: a directory holds no finished run.
     """
     read = [(run, run.results()) for run in runs]
     parts: list[RenderableType] = []
@@ -31,7 +31,7 @@ def compare(runs: list[ledger.Run]) -> str:
     return as_text(*parts)
 
 
-Read = tuple[ledger.Run, dict[str, Any]]
+Read = tuple[run_directory.Run, dict[str, Any]]
 
 
 def _same_test(read: list[Read]) -> list[list[Read]]:
@@ -54,7 +54,7 @@ def _same_test(read: list[Read]) -> list[list[Read]]:
     return groups
 
 
-def _test_rows(run: ledger.Run) -> str:
+def _test_rows(run: run_directory.Run) -> str:
     """A digest of the test rows of a run: ids, texts and labels, in order."""
     frame = run.predictions()
     columns = [c for c in frame.columns if c not in {"prediction", "probabilities"}]
@@ -132,9 +132,9 @@ def _baselines(group: list[Read], headline: str) -> dict[str, str]:
     return shown
 
 
-def settings_of(run: ledger.Run) -> dict[str, Any]:
+def settings_of(run: run_directory.Run) -> dict[str, Any]:
     """What was run, apart from the name, the seed and the folder: equal for seeds of one recipe."""
-    return without_seed((run.folder / ledger.RECIPE).read_text(encoding="utf-8"))
+    return without_seed((run.folder / run_directory.RECIPE).read_text(encoding="utf-8"))
 
 
 def without_seed(text: str) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _over_seeds(group: list[Read]) -> list[str]:
     The difference is paired: over the seeds that both were run with.
     """
     headline = group[0][1]["headline"]
-    found: list[tuple[ledger.Run, str, dict[str, Any], dict[int, float]]] = []
+    found: list[tuple[run_directory.Run, str, dict[str, Any], dict[int, float]]] = []
     for run, results in group:
         name, settings = results["name"], settings_of(run)
         value = results["metrics"][headline]["value"]

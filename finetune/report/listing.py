@@ -7,8 +7,8 @@ import numpy
 from rich.console import RenderableType
 from rich.table import Table
 
-from finetune import ledger, recipe
-from finetune.errors import Refusal
+from finetune import recipe, run_directory
+from finetune.errors import UserError
 from finetune.report import wording
 from finetune.report.comparison import settings_of, without_seed
 from finetune.report.tables import WIDTH, as_text, new_table
@@ -25,16 +25,16 @@ def recipes(folder: Path) -> str:
     now, several seeds by their mean; where there are none, what the recipe itself notes.
 
     Raises:
-        Refusal: there is no such folder, or no recipe in it.
+        UserError: there is no such folder, or no recipe in it.
     """
     paths = sorted(p for p in folder.rglob("*.yaml") if NOT_RECIPES not in p.parent.parts)
     if not paths:
-        raise Refusal(f"{folder}: no recipe (*.yaml) there; start in the project's own folder")
+        raise UserError(f"{folder}: no recipe (*.yaml) there; start in the project's own folder")
     rows, unread = [], []
     for path in paths:
         try:
             read = recipe.load(path)
-        except Refusal as refusal:
+        except UserError as refusal:
             unread.append(f"not a recipe: {refusal}")
             continue
         published = read.reference
@@ -75,10 +75,10 @@ def _measured(read: recipe.Recipe) -> str:
     note = read.measured
     noted = wording.number(note.metric, note.value) if note else ""
     place = RUNS / read.name
-    if not any(place.rglob(ledger.RESULTS)):
+    if not any(place.rglob(run_directory.RESULTS)):
         return noted
     settings, values, headline = without_seed(read.dump()), {}, ""
-    for run in ledger.find([str(place)]):
+    for run in run_directory.find([str(place)]):
         results = run.results()
         if results["name"] == read.name and settings_of(run) == settings:
             headline = results["headline"]

@@ -9,7 +9,8 @@ import numpy
 import pandas
 from markupsafe import Markup
 
-from finetune import ledger, pictures
+from finetune import run_directory
+from finetune.data import image_files
 from finetune.report import figures, wording
 
 WRONG_ROWS = 20
@@ -24,11 +25,11 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def render(run: ledger.Run) -> str:
+def render(run: run_directory.Run) -> str:
     """The report of a finished run as HTML, the same text for the same run.
 
     Raises:
-        Refusal: the directory holds no finished run.
+        UserError: the directory holds no finished run.
     """
     results = run.results()
     rows = run.predictions()
@@ -44,7 +45,7 @@ def render(run: ledger.Run) -> str:
         ],
         pictures=[(name, _inline(data)) for name, data in run.pictures().items()],
         wrong=_wrong(rows, results["data"]),
-        recipe=(run.folder / ledger.RECIPE).read_text(encoding="utf-8"),
+        recipe=(run.folder / run_directory.RECIPE).read_text(encoding="utf-8"),
     )
 
 
@@ -72,7 +73,7 @@ def _bars(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _figures(
-    run: ledger.Run, results: dict[str, Any], rows: pandas.DataFrame
+    run: run_directory.Run, results: dict[str, Any], rows: pandas.DataFrame
 ) -> list[tuple[str, str, bool, str | None]]:
     """Caption, note, whether it takes the whole width, and SVG of each figure."""
     out: list[tuple[str, str, bool, str | None]] = [
@@ -156,8 +157,8 @@ def _inline(png: bytes) -> str:
 def _thumbnail(picture: str | bytes) -> str:
     """A test image, small enough to stand in the page; nothing where its file is gone."""
     try:
-        image = pictures.decode(picture)
-    except pictures.Unusable:
+        image = image_files.decode(picture)
+    except image_files.Unusable:
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return _inline(figures.png(image))

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from finetune import ledger
+from finetune import run_directory
 from finetune.report import wording
 
 WIDTH = 80
@@ -42,11 +42,11 @@ def new_table(*headers: str, numbers: Iterable[int] = ()) -> Table:
 # --- one run ---------------------------------------------------------------------------------
 
 
-def summary(run: ledger.Run) -> str:
+def summary(run: run_directory.Run) -> str:
     """One screen about a finished run: what it scored, against what, at what cost.
 
     Raises:
-        Refusal: the directory holds no finished run.
+        UserError: the directory holds no finished run.
     """
     results = run.results()
     parts: list[RenderableType] = [_title(results), _standing(results), "", _others(results)]
@@ -96,7 +96,7 @@ def _classes(per_class: dict[str, Any]) -> list[RenderableType]:
         table.add_row(wording.plain(name), *shares, wording.rows(scores["rows"]))
     if left <= 0:
         return [table]
-    note = f"The {MOST_CLASSES} classes of lowest F1; {left} more are in {ledger.RESULTS}."
+    note = f"The {MOST_CLASSES} classes of lowest F1; {left} more are in {run_directory.RESULTS}."
     return [table, note]
 
 
@@ -109,7 +109,7 @@ def _confusion(results: dict[str, Any]) -> Table:
     return table
 
 
-def _facts(run: ledger.Run, results: dict[str, Any]) -> Table:
+def _facts(run: run_directory.Run, results: dict[str, Any]) -> Table:
     cost, data = results["cost"], results["data"]
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
@@ -141,5 +141,5 @@ def _facts(run: ledger.Run, results: dict[str, Any]) -> Table:
         ],
     )
     fact("run", [str(run)])
-    fact("report", [str(run.folder / ledger.REPORT)])
+    fact("report", [str(run.folder / run_directory.REPORT)])
     return grid

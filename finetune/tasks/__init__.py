@@ -19,7 +19,7 @@ def find(recipe: Recipe) -> ModuleType:
     """The module of the recipe's task, imported only now because it needs torch.
 
     Raises:
-        Refusal: there is no such task.
+        UserError: there is no such task.
     """
     if recipe.task not in TASKS:
         refuse_unknown(recipe.task, list(TASKS), f"{recipe.where('task')}: task")

@@ -9,25 +9,16 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune import (
-    bases,
-    corpus,
-    encoding,
-    losses,
-    packing,
-    positions,
-    scoring,
-    sources,
-    streaming,
-    tuning,
-)
-from finetune.errors import Refusal
-from finetune.job import Job
+from finetune.data import corpus, documents, packing, sources, streaming, token_cache
+from finetune.data.documents import Document
+from finetune.errors import UserError
+from finetune.evaluation import scoring
+from finetune.models import positions, pretrained, tuning
 from finetune.recipe import Recipe
-from finetune.tasks import documents
 from finetune.tasks.classification import config_of, set_own
-from finetune.tasks.documents import Document
 from finetune.tasks.text_classification import tokenizer_of
+from finetune.training import losses
+from finetune.training.job import Job
 
 AUTO_MODEL = AutoModelForCausalLM
 AUTO_PROCESSOR = AutoTokenizer
@@ -87,12 +78,12 @@ def build(recipe: Recipe) -> Job:
     """The recipe's documents, tokenizer and model, ready for the runner.
 
     Raises:
-        Refusal: the data, the checkpoint and the recipe do not fit each other.
+        UserError: the data, the checkpoint and the recipe do not fit each other.
     """
     tuning.check(recipe)
     method, where = recipe.tuning.method, recipe.where("tuning.method")
     if method == "head":
-        raise Refusal(f"{where}: a language model has no new head to train; take lora, or full")
+        raise UserError(f"{where}: a language model has no new head to train; take lora, or full")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     load = streaming.load if recipe.data.streaming else corpus.load
     data = load(recipe.data, corpus.DOCUMENTS, labelled=False)
@@ -101,7 +92,7 @@ def build(recipe: Recipe) -> Job:
     config.use_cache = False
     tokenizer = _tokenizer(recipe, checkpoint, config, data.train)
     if not tokenizer.is_fast:
-        raise Refusal(f"{checkpoint.name}: has no fast tokenizer, which tells where tokens end")
+        raise UserError(f"{checkpoint.name}: has no fast tokenizer, which tells where tokens end")
     most, special = recipe.model.max_length, set(tokenizer.all_special_ids)
 
     def rows(frame: pandas.DataFrame) -> Dataset:
@@ -113,11 +104,11 @@ def build(recipe: Recipe) -> Job:
         return Dataset.from_dict({**{n: [row[n] for row in scored] for n in names}, **places})
 
     splits = {name: rows(getattr(data, name)) for name in ("validation", "test")}
-    model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
+    model = pretrained.load(AUTO_MODEL, checkpoint, config, recipe)
     packs = not tuning.is_prompt(method) and packing.is_kept_apart(model)
     parts = documents.kind(data.test)
     pieces = parts == "text"
-    splits["train"] = encoding.once(
+    splits["train"] = token_cache.once(
         data.train,
         data.train_digest,
         tokenizer,
@@ -126,13 +117,13 @@ def build(recipe: Recipe) -> Job:
     )
     found = facts(splits["train"], len(data.train), most, packs)
     if not len(splits["train"]):
-        raise Refusal(
+        raise UserError(
             f"{data.source}: no document has a token to learn within {most}; raise max_length"
         )
     data.report |= found | {"documents": parts}
     learner = tuning.apply(model, recipe, checkpoint)
     if not tuning.count_parameters(learner)["trainable_parameters"]:
-        raise Refusal(f"{where}: {method} finds nothing to train in {checkpoint.name}; take lora")
+        raise UserError(f"{where}: {method} finds nothing to train in {checkpoint.name}; take lora")
     assert isinstance(tokenizer.pad_token_id, int)
     return Job(
         model=learner,
@@ -173,7 +164,7 @@ def _tokenizer(
     most = positions.most_tokens(config)
     if most < recipe.model.max_length:
         where = recipe.where("model.max_length")
-        raise Refusal(
+        raise UserError(
             f"{where}: max_length {recipe.model.max_length} is more than the model's {most}"
         )
     texts = (text for columns in streaming.batches(train) for cells in columns for text in cells)
@@ -239,13 +230,13 @@ def write(
         most: tokens to write, or fewer where the model's positions end.
 
     Raises:
-        Refusal: what is given fills all positions.
+        UserError: what is given fills all positions.
     """
     encoded = {name: value.to(model.device) for name, value in inputs(given, tokenizer).items()}
     count = encoded["input_ids"].shape[1]
     room = positions.most_tokens(model.config) - count
     if room < 1:
-        raise Refusal(f"{count} tokens are given, as many as the model can see; give fewer")
+        raise UserError(f"{count} tokens are given, as many as the model can see; give fewer")
     training = model.training
     model.eval()
     with torch.random.fork_rng():

@@ -7,8 +7,9 @@ from typing import Any
 import numpy
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, ViTConfig
 
-from finetune import corpus, scoring, sources
+from finetune.data import corpus, sources
 from finetune.errors import refuse_unknown
+from finetune.evaluation import scoring
 from finetune.recipe import Recipe
 
 # Said like a key of config.json, as from_pretrained takes it.
@@ -21,7 +22,7 @@ def labelled_config(
     """The checkpoint's config with the data's labels and the recipe's own values.
 
     Raises:
-        Refusal: a value for a key that the config does not have.
+        UserError: a value for a key that the config does not have.
     """
     names = data.label_names or ["value"]
     labels: dict[str, Any] = {
@@ -57,7 +58,7 @@ def set_own(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedConfig:
     """The config with the recipe's own values.
 
     Raises:
-        Refusal: a value for a key that the config does not have.
+        UserError: a value for a key that the config does not have.
     """
     known = [ATTENTION, *config.to_dict()]
     for name, value in recipe.model.config.items():

@@ -14,25 +14,15 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from finetune import (
-    augmentation,
-    baselines,
-    bases,
-    convnets,
-    corpus,
-    files,
-    pictures,
-    positions,
-    scoring,
-    sources,
-    tuning,
-)
-from finetune.errors import Refusal
-from finetune.job import Job
-from finetune.losses import classification_loss
+from finetune.data import augmentation, corpus, image_files, readers, sources
+from finetune.errors import UserError
+from finetune.evaluation import baselines, scoring
+from finetune.models import convnets, positions, pretrained, tuning
 from finetune.recipe import Augmentation, Recipe
 from finetune.report import figures
 from finetune.tasks.classification import answers, head_notes, labelled_config, scorer
+from finetune.training.job import Job
+from finetune.training.losses import classification_loss
 
 convnets.register()
 AUTO_MODEL = AutoModelForImageClassification
@@ -64,7 +54,7 @@ class Collator:
         """Rows (B) -> ``pixel_values`` (B, C, H, W) float and ``labels``."""
         numbers, views = (torch.tensor([row[name] for row in rows]) for name in ("row", "view"))
         labels = torch.tensor([row["labels"] for row in rows])
-        images = [pictures.decode(row["image"], self.channels) for row in rows]
+        images = [image_files.decode(row["image"], self.channels) for row in rows]
         learns = bool((numbers >= 0).all())
         mixes = augmentation.mixes(self.said)
         if not (augmentation.active(self.said) or mixes if learns else views.any()):
@@ -109,16 +99,18 @@ def build(recipe: Recipe) -> Job:
     """The recipe's data, image processor and model, ready for the runner.
 
     Raises:
-        Refusal: the data, the checkpoint and the recipe do not fit each other.
+        UserError: the data, the checkpoint and the recipe do not fit each other.
     """
     tuning.check(recipe)
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     data = corpus.load(recipe.data, corpus.IMAGES)
     said = recipe.augmentation
     if augmentation.mixes(said) and data.problem_type != "single_label_classification":
-        raise Refusal(f"{recipe.name}: mixup and cutmix blend classes; the rows have other labels")
+        raise UserError(
+            f"{recipe.name}: mixup and cutmix blend classes; the rows have other labels"
+        )
     if said.test_views and not augmentation.active(said):
-        raise Refusal(
+        raise UserError(
             f"{recipe.where('augmentation.test_views')}: test_views needs something that changes "
             "a view, for example `translate: 0.1`; mixup and cutmix do not"
         )
@@ -129,7 +121,7 @@ def build(recipe: Recipe) -> Job:
     if positions.side(config):
         config.image_size = side_of(processor)
 
-    model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
+    model = pretrained.load(AUTO_MODEL, checkpoint, config, recipe)
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
     seed = int(recipe.training.get("seed", 0))
     collator = Collator(processor, channels, len(data.label_names), seed, said)
@@ -193,7 +185,7 @@ def processor_of(recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTrai
             size={"height": side, "width": side}, image_mean=half, image_std=half
         )
     if not (checkpoint.folder / "preprocessor_config.json").is_file():
-        raise Refusal(
+        raise UserError(
             f"{checkpoint.name}: has no preprocessor_config.json; how it wants its images is not "
             "to be guessed"
         )
@@ -219,7 +211,7 @@ def _sheet(collator: Collator, rows: Dataset) -> dict[str, bytes]:
         return {}
     # From all over the rows, which often stand class by class.
     chosen = evenly(len(rows), SHEET_ROWS)
-    images = [pictures.decode(rows[i]["image"], collator.channels) for i in chosen]
+    images = [image_files.decode(rows[i]["image"], collator.channels) for i in chosen]
     plain = pixels(collator.processor, images, normalize=False)
     changed = [
         augmentation.augment(plain, torch.tensor(chosen), epoch, collator.seed, collator.said)
@@ -237,7 +229,7 @@ def evenly(count: int, some: int) -> list[int]:
 
 def _baselines(data: corpus.Corpus) -> dict[str, numpy.ndarray]:
     def features(images: Any) -> numpy.ndarray:
-        decoded = (pictures.decode(image, 1) for image in images)
+        decoded = (image_files.decode(image, 1) for image in images)
         small = [image.resize((BASELINE_SIDE, BASELINE_SIDE)) for image in decoded]
         return numpy.stack([numpy.asarray(image).ravel() for image in small]) / 255
 
@@ -256,21 +248,21 @@ def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[s
         file: a folder of them, or a table with the recipe's image column, instead.
 
     Raises:
-        Refusal: there is none, or one cannot be read.
+        UserError: there is none, or one cannot be read.
     """
     if file and Path(file).is_dir():
         inside = sorted(Path(file).rglob("*"))
-        paths: list[Any] = [str(p) for p in inside if p.suffix.lower() in pictures.SUFFIXES]
+        paths: list[Any] = [str(p) for p in inside if p.suffix.lower() in image_files.SUFFIXES]
     elif file:
-        (cells,) = files.read_columns(Path(file), [recipe.data.image], recipe.data.encoding)
+        (cells,) = readers.read_columns(Path(file), [recipe.data.image], recipe.data.encoding)
         paths = [str(Path(file).parent / cell) for cell in cells]
     else:
         paths = given
     if not paths:
-        raise Refusal("there is no image to label")
+        raise UserError("there is no image to label")
     for path in paths:
         if not Path(path).is_file():
-            raise Refusal(f"{path}: no such image file")
+            raise UserError(f"{path}: no such image file")
     return [{"image": path} for path in paths]
 
 
@@ -282,7 +274,7 @@ def batches(
     With ``test_views`` each row comes once as it is, and in a batch more for each view.
 
     Raises:
-        Refusal: an image cannot be decoded.
+        UserError: an image cannot be decoded.
     """
     channels, said = len(processor.image_mean), recipe.augmentation
     seed = int(recipe.training.get("seed", 0))
@@ -290,14 +282,14 @@ def batches(
         images = []
         for row in rows[start : start + size]:
             try:
-                images.append(pictures.decode(row["image"], channels))
-            except pictures.Unusable as reason:
-                raise Refusal(f"{row['image']}: {reason}") from None
+                images.append(image_files.decode(row["image"], channels))
+            except image_files.Unusable as reason:
+                raise UserError(f"{row['image']}: {reason}") from None
         places = numpy.arange(start, start + len(images))
         yield places, {"pixel_values": pixels(processor, images)}
         if not said.test_views:
             continue
-        digests = [pictures.inspect(row["image"])[0] for row in rows[start : start + size]]
+        digests = [image_files.inspect(row["image"])[0] for row in rows[start : start + size]]
         numbers = torch.tensor([own_number(digest) for digest in digests])
         plain = pixels(processor, images, normalize=False)
         for view in range(1, 1 + said.test_views):

@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoImageProcessor, ViTMAEConfig
 from transformers.models.vit_mae import modeling_vit_mae
 from transformers.utils.generic import ModelOutput
 
-from finetune import augmentation, bases, corpus, pictures, scoring, sources
-from finetune.errors import Refusal, refuse_unknown
-from finetune.job import Job
+from finetune.data import augmentation, corpus, image_files, sources
+from finetune.errors import UserError, refuse_unknown
+from finetune.evaluation import scoring
+from finetune.models import pretrained
 from finetune.recipe import Recipe
 from finetune.report import figures
 from finetune.tasks.image_classification import (
@@ -25,6 +26,7 @@ from finetune.tasks.image_classification import (
     scale,
     side_of,
 )
+from finetune.training.job import Job
 
 AUTO_PROCESSOR = AutoImageProcessor
 HEADLINE = "explained_variance"
@@ -105,30 +107,30 @@ def build(recipe: Recipe) -> Job:
     """The recipe's images, processor and autoencoder, ready for the runner.
 
     Raises:
-        Refusal: the data, the checkpoint and the recipe do not fit each other.
+        UserError: the data, the checkpoint and the recipe do not fit each other.
     """
     where, said = recipe.where("tuning.method"), recipe.augmentation
     if recipe.tuning.method != "full":
-        raise Refusal(f"{where}: pretraining tunes everything; leave the method out")
+        raise UserError(f"{where}: pretraining tunes everything; leave the method out")
     if augmentation.mixes(said):
-        raise Refusal(f"{recipe.name}: mixup and cutmix blend labels; pretraining has none")
+        raise UserError(f"{recipe.name}: mixup and cutmix blend labels; pretraining has none")
     if said.test_views:
         where = recipe.where("augmentation.test_views")
-        raise Refusal(f"{where}: test_views average answers; pretraining gives none")
+        raise UserError(f"{where}: test_views average answers; pretraining gives none")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     data = corpus.load(recipe.data, corpus.IMAGES, labelled=False)
     config = _config(recipe, checkpoint)
     processor = processor_of(recipe, checkpoint, config)
     side = config.image_size = side_of(processor)
     if side % config.patch_size:
-        raise Refusal(
+        raise UserError(
             f"{recipe.name}: images of {side} pixels do not divide into patches of "
             f"{config.patch_size}; set image_size"
         )
     seed = int(recipe.training.get("seed", 0))
     collator = MaskCollator(processor, config.num_channels, 0, seed, said)
     collator.patches = (side // config.patch_size) ** 2
-    model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
+    model = pretrained.load(AUTO_MODEL, checkpoint, config, recipe)
     splits = {name: numbered(data, name) for name in ("train", "validation", "test")}
     return Job(
         model=model,
@@ -151,11 +153,11 @@ def _config(recipe: Recipe, checkpoint: sources.Checkpoint) -> Any:
     if checkpoint.name == "new:vit_mae":
         config: Any = ViTMAEConfig()
     elif checkpoint.is_new:
-        raise Refusal(f"{recipe.where('model.checkpoint')}: pretraining starts from new:vit_mae")
+        raise UserError(f"{recipe.where('model.checkpoint')}: pretraining starts from new:vit_mae")
     else:
         config = AutoConfig.from_pretrained(checkpoint.folder)
     if not isinstance(config, ViTMAEConfig):
-        raise Refusal(f"{checkpoint.name}: is no masked autoencoder but {config.model_type}")
+        raise UserError(f"{checkpoint.name}: is no masked autoencoder but {config.model_type}")
     known = list(config.to_dict())
     for name, value in recipe.model.config.items():
         if name not in known:
@@ -170,7 +172,7 @@ def _sheet(model: Any, collator: MaskCollator, data: corpus.Corpus) -> dict[str,
     model = model.eval()
     chosen = evenly(len(data.test), SHEET_ROWS)
     some = data.test["image"].iloc[chosen]
-    images = [pictures.decode(image, collator.channels) for image in some]
+    images = [image_files.decode(image, collator.channels) for image in some]
     seen = pixels(collator.processor, images).to(model.device)
     numbers = -1 - torch.tensor(chosen)
     noise = augmentation.noise(numbers, collator.patches, 0, collator.seed).to(model.device)

@@ -12,23 +12,16 @@ from datasets import Dataset
 from safetensors import safe_open
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from finetune import (
-    augmentation,
-    bases,
-    corpus,
-    encoding,
-    losses,
-    scoring,
-    sources,
-    streaming,
-    tuning,
-)
-from finetune.errors import Refusal
-from finetune.job import Job
-from finetune.packing import IGNORED
+from finetune.data import augmentation, corpus, sources, streaming, token_cache
+from finetune.data.packing import IGNORED
+from finetune.errors import UserError
+from finetune.evaluation import scoring
+from finetune.models import pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.tasks.classification import config_of, set_own
 from finetune.tasks.text_classification import tokenizer_of
+from finetune.training import losses
+from finetune.training.job import Job
 
 AUTO_MODEL = AutoModelForMaskedLM
 AUTO_PROCESSOR = AutoTokenizer
@@ -131,11 +124,11 @@ def build(recipe: Recipe) -> Job:
     """The recipe's texts, tokenizer and model, ready for the runner.
 
     Raises:
-        Refusal: the data, the checkpoint and the recipe do not fit each other.
+        UserError: the data, the checkpoint and the recipe do not fit each other.
     """
     if recipe.tuning.method != "full":
         where = recipe.where("tuning.method")
-        raise Refusal(f"{where}: pretraining tunes everything; leave the method out")
+        raise UserError(f"{where}: pretraining tunes everything; leave the method out")
     tuning.check(recipe)
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     load = streaming.load if recipe.data.streaming else corpus.load
@@ -143,19 +136,19 @@ def build(recipe: Recipe) -> Job:
     config = set_own(config_of(recipe, checkpoint, {}), recipe)
     tokenizer = tokenizer_of(recipe, checkpoint, config)
     if tokenizer.mask_token is None:
-        raise Refusal(
+        raise UserError(
             f"{checkpoint.name}: its tokenizer has no mask token; take a checkpoint of BERT's "
             "kind, or task: text-generation"
         )
     if not tokenizer.is_fast:
-        raise Refusal(f"{checkpoint.name}: has no fast tokenizer, which tells where words end")
+        raise UserError(f"{checkpoint.name}: has no fast tokenizer, which tells where words end")
     most = recipe.model.max_length
 
     def rows(name: str) -> Dataset:
         train, given = name == "train", getattr(data, name)
         if not len(given):
             return Dataset.from_dict({c: [] for c in ("input_ids", "words", "length", "row")})
-        found = encoding.once(
+        found = token_cache.once(
             given,
             data.train_digest if train else "",
             tokenizer,
@@ -167,8 +160,8 @@ def build(recipe: Recipe) -> Job:
 
     splits = {name: rows(name) for name in ("train", "validation", "test")}
     if len(splits["test"]) < len(data.test):
-        raise Refusal(f"{data.source}: a test text has no token that its tokenizer knows")
-    model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
+        raise UserError(f"{data.source}: a test text has no token that its tokenizer knows")
+    model = pretrained.load(AUTO_MODEL, checkpoint, config, recipe)
     data.report |= {"pieces": len(splits["train"]), "new_head": _is_new_head(model, checkpoint)}
     return Job(
         model=model,

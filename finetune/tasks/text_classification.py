@@ -18,31 +18,16 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_torch_xla_available
 
-from finetune import (
-    baselines,
-    bases,
-    corpus,
-    encoding,
-    features,
-    files,
-    padding_free,
-    positions,
-    scoring,
-    sources,
-    tuning,
-)
-from finetune.errors import Refusal
-from finetune.job import Job
-from finetune.losses import classification_loss
+from finetune.data import corpus, readers, sources, token_cache
+from finetune.data.batching import within
+from finetune.errors import UserError
+from finetune.evaluation import baselines, scoring
+from finetune.models import positions, pretrained, tuning
+from finetune.models.speed import cached_features, padding_free
 from finetune.recipe import Augmentation, Model, Recipe
-from finetune.sampling import within
-from finetune.tasks.classification import (
-    ATTENTION,
-    answers,
-    head_notes,
-    labelled_config,
-    scorer,
-)
+from finetune.tasks.classification import ATTENTION, answers, head_notes, labelled_config, scorer
+from finetune.training.job import Job
+from finetune.training.losses import classification_loss
 
 AUTO_MODEL = AutoModelForSequenceClassification
 AUTO_PROCESSOR = AutoTokenizer
@@ -101,11 +86,11 @@ def build(recipe: Recipe) -> Job:
     """The recipe's data, tokenizer and model, ready for the runner.
 
     Raises:
-        Refusal: the data, the checkpoint and the recipe do not fit each other.
+        UserError: the data, the checkpoint and the recipe do not fit each other.
     """
     tuning.check(recipe)
     if recipe.augmentation != Augmentation():
-        raise Refusal(f"{recipe.name}: augmentation changes images; leave it out for texts")
+        raise UserError(f"{recipe.name}: augmentation changes images; leave it out for texts")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     data = corpus.load(recipe.data)
     config = labelled_config(recipe, checkpoint, data)
@@ -126,7 +111,7 @@ def build(recipe: Recipe) -> Job:
         texts = frame.drop(columns="label")
         model = recipe.model
         cut = (model.max_length, model.truncation, model.head_share)
-        rows = encoding.once(texts, "", tokenizer, compact, "classes", *cut)
+        rows = token_cache.once(texts, "", tokenizer, compact, "classes", *cut)
         return rows.add_column("labels", frame["label"].tolist())
 
     splits = {name: dataset(getattr(data, name)) for name in ("train", "test")}
@@ -138,7 +123,7 @@ def build(recipe: Recipe) -> Job:
     if share == 1.0:
         print(f"warning: every training text is longer than max_length {recipe.model.max_length}")
 
-    model = bases.load(AUTO_MODEL, checkpoint, config, recipe)
+    model = pretrained.load(AUTO_MODEL, checkpoint, config, recipe)
     model = tuning.apply(model, recipe, checkpoint)
     padded = "the recipe says so"
     if named := recipe.model.config.get(ATTENTION):
@@ -152,11 +137,11 @@ def build(recipe: Recipe) -> Job:
     collator: Any = DataCollatorWithPadding(tokenizer, padding)
     if recipe.tuning.method == "head" and recipe.tuning.cache_features:
         assert isinstance(model, PreTrainedModel)
-        uncached = features.replace(model, splits, collator, recipe.training)
+        uncached = cached_features.replace(model, splits, collator, recipe.training)
         if uncached:
             notes.append(f"the trunk runs every epoch: {uncached}")
         else:
-            collator = features.collate
+            collator = cached_features.collate
             notes.append("the trunk's features computed once, without its dropout")
     smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
     longest = max([1, *splits["validation"]["length"], *splits["test"]["length"]])
@@ -186,15 +171,15 @@ def tokenizer_of(
     """The checkpoint's tokenizer with a padding token, held to ``max_length``.
 
     Raises:
-        Refusal: there is none, it is another model's, or ``max_length`` is more than it allows.
+        UserError: there is none, it is another model's, or ``max_length`` is more than it allows.
     """
     names = {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"}
     names |= {"sentencepiece.bpe.model"}
     if not checkpoint.gguf and not any((checkpoint.folder / name).is_file() for name in names):
-        raise Refusal(f"{checkpoint.name}: has no tokenizer; a made-up one would learn nothing")
+        raise UserError(f"{checkpoint.name}: has no tokenizer; a made-up one would learn nothing")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
     if len(tokenizer) > config.vocab_size:
-        raise Refusal(
+        raise UserError(
             f"{checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, its model only "
             f"{config.vocab_size}; they do not belong together"
         )
@@ -202,7 +187,7 @@ def tokenizer_of(
     most = min(tokenizer.model_max_length, positions.most_tokens(config))
     if recipe.model.max_length > most:
         where = recipe.where("model.max_length")
-        raise Refusal(
+        raise UserError(
             f"{where}: max_length {recipe.model.max_length} is more than the model's {most}"
         )
     tokenizer.model_max_length = recipe.model.max_length
@@ -220,18 +205,18 @@ def read_rows(texts: list[str], file: str | None, recipe: Recipe) -> list[dict[s
         file: a table with the recipe's text columns, instead of ``texts``.
 
     Raises:
-        Refusal: no rows, or a column is missing.
+        UserError: no rows, or a column is missing.
     """
     data = recipe.data
     names = {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
     if file:
-        cells = files.read_columns(Path(file), list(names.values()), data.encoding)
+        cells = readers.read_columns(Path(file), list(names.values()), data.encoding)
         return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
     lines = [line for line in texts if line.strip()]
     if not lines:
-        raise Refusal("there is no text to label")
+        raise UserError("there is no text to label")
     if data.text_pair:
-        raise Refusal(f"{recipe.name}: labels pairs of texts; give them with --file")
+        raise UserError(f"{recipe.name}: labels pairs of texts; give them with --file")
     return [{"text": line} for line in lines]
 
 

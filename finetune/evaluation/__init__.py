@@ -1,0 +1,4 @@
+"""Metrics with intervals, and the baselines that a model has to beat.
+
+May import errors, recipe and data.
+"""

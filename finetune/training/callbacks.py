@@ -1,0 +1,71 @@
+"""What listens to a training: the bar, history.jsonl, the epoch's number for collators."""
+
+import sys
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from finetune import run_directory
+
+
+class Progress(ProgressCallback):
+    """A bar with the running loss, and one line for each evaluation."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(
+                total=state.max_steps, initial=state.global_step, unit="step", ncols=80
+            )
+        self.current_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}")
+        if "eval_loss" in logs:
+            shown = [
+                f"{name.removeprefix('eval_')} {logs[name]:.4f}"
+                for name in ("eval_loss", f"eval_{self.headline}")
+            ]
+            self.training_bar.write(
+                f"epoch {state.epoch:.2f}  validation: {'  '.join(shown)}", file=sys.stderr
+            )
+
+    headline = ""
+
+
+class History(TrainerCallback):
+    """history.jsonl: what was logged, without clock times, so that equal runs have equal lines."""
+
+    def __init__(self, run: run_directory.Run) -> None:
+        self.run = run
+
+    def state(self) -> list[dict[str, Any]]:
+        """The lines so far, for a checkpoint."""
+        return self.run.history()
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Go back to these lines: what a killed run logged after its checkpoint comes again."""
+        if PartialState().is_main_process:
+            self.run.rewrite_history(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        timed = ("_runtime", "_per_second", "_time")
+        if state.is_world_process_zero and logs and "train_loss" not in logs:
+            kept = {k: v for k, v in logs.items() if not k.endswith(timed)}
+            self.run.log({"step": state.global_step, **kept})
+
+
+class Epochs(TrainerCallback):
+    """Tells a collator which epoch starts, before the epoch's workers do."""
+
+    def __init__(self, collator: Any) -> None:
+        self.tell = getattr(collator, "set_epoch", None)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.tell:
+            self.tell(int(state.epoch))

@@ -1,0 +1,302 @@
+"""Without padding the result is the padded one: logits, gradients, loss curves, predictions."""
+
+import inspect
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+
+from finetune import inference, recipe, run_directory
+from finetune.data import sources
+from finetune.models import tuning
+from finetune.models.speed import padding_free
+from finetune.tasks import text_classification
+from finetune.training import runner
+from finetune.training.job import Job
+from tests.conftest import sentences, train_job
+
+CPU = {"use_cpu": True}
+LONGEST = 64
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_act": "gelu"},
+    "roberta": {"pad_token_id": 1, "max_position_embeddings": LONGEST + 2},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    "electra": {"embedding_size": 16},
+    # MiniLM's own shape: a BERT of twelve heads.
+    "bert, minilm": {"hidden_size": 48, "num_attention_heads": 12, "hidden_act": "gelu"},
+    "modernbert": {"local_attention": 16, "classifier_pooling": "cls", "pad_token_id": 0},
+    "modernbert, mean": {"local_attention": 16, "classifier_pooling": "mean", "pad_token_id": 0},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0, "classifier_dropout": 0.0},
+    "mistral": {
+        "num_key_value_heads": 2,
+        "sliding_window": 16,
+        "pad_token_id": 0,
+        "classifier_dropout": 0.0,
+    },
+}
+
+
+def config(family: str) -> Any:
+    """A tiny model's config, without dropout."""
+    kind = family.partition(",")[0]
+    shape = {
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"intermediate_size": 64, "vocab_size": 99, "max_position_embeddings": LONGEST},
+    }
+    made = AutoConfig.for_model(kind, architectures=[], num_labels=3, **shape | FAMILIES[family])
+    for name, value in made.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(made, name, 0.0)
+    return made
+
+
+def model(family: str, auto: Any = AutoModelForSequenceClassification) -> PreTrainedModel:
+    """A tiny model whose weights are large enough for every one of them to matter."""
+    torch.manual_seed(0)
+    made = auto.from_config(config(family))
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(5)
+    return made
+
+
+def batch(padding: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Ragged rows, the shortest and the longest possible among them, and two of one length."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([5, 1, LONGEST, 23, 23, 40])
+    ids = torch.randint(3, 99, (len(lengths), LONGEST), generator=draw)
+    mask = (torch.arange(LONGEST) < lengths[:, None]).long()
+    return {"input_ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask}
+
+
+def gradients(learner: torch.nn.Module, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights' gradients by name, and the logits: of rows, or of their real tokens (T, K)."""
+    learner.zero_grad()
+    logits = learner(**rows).logits
+    if logits.ndim == 3:
+        logits = logits[rows["attention_mask"].bool()]
+    functional.cross_entropy(logits, torch.arange(len(logits)) % 3).backward()
+    found = {n: p.grad.clone() for n, p in learner.named_parameters() if p.grad is not None}
+    return found | {"logits": logits.detach()}
+
+
+def assert_close(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], relative: float
+) -> None:
+    assert found.keys() == expected.keys()
+    largest = max(t.abs().max() for t in expected.values())
+    for name, tensor in expected.items():
+        # A key's bias gets no gradient but noise: softmax does not see it.
+        scale = max(tensor.abs().max(), 1e-2 * largest)
+        assert (found[name] - tensor).abs().max() <= relative * scale, name
+
+
+def adapted(family: str, auto: Any, method: str) -> torch.nn.Module:
+    """A tiny model whose weights learn by the method, an adapter's as large as the others."""
+    learner = model(family, auto)
+    if method == "full":
+        return learner.train()
+    read = recipe.Recipe(
+        **{"task": "text-classification", "model": recipe.Model(), "data": recipe.Data()},
+        **{"tuning": recipe.Tuning(method=method), "training": {}, "reference": None},
+        **{"name": "tiny", "origin": {}},
+    )
+    made = tuning.apply(learner, read, sources.Checkpoint("tiny", Path(), None))
+    for parameter in made.parameters():
+        if parameter.requires_grad and parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return made.train()
+
+
+HEADS = {
+    "sequence": AutoModelForSequenceClassification,
+    "token": AutoModelForTokenClassification,
+}
+# A head on every token knows no pooling.
+CASES = [
+    (family, head, method)
+    for family in FAMILIES
+    for head in HEADS
+    for method in ("full", "lora", "bottleneck")
+    if (head, family) != ("token", "modernbert, mean")
+]
+
+
+@pytest.mark.parametrize(("family", "head", "method"), CASES)
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_logits_and_gradients_are_the_padded_ones(family: str, head: str, method: str) -> None:
+    learner = adapted(family, HEADS[head], method)
+    base = next(m for m in learner.modules() if isinstance(m, PreTrainedModel))
+    rows = batch(base.config.pad_token_id or 0)
+    if "token_type_ids" in inspect.signature(base.base_model.forward).parameters:
+        rows["token_type_ids"] = (torch.arange(LONGEST) > 3).long().expand(6, -1).contiguous()
+    expected = gradients(learner, rows)
+    assert padding_free.enable(learner, CPU) == ""
+    assert learner.training
+    shapes = []
+    base.base_model.register_forward_pre_hook(
+        lambda module, given, options: shapes.append(options["input_ids"].shape), with_kwargs=True
+    )
+    found = gradients(learner, rows)
+    assert shapes == [(1, 5 + 1 + LONGEST + 23 + 23 + 40)]
+    assert_close({"logits": found.pop("logits")}, {"logits": expected.pop("logits")}, 1e-6)
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_in_the_last_layer_only_what_the_head_reads_asks_and_goes_on(family: str) -> None:
+    learner = model(family)
+    assert padding_free.enable(learner, CPU) == ""
+    seen, asked, left = [], [], []
+    for layer in learner.base_model.encoder.layer:
+        layer.intermediate.register_forward_pre_hook(lambda m, given: seen.append(given[0].shape))
+        query = layer.attention.self.query
+        query.register_forward_pre_hook(lambda m, given: asked.append(given[0].shape))
+    learner.base_model.register_forward_hook(lambda m, given, out: left.append(out[0].shape))
+    learner.activation_checkpointing_enable()
+    learner.train()
+    found = gradients(learner, batch(learner.config.pad_token_id))
+    # Once more in the backward pass, from the last layer to the first.
+    assert [shape[1] for shape in seen] == [156, 6, 6, 156]
+    assert [shape[1] for shape in asked] == [156, 6, 6, 156]
+    # One a text, not put back among padding.
+    assert [shape[:2] for shape in left] == [(6, 1)]
+    learner.activation_checkpointing_disable()
+    assert_close(found, gradients(learner, batch(learner.config.pad_token_id)), 1e-6)
+
+
+def test_attention_dropout_is_the_configs() -> None:
+    torch.manual_seed(0)
+    made = config("bert")
+    made.attention_probs_dropout_prob = 0.5
+    learner = AutoModelForSequenceClassification.from_config(made)
+    assert padding_free.enable(learner, CPU) == ""
+    rows = batch(0)
+    learner.train()
+    assert not torch.equal(learner(**rows).logits, learner(**rows).logits)
+    learner.eval()
+    assert torch.equal(learner(**rows).logits, learner(**rows).logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p"]}, "attention is its"),
+        ("albert", {"embedding_size": 16}, "pooler takes"),
+        ("mobilebert", {"intra_bottleneck_size": 32}, "logits would change"),
+        ("gemma2", {"num_key_value_heads": 2, "head_dim": 8}, "attention takes softcap"),
+    ],
+)
+def test_a_family_that_cannot_is_left_as_it_was(
+    kind: str, options: dict[str, Any], why: str
+) -> None:
+    torch.manual_seed(0)
+    shape = {
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"intermediate_size": 64, "vocab_size": 99, "pad_token_id": 0},
+    }
+    made = AutoConfig.for_model(kind, architectures=[], **shape | options)
+    learner = AutoModelForSequenceClassification.from_config(made).eval()
+    rows, before = batch(0), learner.config._attn_implementation
+    expected = learner(**rows).logits
+    said = padding_free.enable(learner, CPU)
+    assert said
+    assert why in said
+    assert learner.config._attn_implementation == before
+    assert torch.equal(learner(**rows).logits, expected)
+
+
+def curve(path: Path, name: str, *flags: str) -> tuple[run_directory.Run, list[float], Job]:
+    """A run of the recipe without dropout, its losses, and its job."""
+    words = ["--output_dir", f"runs/{name}", *flags]
+    run, job = train_job(text_classification, path, *words)
+    return run, [row["loss"] for row in run.history() if "loss" in row], job
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "bottleneck"])
+def test_fifty_steps_have_the_padded_losses(tiny_recipe: Path, method: str) -> None:
+    draw = random.Random(0)
+    # Pairs of texts, from one word to more than max_length takes.
+    rows = [
+        (" ".join([text] * draw.randint(1, 4)), draw.choice(text.split()), label)
+        for text, label in sentences(160)
+    ]
+    lines = ["text,second,label", *(",".join(row) for row in rows)]
+    Path("reviews.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    flags = ["--method", method, "--text_pair", "second", "--max_length", "40"]
+    flags += ["--max_steps", "50", "--per_device_train_batch_size", "8"]
+    free, losses, job = curve(tiny_recipe, "free", *flags)
+    _, padded, other = curve(tiny_recipe, "padded", *flags, "--padding_free", "false")
+    assert len(losses) == 50
+    assert losses == pytest.approx(padded, abs=1e-5)
+    assert "batches without padding" in job.notes
+    assert "batches padded: the recipe says so" in other.notes
+    asked = [{"text": a, "text_pair": b} for a, b, _ in rows[:20]]
+    learner, tokenizer, read = inference.load(free)
+    modules = [m for m in learner.modules() if isinstance(m, PreTrainedModel)]
+    assert modules[0].config._attn_implementation == padding_free.PER_SEQUENCE
+    ours = inference.logits(learner, tokenizer, read, asked)
+    read.model.padding_free = False
+    (free.folder / run_directory.RECIPE).write_text(read.dump(), encoding="utf-8")
+    plain, *_ = inference.load(free)
+    theirs = inference.logits(plain, tokenizer, read, asked)
+    assert abs(ours - theirs).max() < 1e-5
+
+
+def test_tokens_before_the_text_keep_their_padding(tiny_recipe: Path) -> None:
+    job = text_classification.build(recipe.load(tiny_recipe, ["--method", "prompt_tuning"]))
+    assert job.notes == ["batches padded: its tokens do not enter as ids"]
+
+
+def test_the_log_says_how_batches_are_computed(
+    tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, *_ = curve(tiny_recipe, "a", "--max_steps", "1")
+    assert "batches without padding" in capsys.readouterr().err
+    assert "per_sequence" not in (run.model / "config.json").read_text("utf-8")
+
+
+def test_without_flash_attention_a_gpu_pads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    learner = model("bert")
+    assert "flash-attn" in padding_free.enable(learner, {"bf16": True})
+    assert padding_free.enable(learner, CPU) == ""
+
+
+def test_on_xla_batches_have_one_shape_and_the_optimizer_is_one_that_works(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (padding_free, runner, text_classification):
+        monkeypatch.setattr(module, "is_torch_xla_available", lambda: True)
+    read = recipe.load(tiny_recipe)
+    job = text_classification.build(read)
+    assert job.notes == ["batches padded: XLA wants fixed shapes"]
+    texts: Any = job.splits["train"].select_columns(["input_ids", "attention_mask"])
+    assert {job.collator([texts[i]])["input_ids"].shape for i in range(8)} == {(1, 16)}
+    args = runner.training_arguments(read, run_directory.Run("runs/a"), job)
+    assert args.optim == "adamw_torch"
+    read.training["optim"] = "adafactor"
+    assert runner.training_arguments(read, run_directory.Run("runs/a"), job).optim == "adafactor"
+
+
+# torch 2.13's own compiler still uses it.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compiled_steps_have_the_same_losses(tiny_recipe: Path) -> None:
+    # The default backend, inductor, does the same and compiles for a minute.
+    flags, how = ["--max_steps", "3"], ["--torch_compile_backend", "aot_eager"]
+    _, losses, _ = curve(tiny_recipe, "eager", *flags)
+    _, compiled, job = curve(tiny_recipe, "compiled", *flags, *how)
+    assert job.notes == [
+        "batches padded: torch.compile cannot follow shapes that change on the way"
+    ]
+    assert len(losses) == 3
+    assert compiled == pytest.approx(losses, abs=1e-4)

@@ -1,0 +1,294 @@
+"""Language models: what is learned and scored of a document, and runs from end to end."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, pipeline
+
+from finetune import cli, inference, recipe
+from finetune.data import documents
+from finetune.data.packing import IGNORED
+from finetune.errors import UserError
+from finetune.evaluation import scoring
+from finetune.models import tuning
+from finetune.report import tables
+from finetune.tasks import causal_lm
+from tests.conftest import CHAT_TEMPLATE, make_writer, sentences, train_job
+
+MARKED = (
+    "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}</s>{% endgeneration %}{% else %}{{ m['content'] }}</s>{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHAT = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "hé"},
+    {"role": "user", "content": "bye"},
+    {"role": "assistant", "content": "see you"},
+]
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_writer(tmp_path_factory.mktemp("writer"))
+
+
+@pytest.fixture
+def tokenizer(writer: Path):
+    return AutoTokenizer.from_pretrained(writer)
+
+
+@pytest.fixture
+def path(workdir: Path, writer: Path) -> Path:
+    rows = [json.dumps({"text": text}) for text, _ in sentences(100)]
+    (workdir / "texts.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    made = workdir / "tiny.yaml"
+    made.write_text(
+        f"""\
+task: text-generation
+model: {{checkpoint: "{writer}", max_length: 64}}
+data: {{train: texts.jsonl, holdout: 20, validation_size: 10}}
+training:
+  learning_rate: 3.0e-3
+  per_device_train_batch_size: 4
+  num_train_epochs: 3
+  logging_steps: 1
+  use_cpu: true
+""",
+        encoding="utf-8",
+    )
+    return made
+
+
+# --- documents -------------------------------------------------------------------------------
+
+
+def learned(document: documents.Document, tokenizer) -> str:
+    ids = [i for i, on in zip(document.ids, document.learned, strict=True) if on]
+    return tokenizer.decode(ids)
+
+
+def test_a_text_is_learned_whole_with_its_end(tokenizer) -> None:
+    (found,) = documents.texts(["a film"], tokenizer)
+    assert learned(found, tokenizer) == "a film<end>"
+    row = found.scored(100, {tokenizer.eos_token_id})
+    # All but the first letter, which nothing comes before, and the end.
+    assert row["labels"][0] == 5
+    assert row["labels"][-1] == IGNORED
+    assert found.scored(3, set())["labels"][0] == 2
+
+
+def test_of_a_prompt_only_the_completion_is_learned(tokenizer) -> None:
+    found = documents.completion("Film: ", "é good", tokenizer)
+    assert learned(found, tokenizer) == "é good<end>"
+    row = found.scored(100, {tokenizer.eos_token_id})
+    assert row["labels"][:7] == [len("é good".encode()), *[IGNORED] * 5, row["input_ids"][6]]
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED])
+def test_of_a_chat_only_the_assistant_is_learned(tokenizer, template: str) -> None:
+    tokenizer.chat_template = template
+    found = documents.chat(CHAT, tokenizer)
+    assert tokenizer.decode(found.ids) == tokenizer.apply_chat_template(CHAT, tokenize=False)
+    assert learned(found, tokenizer) == "hé</s>see you</s>"
+    row = found.scored(1000, set())
+    assert row["labels"][0] == len("hé</s>see you</s>".encode())
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no chat template"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not show what the assist"),
+        # What was said first changes when the chat goes on.
+        ("{{ messages | length }}" + CHAT_TEMPLATE, "put {% generation %}"),
+        ("{{ raise_exception('no system') }}", "refuses a chat: no system"),
+    ],
+)
+def test_a_template_that_hides_the_assistant_is_refused(tokenizer, template, message) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=message):
+        documents.chat(CHAT, tokenizer)
+
+
+def block_rows(row: documents.Document, size: int, pieces: bool) -> Dataset:
+    return Dataset.from_dict(causal_lm.blocks([row], size, pieces, packs=True))
+
+
+def test_a_long_text_goes_on_in_pieces_and_a_long_completion_is_cut(tokenizer) -> None:
+    (text,) = documents.texts(["x" * 25], tokenizer)
+    rows = block_rows(text, 10, pieces=True)
+    facts = causal_lm.facts(rows, 1, 10, packs=True)
+    assert sorted(rows["length"]) == [6, 10, 10]
+    assert facts["tokens"] == 26
+    assert facts["share_cut"] == 1.0
+    assert facts["share_padding"] == pytest.approx(4 / 30)
+    long = documents.completion("p" * 5, "c" * 20, tokenizer)
+    rows = block_rows(long, 10, pieces=False)
+    assert causal_lm.facts(rows, 1, 10, packs=True)["tokens"] == 10
+    assert rows[0]["labels"] == [IGNORED] * 5 + long.ids[5:10]
+    # A prompt alone teaches nothing.
+    assert len(block_rows(long, 5, pieces=False)) == 0
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+
+def test_perplexity_and_bits_per_byte() -> None:
+    sums = numpy.array([[math.log(2) * 8, 8, 4], [math.log(2) * 24, 8, 12]])
+    found = scoring.language(sums, 100)["metrics"]
+    assert found["bits_per_byte"]["value"] == pytest.approx(2.0)
+    assert found["perplexity"]["value"] == pytest.approx(4.0)
+    assert found["perplexity"]["low"] == pytest.approx(2.0)
+    assert found["perplexity"]["high"] == pytest.approx(8.0)
+
+
+def test_a_run_scores_what_the_model_itself_says(path: Path) -> None:
+    run, _ = train_job(causal_lm, path)
+    results, rows = run.results(), run.predictions()
+    before, after = results["baselines"]["before training"], results["metrics"]
+    assert after["bits_per_byte"]["high"] < before["bits_per_byte"]["low"]
+    assert before["difference"]["high"] < 0
+    assert after["perplexity"]["high"] < before["perplexity"]["low"]
+    shown = [line.split() for line in tables.summary(run).splitlines() if "perplexity" in line]
+    assert [shown[0][1], shown[0][4]] == [
+        f"{scores['perplexity']['value']:.3f}" for scores in (after, before)
+    ]
+    model, tokenizer, _ = inference.load(run)
+    nats, tokens, size = 0.0, 0, 0
+    for text in rows["text"]:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            nats += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        tokens, size = tokens + ids.shape[1] - 1, size + len(text.encode()) - 1
+    assert after["perplexity"]["value"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert after["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+    assert rows["prediction"].between(0, 20).all()
+
+    data = results["data"]
+    assert data["packed"]
+    assert data["blocks"] < 70
+    assert results["cost"]["tokens_seen"] == 3 * data["tokens"]
+    assert 0 <= data["share_padding"] < 0.2
+    assert [set(sample) for sample in results["samples"]] == [{"given", "before", "after"}] * 3
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "before training" in page
+    assert "bits per byte" in page
+    card = (run.model / "README.md").read_text(encoding="utf-8")
+    assert 'pipeline("text-generation"' in card
+    said = pipeline("text-generation", model=str(run.model), device="cpu")("a film")
+    assert said[0]["generated_text"].startswith("a film")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_validation_loss_is_a_token_s_as_perplexity_is(path: Path, kind: str) -> None:
+    flags = ["--checkpoint", str(make_writer(path.parent / kind, kind)), "--max_steps", "2"]
+    flags += ["--eval_strategy", "steps", "--eval_steps", "2", "--per_device_eval_batch_size", "16"]
+    run, _ = train_job(causal_lm, path, *flags)
+    said = next(row for row in run.history() if "eval_loss" in row)
+    assert said["eval_loss"] == pytest.approx(math.log(said["eval_perplexity"]), rel=1e-5)
+
+
+def test_a_run_goes_on_with_a_text(path: Path, capsys) -> None:
+    run, _ = train_job(causal_lm, path, "--max_steps", "1")
+    capsys.readouterr()
+    words = ["generate", str(run), "a film", "--max_new_tokens", "8"]
+    said = []
+    for more in ([], [], ["--seed", "1"], ["--greedy"]):
+        cli.main([*words, *more])
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert len(set(said)) == 3
+    assert all(text.startswith("a film") for text in said)
+    for wrong, message in (
+        (["generate", str(run), " "], "no text to go on with"),
+        (["generate", str(run), "a", "--max_new_tokens", "0"], "at least 1"),
+        (["generate", str(run), "a" * 128], "as many as the model can see"),
+        (["predict", str(run), "a"], "finetune generate writes with it"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(wrong)
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_on_chats_answers(path: Path, capsys) -> None:
+    chats = [[{"role": "user", "content": text}, CHAT[1]] for text, _ in sentences(40)]
+    lines = [json.dumps({"messages": chat}) for chat in chats]
+    (path.parent / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    flags = ["--train", "chats.jsonl", "--max_length", "128"]
+    run, _ = train_job(causal_lm, path, *flags, "--max_steps", "1")
+    assert run.results()["data"]["documents"] == "messages"
+    assert run.results()["samples"][0]["given"] in dict(sentences(40))
+    assert '"role": "user"' in (run.model / "README.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+    cli.main(["generate", str(run), "hello", "--max_new_tokens", "4"])
+    assert "hello" not in capsys.readouterr().out
+
+
+def test_packed_blocks_learn_what_single_documents_do(path: Path, monkeypatch) -> None:
+    # All rows in one batch: the same gradient, however they are laid out.
+    flags = ["--per_device_train_batch_size", "100", "--num_train_epochs", "2"]
+    packed, _ = train_job(causal_lm, path, *flags)
+    monkeypatch.setattr(causal_lm.packing, "is_kept_apart", lambda model: False)
+    single, _ = train_job(causal_lm, path, *flags, "--output_dir", "runs/single")
+    assert single.results()["data"]["blocks"] == 70
+    curves = [[row["loss"] for row in run.history() if "loss" in row] for run in (packed, single)]
+    assert len(curves[0]) == 2
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+
+
+def test_a_model_from_scratch_gets_a_tokenizer_of_its_own(path: Path) -> None:
+    config = "{n_embd: 32, n_layer: 2, n_head: 2, n_positions: 64, vocab_size: 280}"
+    flags = ["--checkpoint", "new:gpt2", "--config", config, "--learning_rate", "1e-2"]
+    run, job = train_job(causal_lm, path, *flags, "--num_train_epochs", "10")
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    assert len(tokenizer) == job.model.config.vocab_size == 280
+    text = "the film was naïve"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    # Words of the reviews are few tokens; a test row's own words are not looked at.
+    assert len(ids) < len(text.encode()) - 4
+    before = run.results()["baselines"]["before training"]["bits_per_byte"]
+    assert run.results()["metrics"]["bits_per_byte"]["high"] < 0.8 * before["low"]
+    said = pipeline("text-generation", model=str(run.model), device="cpu")("the")
+    assert said[0]["generated_text"].startswith("the")
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("method", ["bitfit", "bottleneck", "lora", "ia3", "oft", "prompt_tuning"])
+def test_adapters(path: Path, tmp_path: Path, kind: str, method: str) -> None:
+    checkpoint = make_writer(tmp_path / kind, kind)
+    flags = ["--checkpoint", str(checkpoint), "--method", method, "--max_steps", "2"]
+    if method in {"bitfit", "oft"} and kind != {"bitfit": "gpt2", "oft": "llama"}[method]:
+        with pytest.raises(UserError, match=r"bitfit finds nothing to train|oft does not fit"):
+            causal_lm.build(recipe.load(path, flags))
+        return
+    run, job = train_job(causal_lm, path, *flags)
+    assert job.data.report["packed"] == (method != "prompt_tuning")
+    count = tuning.count_parameters(job.model)
+    assert 0 < count["trainable_parameters"] < 0.5 * count["total_parameters"]
+    model, tokenizer, _ = inference.load(run)
+    ids = tokenizer("a film", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        trained = job.model.eval()(input_ids=ids).logits
+        assert torch.allclose(model(input_ids=ids).logits, trained, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "head"], "has no new head to train"),
+        (["--max_length", "200"], "is more than the model's 128"),
+        (["--train", "mine.csv"], "mine.csv: no such file"),
+        (["--checkpoint", "new:gpt2", "--max_length", "2000"], "is more than the model's 1024"),
+    ],
+)
+def test_what_cannot_work_is_refused(path: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        causal_lm.build(recipe.load(path, flags))

@@ -1,0 +1,255 @@
+"""Checkpoints on disk: whole or not there, every byte checked, nothing foreign deleted."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from finetune.models import tuning
+from finetune.training import checkpoints
+from finetune.training.checkpoints import Damaged
+from finetune.training.saver import Saver
+
+
+def save(parent: Path, step: int, best: int | None = None, evaluated: bool = True) -> Path:
+    staged = checkpoints.stage(parent, step)
+    checkpoints.write(staged, "model", {"weight": torch.full((40,), float(step))})
+    checkpoints.write(staged, "optimizer", {"state": {0: {"step": torch.tensor(3.0)}}, "lr": 0.1})
+    return checkpoints.seal(staged, checkpoints.name(step, evaluated), best, {"data": "abc"})
+
+
+def names(parent: Path) -> set[str]:
+    return {path.name for path in parent.iterdir()}
+
+
+def test_what_is_written_reads_back_to_the_bit(tmp_path: Path) -> None:
+    tree = {
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "state": {0: {"step": torch.tensor(2.0), "exp_avg": torch.randn(3, 2).T}, 7: {}},
+        "groups": [{"lr": 0.1 + 0.2, "betas": (0.9, 0.999), "params": [0, 7], "none": None}],
+        "tie": float("-inf"),
+        "half": torch.randn(3).to(torch.bfloat16),
+    }
+    checkpoints.write(tmp_path, "all", tree)
+    back = checkpoints.read(tmp_path, "all")
+    assert back["python"] == tree["python"]
+    assert back["numpy"][0] == tree["numpy"][0]
+    assert numpy.array_equal(back["numpy"][1], tree["numpy"][1])
+    assert back["numpy"][1].dtype == tree["numpy"][1].dtype
+    for said, read in [(tree["torch"], back["torch"]), (tree["half"], back["half"])]:
+        assert said.dtype == read.dtype
+        assert torch.equal(said, read)
+    assert torch.equal(back["state"][0]["exp_avg"], tree["state"][0]["exp_avg"])
+    assert back["state"][7] == {}
+    assert back["groups"] == tree["groups"]
+    assert isinstance(back["groups"][0]["betas"], tuple)
+    assert back["tie"] == tree["tie"]
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors"}
+    with pytest.raises(TypeError, match=r"a\.1: object has no place"):
+        checkpoints.write(tmp_path, "odd", {"a": [1, object()]})
+
+
+def test_the_newest_that_verifies_is_found(tmp_path: Path) -> None:
+    assert checkpoints.newest(tmp_path / "none") == (None, [])
+    for step in (2, 10, 9):
+        save(tmp_path, step)
+    save(tmp_path, 10, evaluated=False)
+    found, skipped = checkpoints.newest(tmp_path)
+    assert found is not None
+    assert found.folder.name == "checkpoint-10"
+    assert (found.step, found.run, skipped) == (10, {"data": "abc"}, [])
+    shutil.rmtree(found.folder)
+    found, _ = checkpoints.newest(tmp_path)
+    assert found is not None
+    assert found.folder.name == "checkpoint-10-unevaluated"
+
+
+def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    folder = save(tmp_path, 2)
+    draw, seen = random.Random(0), 0
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        for _ in range(25):
+            spoiled = bytearray(whole)
+            spoiled[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+            file.write_bytes(spoiled)
+            found, skipped = checkpoints.newest(tmp_path)
+            assert found is not None
+            assert found.step == 1
+            assert len(skipped) == 1
+            seen += 1
+        file.write_bytes(whole)
+    assert seen == 25 * 4
+    found, skipped = checkpoints.newest(tmp_path)
+    assert found is not None
+    assert (found.step, skipped) == (2, [])
+
+
+def damage(folder: Path, how: str) -> None:
+    file = folder / "optimizer.json"
+    if how == "missing":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif how == "renamed":
+        folder.rename(folder.with_name("checkpoint-3"))
+    elif how == "plain":
+        (folder / "manifest.json").unlink()
+    elif how == "newer":
+        body = checkpoints.manifest(folder) | {"format": 2}
+        (folder / "manifest.json").write_text(checkpoints._rendered(body), encoding="utf-8")
+    elif how == "text":
+        (folder / "manifest.json").write_text("[]", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing", "optimizer.json is missing"),
+        ("cut", r"optimizer.json has \d+ bytes, and should have \d+"),
+        ("renamed", "is of step 2"),
+        ("plain", "has no manifest.json; it is not whole, or not of this program"),
+        ("newer", "has format 2, and this program reads 1"),
+        ("text", "manifest.json cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path, how: str, said: str) -> None:
+    damage(save(tmp_path, 2), how)
+    (folder,) = checkpoints.candidates(tmp_path)
+    with pytest.raises(Damaged, match=said):
+        checkpoints.verify(folder)
+
+
+def test_a_checkpoint_whose_best_is_lost_is_skipped(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    best = save(tmp_path, 2)
+    save(tmp_path, 3, best=2)
+    found, _ = checkpoints.newest(tmp_path)
+    assert found is not None
+    assert (found.step, found.best) == (3, 2)
+    damage(best, "cut")
+    found, skipped = checkpoints.newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert "needs checkpoint-2, which optimizer.json has" in skipped[0]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_save_that_is_cut_off_at_any_call_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[float] = []
+
+    def counted(kept: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+            return kept(*args, **kwargs)
+
+        return call
+
+    for name in ("mkdir", "open", "fsync", "rename", "close"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    monkeypatch.setattr(checkpoints, "save_file", counted(checkpoints.save_file))
+    left[:] = [numpy.inf]
+    save(tmp_path, 1)
+    for call in range(1, 100):
+        left[:] = [call]
+        try:
+            save(tmp_path, 2)
+        except Killed:
+            left[:] = [numpy.inf]
+            found, skipped = checkpoints.newest(tmp_path)
+            assert found is not None
+            assert skipped == []
+            if found.step == 2:
+                # Renamed, and killed before the folder above was synced.
+                shutil.rmtree(found.folder)
+        else:
+            break
+    left[:] = [numpy.inf]
+    assert 10 < call < 100
+    found, _ = checkpoints.newest(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    checkpoints.clear(tmp_path, {"checkpoint-2"})
+    assert names(tmp_path) == {"checkpoint-2"}
+
+
+def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:
+    """Random folders, ours and others': the best, the last and the foreign ones stay."""
+    draw = random.Random(0)
+    for trial in range(25):
+        parent = tmp_path / str(trial)
+        steps = sorted(draw.sample(range(1, 50), 5))
+        for step in steps:
+            save(parent, step)
+        foreign = {"checkpoint-best", "checkpoint-900", "checkpoint-", ".tmp-mine", "notes.txt"}
+        for name in foreign - {"notes.txt"}:
+            (parent / name).mkdir()
+            (parent / name / "weights").write_text("mine", encoding="utf-8")
+        (parent / "notes.txt").write_text("mine", encoding="utf-8")
+        (parent / "checkpoint-77").symlink_to(parent / "checkpoint-900")
+        (parent / ".tmp-3-99999").mkdir()
+        noted = parent / checkpoints.name(steps[0]) / "notes.txt"
+        noted.write_text("mine", encoding="utf-8")
+        best, limit = draw.choice(steps), draw.randint(1, 4)
+        keep: set[str | None] = {checkpoints.name(best), checkpoints.name(steps[-1])}
+        Saver(parent, limit, {}).clear(keep, 1)
+        ours = {name for name in names(parent) if name.startswith("checkpoint-")} - foreign
+        ours -= {"checkpoint-77"}
+        assert foreign | {"checkpoint-77"} <= names(parent)
+        assert noted.read_text(encoding="utf-8") == "mine"
+        assert keep <= ours
+        assert len(ours - {noted.parent.name}) <= max(limit - 1, len(keep))
+        assert ".tmp-3-99999" not in names(parent)
+
+
+def test_a_folder_that_stands_in_the_way_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / "checkpoint-4" / "mine").write_text("mine", encoding="utf-8")
+    save(tmp_path, 4)
+    assert names(tmp_path) == {"checkpoint-4", "checkpoint-4.aside-1"}
+    assert (tmp_path / "checkpoint-4.aside-1" / "mine").is_file()
+    assert checkpoints.verify(tmp_path / "checkpoint-4").step == 4
+
+
+def test_weights_of_another_model_are_not_half_read() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    model[0].bias.requires_grad_(False)
+    held = {name: tensor.clone() for name, tensor in tuning.learned(model).items()}
+    assert set(held) == {
+        *("0.weight", "1.weight", "1.bias"),
+        *("1.running_mean", "1.running_var", "1.num_batches_tracked"),
+    }
+    for odd in (
+        {k: v for k, v in held.items() if k != "1.bias"},
+        held | {"2.weight": torch.zeros(1)},
+        held | {"1.bias": torch.zeros(4)},
+        held | {"1.bias": torch.zeros(3, dtype=torch.float64)},
+    ):
+        with pytest.raises(ValueError, match="differs"):
+            tuning.load_learned(model, {k: v + 1 for k, v in odd.items()})
+        assert all(torch.equal(t, held[n]) for n, t in tuning.learned(model).items())
+    tuning.load_learned(model, {k: v + 1 for k, v in held.items()})
+    assert all(torch.equal(t, held[n] + 1) for n, t in tuning.learned(model).items())
+
+
+def test_a_manifest_can_be_read_by_anyone(tmp_path: Path) -> None:
+    said = json.loads((save(tmp_path, 5, best=3) / "manifest.json").read_text("utf-8"))["manifest"]
+    assert (said["step"], said["best"], said["run"]) == (5, 3, {"data": "abc"})
+    assert set(said["files"]) == {"model.safetensors", "optimizer.json", "optimizer.safetensors"}
