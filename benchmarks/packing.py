@@ -34,7 +34,7 @@ from finetune.tasks import causal_lm
 from finetune.tasks.classification import config_of
 from finetune.tasks.text_classification import tokenizer_of
 from finetune.training import losses
-from finetune.training.runner import DEFAULTS, has_accelerator
+from finetune.training.arguments import DEFAULTS, has_accelerator
 from finetune.training.signals import Signals
 from finetune.training.trainer import StepTrainer
 

@@ -31,7 +31,7 @@ from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from finetune import cli, recipe, run_directory, tasks
-from finetune.training import checkpoints, run_results, runner
+from finetune.training import arguments, checkpoints, run_results, runner
 
 WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot", "the", "a", "was", "cast"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -235,11 +235,11 @@ class Plain:
     def _go(self, run: str, kind: str, flags: tuple[str, ...], resume: bool) -> None:
         read = recipe.load(f"{kind}.yaml", list(flags))
         transformers.logging.set_verbosity_error()
-        read.training = runner.checked(read)
+        read.training = arguments.checked(read)
         transformers.set_seed(read.training.get("seed", 0))
         job = tasks.find(read).build(read)
         folder = Path(run)
-        values = vars(runner.training_arguments(read, run_directory.Run(run), job))
+        values = vars(arguments.training_arguments(read, run_directory.Run(run), job))
         plain = {k: v for k, v in (job.training | read.training).items() if k != "output_dir"}
         args = TrainingArguments(
             **plain

@@ -20,7 +20,7 @@ from finetune.data import sources
 from finetune.models import tuning
 from finetune.models.speed import padding_free
 from finetune.tasks import text_classification
-from finetune.training import runner
+from finetune.training import arguments, runner
 from finetune.training.job import Job
 from tests.conftest import sentences, train_job
 
@@ -282,10 +282,10 @@ def test_on_xla_batches_have_one_shape_and_the_optimizer_is_one_that_works(
     assert job.notes == ["batches padded: XLA wants fixed shapes"]
     texts: Any = job.splits["train"].select_columns(["input_ids", "attention_mask"])
     assert {job.collator([texts[i]])["input_ids"].shape for i in range(8)} == {(1, 16)}
-    args = runner.training_arguments(read, run_directory.Run("runs/a"), job)
+    args = arguments.training_arguments(read, run_directory.Run("runs/a"), job)
     assert args.optim == "adamw_torch"
     read.training["optim"] = "adafactor"
-    assert runner.training_arguments(read, run_directory.Run("runs/a"), job).optim == "adafactor"
+    assert arguments.training_arguments(read, run_directory.Run("runs/a"), job).optim == "adafactor"
 
 
 # torch 2.13's own compiler still uses it.

@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 from finetune import recipe, run_directory
 from finetune.errors import UserError
 from finetune.recipe import Data, Model, Reference, Tuning
+from finetune.training.arguments import training_arguments
 from finetune.training.job import Job
-from finetune.training.runner import training_arguments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GOOD = """\

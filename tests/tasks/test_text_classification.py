@@ -13,7 +13,7 @@ from finetune.errors import UserError
 from finetune.recipe import Model
 from finetune.tasks import text_classification
 from finetune.tasks.text_classification import batches, encode, kept
-from finetune.training import runner
+from finetune.training import arguments, runner
 from tests.conftest import sentences, train_job, write_csv
 
 
@@ -130,7 +130,6 @@ def test_max_length_beyond_the_positions_is_refused(tiny_recipe: Path) -> None:
 def test_a_wrong_name_is_answered_with_the_nearest(
     tiny_recipe: Path, flags: list[str], message: str
 ) -> None:
-    from finetune.training import runner
 
     read = recipe.load(tiny_recipe, flags)
     with pytest.raises(UserError, match=message) as refusal:
@@ -270,7 +269,7 @@ def test_evaluation_holds_so_many_tokens_at_once(
     def at_once(*flags: str) -> int:
         read = recipe.load(tiny_recipe, flags)
         job = text_classification.build(read)
-        return runner.training_arguments(
+        return arguments.training_arguments(
             read, run_directory.Run("runs/a"), job
         ).per_device_eval_batch_size
 
