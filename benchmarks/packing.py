@@ -30,9 +30,9 @@ from transformers.trainer_callback import PrinterCallback
 from finetune import recipe
 from finetune.data import corpus, documents, packing, sources
 from finetune.models import pretrained
+from finetune.models.configs import load_config
 from finetune.tasks import causal_lm
-from finetune.tasks.classification import config_of
-from finetune.tasks.text_classification import tokenizer_of
+from finetune.tasks.text import load_tokenizer
 from finetune.training import losses
 from finetune.training.arguments import DEFAULTS, has_accelerator
 from finetune.training.signals import Signals
@@ -74,16 +74,16 @@ def main() -> None:
         origin={},
     )
     data = corpus.load(read.data, corpus.DOCUMENTS, labelled=False)
-    config: Any = config_of(read, checkpoint, {})
+    config: Any = load_config(read, checkpoint, {})
     config.use_cache = False
-    tokenizer = tokenizer_of(read, checkpoint, config)
+    tokenizer = load_tokenizer(read, checkpoint, config)
     # Cut alike, so that both see the same tokens.
     rows = documents.encode(data.train, tokenizer)
     made = causal_lm.blocks(rows, said.max_length, pieces=False, packs=True)
     packed = Dataset.from_dict(made)
-    facts = causal_lm.facts(packed, len(rows), said.max_length, packs=True)
+    facts = causal_lm.describe_blocks(packed, len(rows), said.max_length, packs=True)
     plain = Dataset.from_dict({"input_ids": [row.ids[: said.max_length] for row in rows]})
-    model = pretrained.load(causal_lm.AUTO_MODEL, checkpoint, config, read)
+    model = pretrained.load(causal_lm.TASK.auto_model, checkpoint, config, read)
     assert packing.is_kept_apart(model)
     assert isinstance(tokenizer.pad_token_id, int)
 

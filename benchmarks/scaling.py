@@ -69,7 +69,7 @@ def run(train: int, test: int, length: int, layers: int, steps: int) -> Any:
         write(name, rows, length)
     words = RECIPE.format(length=length, layers=layers, steps=steps)
     Path("scaling.yaml").write_text(words, encoding="utf-8")
-    done = runner.train(recipe.load("scaling.yaml"), text_classification.build, overwrite=True)
+    done = runner.train(recipe.load("scaling.yaml"), text_classification.TASK.build, overwrite=True)
     assert done is not None
     return done
 

@@ -158,7 +158,7 @@ training:
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     # Runs stay below the folder they are started in.
     os.chdir(folder)
-    run = runner.train(recipe.load(words), text_classification.build)
+    run = runner.train(recipe.load(words), text_classification.TASK.build)
     assert run is not None
     cost = run.results()["cost"]
     return {"seconds": cost["total_seconds" if method == "head" else "train_seconds"]}
@@ -212,8 +212,7 @@ def answers(way: str, rows: int, folder: Path) -> dict[str, Any]:
     """Seconds to answer so many reviews, and the answers."""
     from transformers import pipeline
 
-    from finetune import inference, run_directory
-    from finetune.tasks import classification
+    from finetune import inference, run_directory, tasks
 
     run = run_directory.one(str(folder / "run"))
     texts = reviews(rows)["text"].tolist()
@@ -224,11 +223,10 @@ def answers(way: str, rows: int, folder: Path) -> dict[str, Any]:
         labels = [answer["label"] for answer in said]
     else:
         model, tokenizer, recipe = inference.load(run)
-        names = run.results()["data"]["label_names"]
         before = time.perf_counter()
-        logits = inference.logits(model, tokenizer, recipe, [{"text": text} for text in texts])
-        said = classification.answers(logits, recipe.data.problem_type, names)
-        labels = [answer["prediction"] for answer in said]
+        logits = inference.outputs(model, tokenizer, recipe, [{"text": text} for text in texts])
+        answers = tasks.find(recipe.task).answers(logits, run.results()["data"])
+        labels = [answer["prediction"] for answer in answers]
     return {"seconds": time.perf_counter() - before, "labels": labels}
 
 

@@ -31,6 +31,7 @@ from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from finetune import cli, recipe, run_directory, tasks
+from finetune.report import page
 from finetune.training import arguments, checkpoints, run_results, runner
 
 WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot", "the", "a", "was", "cast"]
@@ -169,8 +170,8 @@ class Ours:
 
     def __init__(self) -> None:
         # Report and baselines take longer than these trainings, and promise nothing here.
-        run_results.page.render = lambda run: ""
-        run_results._beside = lambda *args: {}
+        page.render = lambda run: ""
+        run_results._baselines = lambda *args: {}
 
     def train(self, run: str, kind: str = "random", *flags: str) -> None:
         cli.main(["train", f"{kind}.yaml", "--output_dir", run, *flags])
@@ -237,7 +238,7 @@ class Plain:
         transformers.logging.set_verbosity_error()
         read.training = arguments.checked(read)
         transformers.set_seed(read.training.get("seed", 0))
-        job = tasks.find(read).build(read)
+        job = tasks.find(read.task).build(read)
         folder = Path(run)
         values = vars(arguments.training_arguments(read, run_directory.Run(run), job))
         plain = {k: v for k, v in (job.training | read.training).items() if k != "output_dir"}

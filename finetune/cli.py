@@ -84,12 +84,33 @@ def train(arguments: Sequence[str], default: str | None = None) -> None:
     from finetune import tasks
     from finetune.training import runner
 
-    build = tasks.find(read).build
+    build = tasks.find(read.task, read.where("task")).build
     run = runner.train(read, build, "--overwrite" in said, "--resume" in said, allowed)
     if run:
-        from finetune.report import tables
+        finish(run, read)
 
-        print(tables.summary(run))
+
+def finish(run: run_directory.Run, read: recipe.Recipe) -> None:
+    """Writes a finished run's card and report, uploads it if the recipe says so, prints a table.
+
+    The run is complete without them: a report that fails is one line on stderr.
+    """
+    from finetune.report import files, tables
+
+    try:
+        files.write(run)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(
+            f"finetune: {run}: complete, but its report failed ({reason}); "
+            "`finetune report` writes it again",
+            file=sys.stderr,
+        )
+    if read.training.get("push_to_hub"):
+        from finetune.training import hub
+
+        hub.push(read, run)
+    print(tables.summary(run))
 
 
 def resume(arguments: Sequence[str]) -> None:
@@ -232,10 +253,10 @@ def _recipes(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from finetune.report import page, tables
+    from finetune.report import files, tables
 
     run = run_directory.one(options.run)
-    run.write_report(page.render(run))
+    files.write(run)
     print(tables.summary(run))
 
 

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -133,20 +132,30 @@ def interrupted(build: "Callable[[Recipe], Job]") -> "Callable[[Recipe], Job]":
     return stop
 
 
-def train_job(task: ModuleType, path: Path, *flags: str) -> "tuple[Run, Job]":
-    """A recipe trained by its task, and the job whose model learned."""
-    from finetune import recipe
+def train(
+    path: Path, *flags: str, build: "Callable[[Recipe], Job] | None" = None, **how: Any
+) -> "Run":
+    """Trains a recipe in this process, by its task's ``build`` unless another is given."""
+    from finetune import recipe, tasks
     from finetune.training import runner
+
+    read = recipe.load(path, flags)
+    run = runner.train(read, build or tasks.find(read.task).build, **how)
+    assert run is not None
+    return run
+
+
+def train_job(path: Path, *flags: str) -> "tuple[Run, Job]":
+    """Trains a recipe in this process and returns the run and the job whose model was trained."""
+    from finetune import tasks
 
     jobs: list[Job] = []
 
-    def build(read: recipe.Recipe) -> "Job":
-        jobs.append(task.build(read))
+    def build(read: "Recipe") -> "Job":
+        jobs.append(tasks.find(read.task).build(read))
         return jobs[0]
 
-    run = runner.train(recipe.load(path, flags), build)
-    assert run is not None
-    return run, jobs[0]
+    return train(path, *flags, build=build), jobs[0]
 
 
 @pytest.fixture

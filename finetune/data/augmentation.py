@@ -62,7 +62,13 @@ def mixes(said: Augmentation) -> bool:
 
 
 def augment(
-    pixels: Tensor, rows: Tensor, epoch: int | Tensor, seed: int, said: Augmentation
+    pixels: Tensor,
+    rows: Tensor,
+    epoch: int | Tensor,
+    seed: int,
+    said: Augmentation,
+    *,
+    training: bool = True,
 ) -> Tensor:
     """``pixels`` changed as ``said``: mirrored, warped once, RandAugment's operations, erased.
 
@@ -79,7 +85,7 @@ def augment(
     """
     if not active(said):
         return pixels
-    keys = _keys(rows, epoch, seed)
+    keys = _keys(rows if training else -1 - rows, epoch, seed)
     draws = _draws(keys)
     if said.flip:
         mirrored = (draws["flip"] < said.flip).to(pixels.device)
@@ -93,10 +99,10 @@ def augment(
     return pixels
 
 
-def noise(rows: Tensor, count: int, epoch: int, seed: int) -> Tensor:
+def noise(rows: Tensor, count: int, epoch: int, seed: int, *, training: bool = True) -> Tensor:
     """Numbers (B, ``count``) in [0, 1) that are a row's own in an epoch, for masks and the like."""
     numbers = torch.arange(NOISE_FROM, NOISE_FROM + count, device=rows.device)
-    return _uniform(_keys(rows, epoch, seed), numbers)
+    return _uniform(_keys(rows if training else -1 - rows, epoch, seed), numbers)
 
 
 def mix(

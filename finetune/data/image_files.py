@@ -281,3 +281,28 @@ def dataset(
     if commit:
         tables = {split: _unpack(table, Path(), data) for split, table in tables.items()}
     return tables, commit
+
+
+def sheet(grid: numpy.ndarray, gap: int = 2) -> bytes:
+    """Images in rows and columns, on white, as a PNG file; small ones enlarged.
+
+    Args:
+        grid: (rows, columns, C, H, W) float in [0, 1], C 1 or 3.
+        gap: pixels between the images.
+    """
+    from PIL import Image
+
+    down, across, channels, height, width = grid.shape
+    zoom = max(1, 84 // max(height, width))
+    cells = numpy.round(grid.clip(0, 1) * 255).astype(numpy.uint8)
+    cells = cells.repeat(zoom, -1).repeat(zoom, -2).repeat(3 // channels, 2)
+    step_y, step_x = height * zoom + gap, width * zoom + gap
+    whole = numpy.full((down * step_y - gap, across * step_x - gap, 3), 255, numpy.uint8)
+    for y in range(down):
+        for x in range(across):
+            top, left = y * step_y, x * step_x
+            place = whole[top : top + height * zoom, left : left + width * zoom]
+            place[:] = cells[y, x].transpose(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(whole).save(file, format="PNG", optimize=True)
+    return file.getvalue()

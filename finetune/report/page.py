@@ -1,21 +1,18 @@
-"""A run directory -> report.html: one file that needs no network, no script and no other file."""
+"""Renders a run directory as report.html: one file without network access or scripts."""
 
 import base64
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy
 import pandas
 from markupsafe import Markup
 
-from finetune import run_directory
-from finetune.data import image_files
+from finetune import run_directory, tasks
 from finetune.report import figures, wording
 
 WRONG_ROWS = 20
-TEXT_LENGTH = 600
-THUMBNAIL = 192
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -26,10 +23,10 @@ TEMPLATES = jinja2.Environment(
 
 
 def render(run: run_directory.Run) -> str:
-    """The report of a finished run as HTML, the same text for the same run.
+    """Returns the report of a finished run as HTML, the same text for the same run.
 
     Raises:
-        UserError: the directory holds no finished run.
+        UserError: the directory has no finished run.
     """
     results = run.results()
     rows = run.predictions()
@@ -44,7 +41,7 @@ def render(run: run_directory.Run) -> str:
             if svg
         ],
         pictures=[(name, _inline(data)) for name, data in run.pictures().items()],
-        wrong=_wrong(rows, results["data"]),
+        wrong=_mistakes(results, rows),
         recipe=(run.folder / run_directory.RECIPE).read_text(encoding="utf-8"),
     )
 
@@ -102,78 +99,23 @@ def _figures(
     return out
 
 
-# --- errors ----------------------------------------------------------------------------------
-
-
-def _wrong(rows: pandas.DataFrame, data: dict[str, Any]) -> list[dict[str, str]] | None:
-    """The test rows that the model got wrong with the most confidence, worst first.
-
-    Confidence is the probability of the wrong class, of several labels the one most wrongly
-    given or withheld; for a regression it is the size of the error. None where rows are neither
-    right nor wrong.
-    """
-    if "probabilities" not in rows and data["problem_type"] != "regression":
+def _mistakes(results: dict[str, Any], rows: pandas.DataFrame) -> list[dict[str, str]] | None:
+    """The worst wrong predictions, as the task shows them; None where the task has none."""
+    mistakes = tasks.find(results["task"]).mistakes(rows, results["data"], WRONG_ROWS)
+    if mistakes is None:
         return None
-    if data["problem_type"] == "regression":
-        apart = (rows["prediction"] - rows["label"]).to_numpy(dtype=float)
-        amount, is_wrong = numpy.abs(apart), apart != 0
-        shown = [f"off by {value:+.4g}" for value in apart]
-        said, true = ([f"{v:.4g}" for v in rows[c]] for c in ("prediction", "label"))
-    else:
-        names = data["label_names"]
-        predicted, truth = (_members(list(rows[c]), names) for c in ("prediction", "label"))
-        probabilities = numpy.stack([numpy.asarray(p, dtype=float) for p in rows["probabilities"]])
-        if data["problem_type"] == "single_label_classification":
-            sure = numpy.where(predicted, probabilities, 0.0)
-        else:
-            sure = numpy.where(predicted, probabilities, 1 - probabilities)
-        mistaken = predicted != truth
-        amount, is_wrong = numpy.where(mistaken, sure, 0.0).max(1), mistaken.any(1)
-        shown = [wording.share(value) for value in amount]
-        said, true = (
-            [", ".join(n for n, on in zip(names, row, strict=True) if on) or "none" for row in m]
-            for m in (predicted, truth)
-        )
-    order = numpy.argsort(-amount, kind="stable")
-    columns = [c for c in ("text", "text_pair") if c in rows]
     return [
-        {
-            "id": str(rows["id"].iloc[i]),
-            "text": "\n\n".join(_cut(str(rows[c].iloc[i])) for c in columns),
-            "image": _thumbnail(rows["image"].iloc[i]) if "image" in rows else "",
-            "label": true[i],
-            "prediction": said[i],
-            "confidence": shown[i],
+        asdict(mistake)
+        | {
+            "image": _inline(mistake.image) if mistake.image else "",
+            "confidence": mistake.confidence
+            if isinstance(mistake.confidence, str)
+            else wording.share(mistake.confidence),
         }
-        for i in order[is_wrong[order]][:WRONG_ROWS]
+        for mistake in mistakes
     ]
 
 
 def _inline(png: bytes) -> str:
-    """A picture as a URL that holds it."""
+    """Returns an image as a URL that contains it."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _thumbnail(picture: str | bytes) -> str:
-    """A test image, small enough to stand in the page; nothing where its file is gone."""
-    try:
-        image = image_files.decode(picture)
-    except image_files.Unusable:
-        return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return _inline(figures.png(image))
-
-
-def _members(cells: list[Any], names: list[str]) -> numpy.ndarray:
-    """One name or a list of names a row (N) -> (N, K) bool in the order of ``names``."""
-    index = {name: k for k, name in enumerate(names)}
-    out = numpy.zeros((len(cells), len(names)), dtype=bool)
-    for row, cell in zip(out, cells, strict=True):
-        row[[index[name] for name in ([cell] if isinstance(cell, str) else cell)]] = True
-    return out
-
-
-def _cut(text: str) -> str:
-    if len(text) <= TEXT_LENGTH:
-        return text
-    return text[:TEXT_LENGTH].rsplit(maxsplit=1)[0] + " …"

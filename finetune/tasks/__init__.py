@@ -1,26 +1,44 @@
-"""One module a task; each says how a row is encoded, which head it gets, how it is scored."""
+"""The tasks: ``base`` states the contract, each task is one module that fulfils it.
+
+``text``, ``images`` and ``classification`` hold what tasks of one kind share; no task imports
+another. May import every package but inference and report.
+"""
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from finetune.errors import refuse_unknown
-from finetune.recipe import Recipe
 
-TASKS = {
-    "text-classification": "text_classification",
-    "image-classification": "image_classification",
-    "masked-image-modeling": "masked_image_modeling",
-    "text-generation": "causal_lm",
-    "fill-mask": "masked_lm",
+if TYPE_CHECKING:
+    from finetune.tasks.base import Task
+
+# Modules, imported only when they are needed because they import torch.
+MODULES = {
+    "text-classification": "finetune.tasks.text_classification",
+    "image-classification": "finetune.tasks.image_classification",
+    "masked-image-modeling": "finetune.tasks.masked_image_modeling",
+    "text-generation": "finetune.tasks.causal_lm",
+    "fill-mask": "finetune.tasks.masked_lm",
 }
+REGISTERED: dict[str, "Task"] = {}
 
 
-def find(recipe: Recipe) -> ModuleType:
-    """The module of the recipe's task, imported only now because it needs torch.
+def register(task: "Task") -> None:
+    """Adds a task from outside of this package, by its name."""
+    REGISTERED[task.name] = task
+
+
+def find(name: str, place: str = "") -> "Task":
+    """Returns the task of a name.
+
+    Args:
+        place: the file and line, or the flag, that named it, for the message.
 
     Raises:
-        UserError: there is no such task.
+        UserError: there is no such task; names the nearest.
     """
-    if recipe.task not in TASKS:
-        refuse_unknown(recipe.task, list(TASKS), f"{recipe.where('task')}: task")
-    return import_module(f"finetune.tasks.{TASKS[recipe.task]}")
+    if name in REGISTERED:
+        return REGISTERED[name]
+    if name not in MODULES:
+        refuse_unknown(name, [*MODULES, *REGISTERED], f"{place}: task" if place else "task")
+    return import_module(MODULES[name]).TASK

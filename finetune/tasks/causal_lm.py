@@ -1,43 +1,162 @@
-"""Language modelling: GPT-2, Llama and their like learn to go on with a text, prompt or chat."""
+"""Causal language modelling: GPT-2, Llama and their relatives on texts, prompts or chats.
+
+- Documents are cut into blocks of ``max_length`` tokens; where the model keeps them apart, several
+  short ones share a block.
+- The loss is over the tokens to learn: whole texts, completions, or the assistant's turns.
+- The score is bits per byte, which can be compared across tokenizers.
+"""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy
 import pandas
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
 
 from finetune.data import corpus, documents, packing, sources, streaming, token_cache
 from finetune.data.documents import Document
 from finetune.errors import UserError
 from finetune.evaluation import scoring
-from finetune.models import positions, pretrained, tuning
+from finetune.models import configs, positions, pretrained, tuning
 from finetune.recipe import Recipe
-from finetune.tasks.classification import config_of, set_own
-from finetune.tasks.text_classification import tokenizer_of
+from finetune.tasks import text
+from finetune.tasks.base import Task
+from finetune.tasks.usage import Example
 from finetune.training import losses
 from finetune.training.job import Job
 
-AUTO_MODEL = AutoModelForCausalLM
-AUTO_PROCESSOR = AutoTokenizer
 HEADLINE = "bits_per_byte"
 COLUMNS = ("input_ids", "labels", "position_ids")
-# Of how many test documents the report shows a continuation, how many words of a text are given,
-# and how many tokens are written.
-SAMPLES, GIVEN_WORDS, WRITTEN = 3, 8, 60
+# For how many test documents the report shows a continuation, how many words of a text are given
+# as its prompt, and how many tokens are generated.
+SAMPLES, PROMPT_WORDS, SAMPLE_TOKENS = 3, 8, 60
+
+
+class CausalLM(Task):
+    """Models that predict the next token."""
+
+    name = "text-generation"
+    auto_model = AutoModelForCausalLM
+    auto_processor = AutoTokenizer
+    generates = True
+
+    def build(self, recipe: Recipe) -> Job:
+        tuning.check(recipe)
+        method, where = recipe.tuning.method, recipe.where("tuning.method")
+        if method == "head":
+            raise UserError(
+                f"{where}: a language model has no new head to train; take lora, or full"
+            )
+        checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
+        load = streaming.load if recipe.data.streaming else corpus.load
+        data = load(recipe.data, corpus.DOCUMENTS, labelled=False)
+        config = configs.override(configs.load_config(recipe, checkpoint, {}), recipe)
+        # With a cache of keys and values, transformers does not see that blocks are packed.
+        config.use_cache = False
+        tokenizer = _tokenizer(recipe, checkpoint, config, data.train)
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"{checkpoint.name}: has no fast tokenizer, which tells where tokens end"
+            )
+        most = recipe.model.max_length
+        splits = {
+            name: _evaluation_rows(getattr(data, name), tokenizer, most)
+            for name in ("validation", "test")
+        }
+        model = pretrained.load(self.auto_model, checkpoint, config, recipe)
+        packs = not tuning.is_prompt(method) and packing.is_kept_apart(model)
+        parts = documents.kind(data.test)
+        pieces = parts == "text"
+        splits["train"] = token_cache.once(
+            data.train,
+            data.train_digest,
+            tokenizer,
+            lambda columns: blocks(documents.encode(columns, tokenizer), most, pieces, packs),
+            *("blocks", most, pieces, packs),
+        )
+        found = describe_blocks(splits["train"], len(data.train), most, packs)
+        if not len(splits["train"]):
+            raise UserError(
+                f"{data.source}: no document has a token to learn within {most}; raise max_length"
+            )
+        data.report |= found | {"documents": parts}
+        tuned = tuning.apply(model, recipe, checkpoint)
+        if not tuning.count_parameters(tuned)["trainable_parameters"]:
+            raise UserError(
+                f"{where}: {method} finds nothing to train in {checkpoint.name}; take lora"
+            )
+        assert isinstance(tokenizer.pad_token_id, int)
+        return Job(
+            model=tuned,
+            checkpoint=checkpoint,
+            processor=tokenizer,
+            collator=packing.Collator(tokenizer.pad_token_id, packs),
+            splits=splits,
+            data=data,
+            loss=losses.next_token_loss,
+            score=lambda sums, _, resamples: scoring.language(sums, resamples),
+            headline=HEADLINE,
+            baselines=dict,
+            answers=self.answers,
+            training={
+                "remove_unused_columns": False,
+                "include_num_input_tokens_seen": "no",
+                "greater_is_better": False,
+                # Logits are as wide as the vocabulary.
+                "per_device_eval_batch_size": 4,
+            },
+            difference=_difference,
+            reduce=losses.document_sums,
+            untuned=True,
+            samples=lambda: samples(tuned, tokenizer, data.test),
+            tokens=found["tokens"],
+            blocks=True,
+        )
+
+    def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns each document's bits per byte; None where none of its tokens was scored."""
+        with numpy.errstate(divide="ignore", invalid="ignore"):
+            bits = outputs[:, 0] / numpy.log(2) / outputs[:, 2]
+        return [{"prediction": float(b) if numpy.isfinite(b) else None} for b in bits]
+
+    def generate(
+        self, model: Any, processor: Any, prompt: str, data: Mapping[str, Any], **options: Any
+    ) -> None:
+        chats = data["documents"] == "messages"
+        generate(
+            model,
+            processor,
+            [{"role": "user", "content": prompt}] if chats else prompt,
+            streamer=TextStreamer(processor, skip_prompt=chats, skip_special_tokens=True),
+            **options,
+        )
+
+    def example(self, recipe: Recipe, results: dict[str, Any]) -> Example:
+        chats = results["data"]["documents"] == "messages"
+        prompt = '[{"role": "user", "content": "A question?"}]' if chats else '"This film"'
+        return Example("write", [prompt, "max_new_tokens=60"])
+
+
+TASK = CausalLM()
 
 
 def blocks(rows: list[Document], size: int, pieces: bool, packs: bool) -> dict[str, list[Any]]:
     """Documents -> blocks of at most ``size`` tokens to learn from.
 
-    A block has ``input_ids``, ``labels`` (``IGNORED`` where nothing is learned) and
+    A block has ``input_ids``, ``labels`` (``IGNORED`` where there is no loss) and
     ``position_ids``, each (T,) int32, ``length``, and in ``cut`` how many of its documents are
     longer than ``size``.
 
     Args:
-        pieces: whether a longer document goes on in another piece; else what is too long is lost.
+        pieces: whether a longer document continues in another block; otherwise it is truncated.
         packs: whether documents share blocks.
     """
     parts = []
@@ -58,9 +177,9 @@ def blocks(rows: list[Document], size: int, pieces: bool, packs: bool) -> dict[s
     }
 
 
-def facts(rows: Dataset, documents: int, size: int, packs: bool) -> dict[str, Any]:
-    """What the ledger says of ``blocks``' rows, which hold so many documents."""
-    # Whole columns of Arrow, which would be slow as lists where there are millions.
+def describe_blocks(rows: Dataset, documents: int, size: int, packs: bool) -> dict[str, Any]:
+    """Returns what results.json states about blocks that hold so many documents."""
+    # Whole Arrow columns: as lists they would be slow for millions of rows.
     tokens, cut = (int(rows.data.column(name).to_numpy().sum()) for name in ("length", "cut"))
     # A batch is padded to its longest row; packed, every batch has a full one.
     room = len(rows) * size
@@ -74,100 +193,24 @@ def facts(rows: Dataset, documents: int, size: int, packs: bool) -> dict[str, An
     }
 
 
-def build(recipe: Recipe) -> Job:
-    """The recipe's documents, tokenizer and model, ready for the runner.
-
-    Raises:
-        UserError: the data, the checkpoint and the recipe do not fit each other.
-    """
-    tuning.check(recipe)
-    method, where = recipe.tuning.method, recipe.where("tuning.method")
-    if method == "head":
-        raise UserError(f"{where}: a language model has no new head to train; take lora, or full")
-    checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
-    load = streaming.load if recipe.data.streaming else corpus.load
-    data = load(recipe.data, corpus.DOCUMENTS, labelled=False)
-    config = set_own(config_of(recipe, checkpoint, {}), recipe)
-    # A cache of keys and values would hide from transformers that blocks are packed.
-    config.use_cache = False
-    tokenizer = _tokenizer(recipe, checkpoint, config, data.train)
-    if not tokenizer.is_fast:
-        raise UserError(f"{checkpoint.name}: has no fast tokenizer, which tells where tokens end")
-    most, special = recipe.model.max_length, set(tokenizer.all_special_ids)
-
-    def rows(frame: pandas.DataFrame) -> Dataset:
-        found = documents.encode(frame, tokenizer)
-        scored = [row.scored(most, special) for row in found]
-        lengths = [len(row["input_ids"]) for row in scored]
-        places = {"position_ids": [list(range(length)) for length in lengths], "length": lengths}
-        names = ("input_ids", "labels")
-        return Dataset.from_dict({**{n: [row[n] for row in scored] for n in names}, **places})
-
-    splits = {name: rows(getattr(data, name)) for name in ("validation", "test")}
-    model = pretrained.load(AUTO_MODEL, checkpoint, config, recipe)
-    packs = not tuning.is_prompt(method) and packing.is_kept_apart(model)
-    parts = documents.kind(data.test)
-    pieces = parts == "text"
-    splits["train"] = token_cache.once(
-        data.train,
-        data.train_digest,
-        tokenizer,
-        lambda columns: blocks(documents.encode(columns, tokenizer), most, pieces, packs),
-        *("blocks", most, pieces, packs),
-    )
-    found = facts(splits["train"], len(data.train), most, packs)
-    if not len(splits["train"]):
-        raise UserError(
-            f"{data.source}: no document has a token to learn within {most}; raise max_length"
-        )
-    data.report |= found | {"documents": parts}
-    learner = tuning.apply(model, recipe, checkpoint)
-    if not tuning.count_parameters(learner)["trainable_parameters"]:
-        raise UserError(f"{where}: {method} finds nothing to train in {checkpoint.name}; take lora")
-    assert isinstance(tokenizer.pad_token_id, int)
-    return Job(
-        model=learner,
-        checkpoint=checkpoint,
-        processor=tokenizer,
-        collator=packing.Collator(tokenizer.pad_token_id, packs),
-        splits=splits,
-        data=data,
-        loss=losses.next_token_loss,
-        score=lambda sums, _, resamples: scoring.language(sums, resamples),
-        headline=HEADLINE,
-        baselines=dict,
-        answers=_answers,
-        training={
-            "remove_unused_columns": False,
-            "include_num_input_tokens_seen": "no",
-            "greater_is_better": False,
-            # Logits are as wide as the vocabulary.
-            "per_device_eval_batch_size": 4,
-        },
-        difference=lambda ours, theirs, _: scoring.bootstrap(
-            _less(scoring.bits_per_byte(ours), scoring.bits_per_byte(theirs)), len(ours)
-        ),
-        reduce=losses.document_sums,
-        untuned=True,
-        samples=lambda: samples(learner, tokenizer, data.test),
-        tokens=found["tokens"],
-        blocks=True,
-    )
+def _evaluation_rows(frame: pandas.DataFrame, tokenizer: Any, most: int) -> Dataset:
+    """Documents as rows to score, one a document, truncated to ``most`` tokens."""
+    special = set(tokenizer.all_special_ids)
+    scored = [row.scored(most, special) for row in documents.encode(frame, tokenizer)]
+    lengths = [len(row["input_ids"]) for row in scored]
+    places = {"position_ids": [list(range(length)) for length in lengths], "length": lengths}
+    names = ("input_ids", "labels")
+    return Dataset.from_dict({**{n: [row[n] for row in scored] for n in names}, **places})
 
 
 def _tokenizer(
     recipe: Recipe, checkpoint: sources.Checkpoint, config: Any, train: Dataset | pandas.DataFrame
 ) -> PreTrainedTokenizerBase:
-    """The checkpoint's, or for a model from scratch one learned from the training documents."""
+    """The checkpoint's tokenizer, or for a new model one trained on the training documents."""
     if not checkpoint.is_new:
-        return tokenizer_of(recipe, checkpoint, config)
-    most = positions.most_tokens(config)
-    if most < recipe.model.max_length:
-        where = recipe.where("model.max_length")
-        raise UserError(
-            f"{where}: max_length {recipe.model.max_length} is more than the model's {most}"
-        )
-    texts = (text for columns in streaming.batches(train) for cells in columns for text in cells)
+        return text.load_tokenizer(recipe, checkpoint, config)
+    text.check_max_length(recipe, positions.most_tokens(config))
+    texts = (cell for columns in streaming.batches(train) for cells in columns for cell in cells)
     tokenizer = documents.new_tokenizer(texts, config.vocab_size)
     config.vocab_size = len(tokenizer)
     config.bos_token_id = config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
@@ -175,74 +218,71 @@ def _tokenizer(
     return tokenizer
 
 
-def _less(ours: Any, theirs: Any) -> Any:
-    return lambda rows: ours(rows) - theirs(rows)
+def _difference(ours: numpy.ndarray, theirs: numpy.ndarray, labels: Any) -> scoring.Metric:
+    """The difference in bits per byte on the same documents, with its interval."""
+    a, b = scoring.bits_per_byte(ours), scoring.bits_per_byte(theirs)
+    return scoring.bootstrap(lambda rows: a(rows) - b(rows), len(ours))
 
 
-def _answers(sums: numpy.ndarray) -> list[dict[str, Any]]:
-    """Each document's own bits per byte; None where nothing of it was scored."""
-    with numpy.errstate(divide="ignore", invalid="ignore"):
-        bits = sums[:, 0] / numpy.log(2) / sums[:, 2]
-    return [{"prediction": float(b) if numpy.isfinite(b) else None} for b in bits]
+# --- generation ------------------------------------------------------------------------------
 
 
-# --- writing ---------------------------------------------------------------------------------
-
-
-def opening(row: Any, found: str) -> Any:
-    """What is given of a test document for the model to go on with: a text, or messages."""
-    if found == "prompt":
+def prompt_of(row: Any, kind: str) -> Any:
+    """Returns the part of a test document that is given as a prompt: a text, or messages."""
+    if kind == "prompt":
         return row["prompt"]
-    if found == "messages":
+    if kind == "messages":
         messages = json.loads(row["messages"])
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         return messages[: turns[0]] or row["messages"]
-    return " ".join(row["text"].split()[:GIVEN_WORDS])
+    return " ".join(row["text"].split()[:PROMPT_WORDS])
 
 
-def inputs(given: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
-    """A text or messages -> ``input_ids`` and ``attention_mask`` (1, T) to go on from."""
+def encode_prompt(given: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """A text or messages -> ``input_ids`` and ``attention_mask`` (1, T), without an end token."""
     if isinstance(given, str):
         encoded: Any = tokenizer(given, return_tensors="pt")
     else:
         encoded = tokenizer.apply_chat_template(
             given, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-    made = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-    if made["input_ids"].shape[1] > 1 and made["input_ids"][0, -1] == tokenizer.eos_token_id:
-        return {name: value[:, :-1] for name, value in made.items()}
-    return made
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    if inputs["input_ids"].shape[1] > 1 and inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
+        return {name: value[:, :-1] for name, value in inputs.items()}
+    return inputs
 
 
 @torch.no_grad()
-def write(
+def generate(
     model: Any,
     tokenizer: Any,
     given: Any,
     seed: int,
-    most: int,
+    max_new_tokens: int,
     do_sample: bool = True,
     **options: Any,
 ) -> str:
-    """What the model goes on with, sampled with a seed of its own, without special tokens.
+    """Returns the text that the model generates, without special tokens.
 
     Args:
-        most: tokens to write, or fewer where the model's positions end.
+        given: a text or messages.
+        seed: of this text alone; the global random state is left as it was.
+        max_new_tokens: at most so many, or fewer where the model's positions end.
 
     Raises:
-        UserError: what is given fills all positions.
+        UserError: the prompt takes all positions.
     """
-    encoded = {name: value.to(model.device) for name, value in inputs(given, tokenizer).items()}
-    count = encoded["input_ids"].shape[1]
+    inputs = {n: value.to(model.device) for n, value in encode_prompt(given, tokenizer).items()}
+    count = inputs["input_ids"].shape[1]
     room = positions.most_tokens(model.config) - count
     if room < 1:
-        raise UserError(f"{count} tokens are given, as many as the model can see; give fewer")
+        raise UserError(f"the prompt has {count} tokens, as many as the model has positions for")
     training = model.training
     model.eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         out = model.generate(
-            **encoded, do_sample=do_sample, max_new_tokens=min(most, room), **options
+            **inputs, do_sample=do_sample, max_new_tokens=min(max_new_tokens, room), **options
         )
     model.train(training)
     return tokenizer.decode(out[0, count:], skip_special_tokens=True)
@@ -251,11 +291,11 @@ def write(
 def samples(
     model: Any, tokenizer: PreTrainedTokenizerBase, test: pandas.DataFrame
 ) -> dict[str, str]:
-    """By the opening of some test documents, what the model goes on with."""
-    found = documents.kind(test)
+    """Returns what the model generates from the beginning of some test documents, by prompt."""
+    kind = documents.kind(test)
     out = {}
     for seed, i in enumerate(numpy.linspace(0, len(test) - 1, SAMPLES).astype(int)):
-        given = opening(test.iloc[i], found)
+        given = prompt_of(test.iloc[i], kind)
         shown = given if isinstance(given, str) else given[-1]["content"]
-        out[shown] = write(model, tokenizer, given, seed, WRITTEN)
+        out[shown] = generate(model, tokenizer, given, seed, SAMPLE_TOKENS)
     return out

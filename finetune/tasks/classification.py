@@ -1,90 +1,25 @@
-"""What classifiers of texts and images share: labelled configs, scores, answers."""
+"""What classifiers of texts and of images share: scores, answers, mistakes.
 
-from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
+Their outputs are logits (N, K) float; a regression is a classifier with one output.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, ViTConfig
 
-from finetune.data import corpus, sources
-from finetune.errors import refuse_unknown
+from finetune.data import corpus
 from finetune.evaluation import scoring
-from finetune.recipe import Recipe
+from finetune.tasks.base import Mistake, Task
+from finetune.tasks.usage import Example
 
-# Said like a key of config.json, as from_pretrained takes it.
-ATTENTION = "attn_implementation"
-
-
-def labelled_config(
-    recipe: Recipe, checkpoint: sources.Checkpoint, data: corpus.Corpus
-) -> PreTrainedConfig:
-    """The checkpoint's config with the data's labels and the recipe's own values.
-
-    Raises:
-        UserError: a value for a key that the config does not have.
-    """
-    names = data.label_names or ["value"]
-    labels: dict[str, Any] = {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
-        "problem_type": data.problem_type,
-    }
-    config = config_of(recipe, checkpoint, labels)
-    if config.model_type == "vit_mae":
-        # A masked autoencoder's encoder is a ViT, by the same names.
-        known = {f.name for f in fields(ViTConfig)}
-        shared = {k: v for k, v in config.to_dict().items() if k in known}
-        config = ViTConfig(**shared | labels)
-    return set_own(config, recipe)
-
-
-def config_of(
-    recipe: Recipe, checkpoint: sources.Checkpoint, values: dict[str, Any]
-) -> PreTrainedConfig:
-    """The checkpoint's config, or its type's own, with some values."""
-    if checkpoint.is_new:
-        kind = checkpoint.name.removeprefix("new:")
-        if kind not in CONFIG_MAPPING:
-            where = recipe.where("model.checkpoint")
-            refuse_unknown(kind, list(CONFIG_MAPPING), f"{where}: model type")
-        # None would do, but for the types with several classes (DeiT).
-        return AutoConfig.for_model(kind, architectures=[], **values)
-    return AutoConfig.from_pretrained(checkpoint.folder, **checkpoint.options, **values)
-
-
-def set_own(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedConfig:
-    """The config with the recipe's own values.
-
-    Raises:
-        UserError: a value for a key that the config does not have.
-    """
-    known = [ATTENTION, *config.to_dict()]
-    for name, value in recipe.model.config.items():
-        if name not in known:
-            where = recipe.where("model.config")
-            refuse_unknown(name, known, f"{where}: {config.model_type} config key")
-        # transformers keeps it under another name, and out of what it saves.
-        setattr(config, "_attn_implementation" if name == ATTENTION else name, value)
-    return config
-
-
-def head_notes(checkpoint: sources.Checkpoint, data: corpus.Corpus) -> list[str]:
-    """What becomes of the head that a checkpoint of a classifier brings; nothing for others."""
-    if checkpoint.is_new:
-        return []
-    own: Any = AutoConfig.from_pretrained(checkpoint.folder, **checkpoint.options)
-    if not any("Classification" in name for name in own.architectures or []):
-        return []
-    before, names = list(own.id2label.values()), data.label_names or ["value"]
-    if len(before) != len(names):
-        return [f"the checkpoint's head of {len(before)} gives way to a new one of {len(names)}"]
-    return [] if before == names else ["the checkpoint's head goes on under other label names"]
+if TYPE_CHECKING:
+    import pandas
 
 
 def scorer(data: corpus.Corpus) -> Callable[..., dict[str, Any]]:
-    """(logits, labels, resamples) -> all scores of this corpus's problem."""
+    """Returns (logits, labels, resamples) -> all scores for this corpus's problem type."""
 
     def score(logits: numpy.ndarray, labels: numpy.ndarray, resamples: int) -> dict[str, Any]:
         return scoring.score(data.problem_type, logits, labels, data.label_names, resamples)
@@ -92,17 +27,94 @@ def scorer(data: corpus.Corpus) -> Callable[..., dict[str, Any]]:
     return score
 
 
-def answers(logits: numpy.ndarray, problem_type: str, names: list[str]) -> list[dict[str, Any]]:
-    """What a user reads for each of N rows: logits (N, K) -> prediction and probabilities."""
-    values = scoring.probabilities(problem_type, logits)
-    if problem_type == "regression":
-        return [{"prediction": float(row[0])} for row in values]
-    out = []
-    for row in values:
-        scores = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
-        if problem_type == "single_label_classification":
-            prediction: Any = names[int(row.argmax())]
+def difference(data: corpus.Corpus) -> Callable[..., scoring.Metric]:
+    """Returns (logits, others' logits, labels) -> the difference in the headline metric."""
+    return partial(scoring.difference, data.problem_type)
+
+
+class Classifier(Task):
+    """A task whose model has one output for each class."""
+
+    def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+        problem_type, names = data["problem_type"], data["label_names"]
+        values = scoring.probabilities(problem_type, outputs)
+        if problem_type == "regression":
+            return [{"prediction": float(row[0])} for row in values]
+        out = []
+        for row in values:
+            scores = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
+            if problem_type == "single_label_classification":
+                prediction: Any = names[int(row.argmax())]
+            else:
+                prediction = [name for name, p in zip(names, row, strict=True) if p > 0.5]
+            out.append({"prediction": prediction, "probabilities": scores})
+        return out
+
+    def shown(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Returns ``text`` or ``image`` of a ``Mistake``, from a row of predictions.parquet."""
+        raise NotImplementedError
+
+    def mistakes(
+        self, rows: "pandas.DataFrame", data: Mapping[str, Any], most: int
+    ) -> list[Mistake] | None:
+        """The wrong predictions with the highest confidence.
+
+        Confidence is the probability of the wrong class; of several labels that of the label most
+        confidently predicted or left out; for a regression it is the size of the error.
+        """
+        problem_type, names = data["problem_type"], data["label_names"]
+        if problem_type == "regression":
+            errors = (rows["prediction"] - rows["label"]).to_numpy(dtype=float)
+            amount, wrong = numpy.abs(errors), errors != 0
+            confidence: list[Any] = [f"off by {value:+.4g}" for value in errors]
+            predicted, labels = ([f"{v:.4g}" for v in rows[c]] for c in ("prediction", "label"))
         else:
-            prediction = [name for name, p in zip(names, row, strict=True) if p > 0.5]
-        out.append({"prediction": prediction, "probabilities": scores})
+            answer, truth = (_members(list(rows[c]), names) for c in ("prediction", "label"))
+            probabilities = numpy.stack([numpy.asarray(p, float) for p in rows["probabilities"]])
+            if problem_type == "single_label_classification":
+                sure = numpy.where(answer, probabilities, 0.0)
+            else:
+                sure = numpy.where(answer, probabilities, 1 - probabilities)
+            different = answer != truth
+            amount, wrong = numpy.where(different, sure, 0.0).max(1), different.any(1)
+            confidence = [float(value) for value in amount]
+            predicted, labels = (_joined(members, names) for members in (answer, truth))
+        order = numpy.argsort(-amount, kind="stable")
+        records = rows.to_dict("records")
+        return [
+            Mistake(
+                id=str(records[i]["id"]),
+                label=labels[i],
+                prediction=predicted[i],
+                confidence=confidence[i],
+                **self.shown(records[i]),
+            )
+            for i in order[wrong[order]][:most]
+        ]
+
+
+def _joined(members: numpy.ndarray, names: list[str]) -> list[str]:
+    """(N, K) bool -> the names of each row in one text."""
+    return [
+        ", ".join(n for n, on in zip(names, row, strict=True) if on) or "none" for row in members
+    ]
+
+
+def example(problem_type: str, name: str, arguments: list[str]) -> Example:
+    """Returns the pipeline call of a classifier for its problem type."""
+    if problem_type == "multi_label_classification":
+        note = "A label counts as predicted when its score is above 0.5."
+        return Example(name, [*arguments, "top_k=None"], [note])
+    if problem_type == "regression":
+        options = [*arguments, 'function_to_apply="none"']
+        return Example(name, options, ["The score is the predicted number."])
+    return Example(name, arguments)
+
+
+def _members(cells: list[Any], names: list[str]) -> numpy.ndarray:
+    """One name or a list of names a row (N) -> (N, K) bool in the order of ``names``."""
+    index = {name: k for k, name in enumerate(names)}
+    out = numpy.zeros((len(cells), len(names)), dtype=bool)
+    for row, cell in zip(out, cells, strict=True):
+        row[[index[name] for name in ([cell] if isinstance(cell, str) else cell)]] = True
     return out

@@ -1,51 +1,47 @@
-"""Pretraining on images without their labels: a masked autoencoder (He et al. 2022).
+"""Pretraining on images without labels: a masked autoencoder (He et al. 2022).
 
-Most patches of an image are hidden, and a small decoder paints them from what is left. The encoder
-is a ViT, which ``checkpoint: runs/…`` starts a classifier from.
+- Most patches of an image are hidden; the encoder, a ViT, sees the others.
+- A small decoder reconstructs the hidden patches; the loss is their mean squared error.
+- ``checkpoint: runs/…`` in another recipe starts a classifier from the encoder.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy
 import torch
 from transformers import AutoConfig, AutoImageProcessor, ViTMAEConfig
 from transformers.models.vit_mae import modeling_vit_mae
 from transformers.utils.generic import ModelOutput
 
 from finetune.data import augmentation, corpus, image_files, sources
+from finetune.data.packing import IGNORED
 from finetune.errors import UserError, refuse_unknown
 from finetune.evaluation import scoring
 from finetune.models import pretrained
 from finetune.recipe import Recipe
-from finetune.report import figures
-from finetune.tasks.image_classification import (
-    Collator,
-    evenly,
-    numbered,
-    pixels,
-    processor_of,
-    scale,
-    side_of,
-)
+from finetune.tasks import images
+from finetune.tasks.base import Task
+from finetune.tasks.usage import quoted
 from finetune.training.job import Job
 
-AUTO_PROCESSOR = AutoImageProcessor
 HEADLINE = "explained_variance"
 SHEET_ROWS = 8
 
 
 class ViTMAEForPreTraining(modeling_vit_mae.ViTMAEForPreTraining):
-    """transformers' model with a number for each image, under its name so that it saves as it.
+    """transformers' model with scores for each image; it keeps the name, so it saves as it.
 
     ``logits`` (B, 2): the share of the hidden patches' variance that is explained (1 is a perfect
-    picture, 0 their mean colour), and the loss, a mean over the hidden pixels.
+    reconstruction, 0 their mean color), and the loss, a mean over the hidden pixels.
     """
 
     @classmethod
     def from_config(cls, config: Any) -> Any:
-        """Random weights, as the Auto classes make them, and the fixed positions.
+        """Returns a model with random weights, as the Auto classes do, and fixed positions.
 
-        transformers 5.23 leaves these at zero: every hidden patch then looks
-        alike to the decoder, and nothing but their mean colour can be learned.
+        transformers 5.23 leaves these at zero: every hidden patch then looks alike to the decoder,
+        and nothing but their mean color can be learned.
         """
         model = cls._from_config(config)
         embeddings: Any = model.vit.embeddings
@@ -57,10 +53,11 @@ class ViTMAEForPreTraining(modeling_vit_mae.ViTMAEForPreTraining):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, pixel_values: Any = None, noise: Any = None, labels: Any = None, paint: bool = False
     ) -> Any:
-        """Images (B, C, H, W) and noise (B, L), whose largest numbers say what is hidden.
+        """Images (B, C, H, W) and noise (B, L): the patches of the largest noise are hidden.
 
-        ``labels`` is for the Trainer, which scores only models that take them. With ``paint`` also
-        ``painted`` (B, L, P), the patches, and ``mask`` (B, L), 1 where hidden.
+        ``labels`` is in the signature because the Trainer looks for it there; the loss function
+        reads them. With ``paint`` the output also has ``painted`` (B, L, P), the reconstructed
+        patches, and ``mask`` (B, L), 1 where hidden.
         """
         out: Any = super().forward(pixel_values=pixel_values, noise=noise)
         target = self.patchify(pixel_values)
@@ -77,76 +74,104 @@ class ViTMAEForPreTraining(modeling_vit_mae.ViTMAEForPreTraining):
         return ModelOutput(logits=logits, **more)
 
 
-AUTO_MODEL = ViTMAEForPreTraining
+class MaskCollator(images.Collator):
+    """Rows -> a batch with the noise that decides which patches of each image are hidden."""
 
-
-class MaskCollator(Collator):
-    """Rows -> a batch with the noise that says which patches of each image are hidden."""
-
-    patches = 0
+    patches, visible = 0, 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Rows (B) -> ``pixel_values`` (B, C, H, W), ``noise`` (B, L), ``labels`` of no meaning."""
+        """Rows (B) -> ``pixel_values`` (B, C, H, W), ``noise`` (B, L) and ``labels`` (B, L).
+
+        Labels are 1 for the hidden patches, which the loss is over, and ``IGNORED`` elsewhere.
+        """
         batch = super().__call__(rows)
         numbers = torch.tensor([row["row"] for row in rows])
+        training = all(row["training"] for row in rows)
         # Evaluation hides the same patches every time.
-        epoch = self.epoch if bool((numbers >= 0).all()) else 0
-        batch["noise"] = augmentation.noise(numbers, self.patches, epoch, self.seed)
-        batch["labels"] = torch.zeros(len(rows))
-        return batch
+        epoch = self.epoch if training else 0
+        noise = augmentation.noise(numbers, self.patches, epoch, self.seed, training=training)
+        hidden = noise.argsort(1).argsort(1) >= self.visible
+        return batch | {"noise": noise, "labels": torch.where(hidden, 1, IGNORED)}
 
 
-def _loss(
+def patch_loss(
     outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
 ) -> torch.Tensor:
-    total = outputs["logits"][:, 1].sum()
-    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+    """Mean squared error over the hidden patches of the optimizer batch.
 
-
-def build(recipe: Recipe) -> Job:
-    """The recipe's images, processor and autoencoder, ready for the runner.
-
-    Raises:
-        UserError: the data, the checkpoint and the recipe do not fit each other.
+    Args:
+        labels: (B, L), ``IGNORED`` for the visible patches.
     """
-    where, said = recipe.where("tuning.method"), recipe.augmentation
-    if recipe.tuning.method != "full":
-        raise UserError(f"{where}: pretraining tunes everything; leave the method out")
-    if augmentation.mixes(said):
-        raise UserError(f"{recipe.name}: mixup and cutmix blend labels; pretraining has none")
-    if said.test_views:
-        where = recipe.where("augmentation.test_views")
-        raise UserError(f"{where}: test_views average answers; pretraining gives none")
-    checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
-    data = corpus.load(recipe.data, corpus.IMAGES, labelled=False)
-    config = _config(recipe, checkpoint)
-    processor = processor_of(recipe, checkpoint, config)
-    side = config.image_size = side_of(processor)
-    if side % config.patch_size:
-        raise UserError(
-            f"{recipe.name}: images of {side} pixels do not divide into patches of "
-            f"{config.patch_size}; set image_size"
+    hidden = (labels != IGNORED).sum(1)
+    total = (outputs["logits"][:, 1] * hidden).sum()
+    return total / (hidden.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+class MaskedImageModeling(Task):
+    """ViT's masked autoencoder."""
+
+    name = "masked-image-modeling"
+    auto_model = ViTMAEForPreTraining
+    auto_processor = AutoImageProcessor
+    hub_tag = "image-feature-extraction"
+
+    def build(self, recipe: Recipe) -> Job:
+        where, changes = recipe.where("tuning.method"), recipe.augmentation
+        if recipe.tuning.method != "full":
+            raise UserError(f"{where}: pretraining tunes all weights; leave the method out")
+        if augmentation.mixes(changes):
+            raise UserError(f"{recipe.name}: mixup and cutmix blend labels; pretraining has none")
+        if changes.test_views:
+            where = recipe.where("augmentation.test_views")
+            raise UserError(f"{where}: test_views average predictions; pretraining has none")
+        checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
+        data = corpus.load(recipe.data, corpus.IMAGES, labelled=False)
+        config = _config(recipe, checkpoint)
+        processor = images.load_processor(recipe, checkpoint, config)
+        side = config.image_size = images.side_of(processor)
+        if side % config.patch_size:
+            raise UserError(
+                f"{recipe.name}: images of {side} pixels do not divide into patches of "
+                f"{config.patch_size}; set image_size"
+            )
+        seed = int(recipe.training.get("seed", 0))
+        collator = MaskCollator(processor, config.num_channels, 0, seed, changes)
+        collator.patches = (side // config.patch_size) ** 2
+        # As transformers' random_masking counts them.
+        collator.visible = int(collator.patches * (1 - config.mask_ratio))
+        model = pretrained.load(self.auto_model, checkpoint, config, recipe)
+        return Job(
+            model=model,
+            checkpoint=checkpoint,
+            processor=processor,
+            collator=collator,
+            splits={n: images.dataset(data, n) for n in ("train", "validation", "test")},
+            data=data,
+            loss=patch_loss,
+            score=lambda logits, _, resamples: scoring.mean(HEADLINE, logits[:, 0], resamples),
+            headline=HEADLINE,
+            baselines=dict,
+            answers=self.answers,
+            difference=lambda ours, theirs, _: scoring.bootstrap(
+                lambda rows: float((ours[rows, 0] - theirs[rows, 0]).mean()), len(ours)
+            ),
+            training=images.TRAINING,
+            images=lambda: _sheet(model, collator, data),
         )
-    seed = int(recipe.training.get("seed", 0))
-    collator = MaskCollator(processor, config.num_channels, 0, seed, said)
-    collator.patches = (side // config.patch_size) ** 2
-    model = pretrained.load(AUTO_MODEL, checkpoint, config, recipe)
-    splits = {name: numbered(data, name) for name in ("train", "validation", "test")}
-    return Job(
-        model=model,
-        checkpoint=checkpoint,
-        processor=processor,
-        collator=collator,
-        splits=splits,
-        data=data,
-        loss=_loss,
-        score=lambda logits, labels, resamples: scoring.mean(HEADLINE, logits[:, 0], resamples),
-        headline=HEADLINE,
-        baselines=dict,
-        answers=lambda logits: [{"prediction": float(row[0])} for row in logits],
-        training={"remove_unused_columns": False, "include_num_input_tokens_seen": "no"},
-        pictures=lambda: _sheet(model, collator, data),
-    )
+
+    def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [{"prediction": float(row[0])} for row in outputs]
+
+    def usage(self, recipe: Recipe, results: dict[str, Any], folder: str) -> str:
+        return (
+            "A classifier starts from it with `checkpoint:` in a recipe, or in transformers:\n\n"
+            "```python\nfrom transformers import ViTForImageClassification\n\n"
+            f"model = ViTForImageClassification.from_pretrained({quoted(folder)}, num_labels=10)\n"
+            "```"
+        )
+
+
+TASK = MaskedImageModeling()
 
 
 def _config(recipe: Recipe, checkpoint: sources.Checkpoint) -> Any:
@@ -168,15 +193,15 @@ def _config(recipe: Recipe, checkpoint: sources.Checkpoint) -> Any:
 
 @torch.no_grad()
 def _sheet(model: Any, collator: MaskCollator, data: corpus.Corpus) -> dict[str, bytes]:
-    """Test images, what the model sees of them, and what it paints."""
+    """A sheet of test images, their visible patches, and the reconstruction."""
     model = model.eval()
-    chosen = evenly(len(data.test), SHEET_ROWS)
-    some = data.test["image"].iloc[chosen]
-    images = [image_files.decode(image, collator.channels) for image in some]
-    seen = pixels(collator.processor, images).to(model.device)
-    numbers = -1 - torch.tensor(chosen)
-    noise = augmentation.noise(numbers, collator.patches, 0, collator.seed).to(model.device)
-    out = model(pixel_values=seen, noise=noise, paint=True)
+    chosen = images.evenly(len(data.test), SHEET_ROWS)
+    files = data.test["image"].iloc[chosen]
+    decoded = [image_files.decode(file, collator.channels) for file in files]
+    seen = images.pixels(collator.processor, decoded).to(model.device)
+    numbers, seed = torch.tensor(chosen), collator.seed
+    noise = augmentation.noise(numbers, collator.patches, 0, seed, training=False)
+    out = model(pixel_values=seen, noise=noise.to(model.device), paint=True)
     patches, painted = model.patchify(seen), out.painted
     if model.config.norm_pix_loss:
         spread = (patches.var(-1, keepdim=True) + 1e-6) ** 0.5
@@ -187,8 +212,7 @@ def _sheet(model: Any, collator: MaskCollator, data: corpus.Corpus) -> dict[str,
         model.unpatchify(patches * (1 - hidden)),
         model.unpatchify(patches * (1 - hidden) + painted * hidden),
     ]
-    mean, deviation = scale(collator.processor)
+    mean, deviation = images.scale(collator.processor)
     grid = torch.stack([column.cpu() * deviation + mean for column in columns])
-    return {
-        "Test images, what is left of them, and what the model paints": figures.sheet(grid.numpy())
-    }
+    caption = "Test images, their visible patches, and the model's reconstruction"
+    return {caption: image_files.sheet(grid.numpy())}

@@ -1,9 +1,10 @@
-"""Masked language modelling: BERT and its like guess hidden tokens (Devlin et al. 2019).
+"""Masked language modelling: BERT and its relatives predict hidden tokens (Devlin et al. 2019).
 
-Further pretraining on the texts of a task, without their labels, which a classifier of them starts
-from: ``checkpoint: runs/…``.
+Further pretraining on the texts of a task, without their labels. ``checkpoint: runs/…`` in another
+recipe starts a classifier from the result.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -16,31 +17,30 @@ from finetune.data import augmentation, corpus, sources, streaming, token_cache
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
 from finetune.evaluation import scoring
-from finetune.models import pretrained, tuning
+from finetune.models import configs, pretrained, tuning
 from finetune.recipe import Recipe
-from finetune.tasks.classification import config_of, set_own
-from finetune.tasks.text_classification import tokenizer_of
+from finetune.tasks import text
+from finetune.tasks.base import Task
+from finetune.tasks.usage import Example
 from finetune.training import losses
 from finetune.training.job import Job
 
-AUTO_MODEL = AutoModelForMaskedLM
-AUTO_PROCESSOR = AutoTokenizer
 HEADLINE = "masked_accuracy"
-# Of the tokens to guess, so many are shown as the mask, and so many as some other token.
+# Of the tokens to predict, the shares replaced by the mask token and by a random token.
 MASKED, REPLACED = 0.8, 0.1
-# What a batch calls its hidden tokens.
+# The batch's key for which tokens are hidden.
 HIDDEN = "hidden"
 
 
 class MaskCollator:
     """Rows -> a batch with some tokens hidden: which ones follows from seed, epoch and row alone.
 
-    ``row`` numbers the training rows from 0 up and the others from -1 down; of these the same
-    tokens are hidden every time.
+    ``row`` is a row's number in its split and ``training`` whether that is the training split;
+    evaluation rows have the same tokens hidden every time.
     """
 
-    def __init__(self, tokenizer: Any, recipe: Recipe, says_hidden: bool = False) -> None:
-        self.says_hidden = says_hidden
+    def __init__(self, tokenizer: Any, recipe: Recipe, with_hidden: bool = False) -> None:
+        self.with_hidden = with_hidden
         self.pad, self.mask, self.size = (
             tokenizer.pad_token_id,
             tokenizer.mask_token_id,
@@ -51,7 +51,7 @@ class MaskCollator:
         self.seed, self.epoch = int(recipe.training.get("seed", 0)), 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Hide other tokens from now on."""
+        """Hides the tokens of another epoch from now on."""
         self.epoch = epoch
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -67,15 +67,16 @@ class MaskCollator:
         ids = filled([row["input_ids"] for row in rows], self.pad)
         words = filled([row["words"] for row in rows], -1)
         numbers = torch.tensor([row["row"] for row in rows])
-        epoch = self.epoch if bool((numbers >= 0).all()) else 0
-        noise = augmentation.noise(numbers, 3 * self.most, epoch, self.seed)
-        # Where a draw stands does not depend on how long the batch is.
+        training = all(row["training"] for row in rows)
+        epoch = self.epoch if training else 0
+        noise = augmentation.noise(numbers, 3 * self.most, epoch, self.seed, training=training)
+        # The draws are cut at max_length, so that they do not depend on the batch's length.
         choice, action, other = (part[:, :longest] for part in noise.split(self.most, 1))
         if self.whole_words:
             # A word's pieces follow its first one.
             choice = choice.gather(1, _first(words))
         choice = choice.masked_fill(words < 0, 1.0)
-        # At least one, be a text ever so short.
+        # At least one token of every text.
         hidden = (choice < self.share) | (choice == choice.amin(1, keepdim=True))
         hidden &= words >= 0
         labels = ids.masked_fill(~hidden, IGNORED)
@@ -86,7 +87,7 @@ class MaskCollator:
             "input_ids": torch.where(hidden, shown, ids),
             "attention_mask": (torch.arange(longest) < _lengths(rows)[:, None]).long(),
             "labels": labels,
-            **({HIDDEN: hidden} if self.says_hidden else {}),
+            **({HIDDEN: hidden} if self.with_hidden else {}),
         }
 
 
@@ -106,7 +107,7 @@ def encode(texts: list[str], tokenizer: Any, most: int, pieces: bool) -> dict[st
     """Texts -> rows of at most ``most`` tokens, with the number of each token's word, or -1.
 
     Args:
-        pieces: whether a longer text goes on in another row; else what is too long is left out.
+        pieces: whether a longer text continues in another row; otherwise it is truncated.
     """
     encoded: Any = tokenizer(
         texts, truncation=True, max_length=most, return_overflowing_tokens=pieces
@@ -120,83 +121,112 @@ def encode(texts: list[str], tokenizer: Any, most: int, pieces: bool) -> dict[st
     return out | {"length": [len(ids) for ids in out["input_ids"]]}
 
 
-def build(recipe: Recipe) -> Job:
-    """The recipe's texts, tokenizer and model, ready for the runner.
+class MaskedLM(Task):
+    """BERT and its relatives with their language modelling head."""
 
-    Raises:
-        UserError: the data, the checkpoint and the recipe do not fit each other.
-    """
-    if recipe.tuning.method != "full":
-        where = recipe.where("tuning.method")
-        raise UserError(f"{where}: pretraining tunes everything; leave the method out")
-    tuning.check(recipe)
-    checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
-    load = streaming.load if recipe.data.streaming else corpus.load
-    data = load(recipe.data, labelled=False)
-    config = set_own(config_of(recipe, checkpoint, {}), recipe)
-    tokenizer = tokenizer_of(recipe, checkpoint, config)
-    if tokenizer.mask_token is None:
-        raise UserError(
-            f"{checkpoint.name}: its tokenizer has no mask token; take a checkpoint of BERT's "
-            "kind, or task: text-generation"
+    name = "fill-mask"
+    auto_model = AutoModelForMaskedLM
+    auto_processor = AutoTokenizer
+
+    def build(self, recipe: Recipe) -> Job:
+        if recipe.tuning.method != "full":
+            where = recipe.where("tuning.method")
+            raise UserError(f"{where}: pretraining tunes all weights; leave the method out")
+        tuning.check(recipe)
+        checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
+        load = streaming.load if recipe.data.streaming else corpus.load
+        data = load(recipe.data, labelled=False)
+        config = configs.override(configs.load_config(recipe, checkpoint, {}), recipe)
+        tokenizer: Any = text.load_tokenizer(recipe, checkpoint, config)
+        if tokenizer.mask_token is None:
+            raise UserError(
+                f"{checkpoint.name}: its tokenizer has no mask token; take a checkpoint of BERT's "
+                "kind, or task: text-generation"
+            )
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"{checkpoint.name}: has no fast tokenizer, which tells where words end"
+            )
+        splits = _encoded(tokenizer, recipe.model.max_length, data)
+        if len(splits["test"]) < len(data.test):
+            raise UserError(f"{data.source}: a test text has no token that its tokenizer knows")
+        model = pretrained.load(self.auto_model, checkpoint, config, recipe)
+        is_new_head = _is_new_head(model, checkpoint)
+        data.report |= {"pieces": len(splits["train"]), "new_head": is_new_head}
+        return Job(
+            model=model,
+            checkpoint=checkpoint,
+            processor=tokenizer,
+            collator=MaskCollator(tokenizer, recipe, only_hidden(model)),
+            splits=splits,
+            data=data,
+            loss=losses.hidden_token_loss,
+            score=lambda sums, _, resamples: scoring.masked(sums, resamples),
+            headline=HEADLINE,
+            baselines=dict,
+            answers=self.answers,
+            # Logits are as wide as the vocabulary.
+            training={"remove_unused_columns": False, "per_device_eval_batch_size": 16},
+            difference=lambda ours, theirs, _: scoring.bootstrap(
+                lambda r: (
+                    float(ours[r, 2].sum() / ours[r, 1].sum())
+                    - float(theirs[r, 2].sum() / theirs[r, 1].sum())
+                ),
+                len(ours),
+            ),
+            reduce=losses.hidden_sums,
+            untuned=True,
+            blocks=True,
         )
-    if not tokenizer.is_fast:
-        raise UserError(f"{checkpoint.name}: has no fast tokenizer, which tells where words end")
-    most = recipe.model.max_length
+
+    def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns the share of each text's hidden tokens that was predicted correctly."""
+        return [{"prediction": float(row[2] / row[1])} for row in outputs]
+
+    def example(self, recipe: Recipe, results: dict[str, Any]) -> Example:
+        return Example("fill", ['f"A {fill.tokenizer.mask_token} film."'])
+
+    def limits(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
+        if not results["data"].get("new_head"):
+            return []
+        name = results["checkpoint"]["name"]
+        return [
+            f"`{name}` has no head for masked tokens: it was trained here, from random weights."
+        ]
+
+
+TASK = MaskedLM()
+
+
+def _encoded(tokenizer: Any, most: int, data: Any) -> dict[str, Dataset]:
+    """The splits as rows for ``MaskCollator``, through the token cache."""
 
     def rows(name: str) -> Dataset:
-        train, given = name == "train", getattr(data, name)
+        training, given = name == "train", getattr(data, name)
         if not len(given):
-            return Dataset.from_dict({c: [] for c in ("input_ids", "words", "length", "row")})
+            columns = ("input_ids", "words", "length", "row", "training")
+            return Dataset.from_dict({column: [] for column in columns})
         found = token_cache.once(
             given,
-            data.train_digest if train else "",
+            data.train_digest if training else "",
             tokenizer,
-            lambda columns: encode([str(c) for c in columns["text"]], tokenizer, most, train),
-            *("masked", most, train),
+            lambda columns: encode([str(c) for c in columns["text"]], tokenizer, most, training),
+            *("masked", most, training),
         )
-        numbers = numpy.arange(len(found))
-        return found.add_column("row", numbers if train else -1 - numbers)
+        found = found.add_column("row", numpy.arange(len(found)))
+        return found.add_column("training", numpy.full(len(found), training))
 
-    splits = {name: rows(name) for name in ("train", "validation", "test")}
-    if len(splits["test"]) < len(data.test):
-        raise UserError(f"{data.source}: a test text has no token that its tokenizer knows")
-    model = pretrained.load(AUTO_MODEL, checkpoint, config, recipe)
-    data.report |= {"pieces": len(splits["train"]), "new_head": _is_new_head(model, checkpoint)}
-    return Job(
-        model=model,
-        checkpoint=checkpoint,
-        processor=tokenizer,
-        collator=MaskCollator(tokenizer, recipe, only_hidden(model)),
-        splits=splits,
-        data=data,
-        loss=losses.hidden_token_loss,
-        score=lambda sums, _, resamples: scoring.masked(sums, resamples),
-        headline=HEADLINE,
-        baselines=dict,
-        answers=lambda sums: [{"prediction": float(row[2] / row[1])} for row in sums],
-        # Logits are as wide as the vocabulary.
-        training={"remove_unused_columns": False, "per_device_eval_batch_size": 16},
-        difference=lambda ours, theirs, _: scoring.bootstrap(
-            lambda r: (
-                float(ours[r, 2].sum() / ours[r, 1].sum())
-                - float(theirs[r, 2].sum() / theirs[r, 1].sum())
-            ),
-            len(ours),
-        ),
-        reduce=losses.hidden_sums,
-        untuned=True,
-        blocks=True,
-    )
+    return {name: rows(name) for name in ("train", "validation", "test")}
 
 
 def only_hidden(model: PreTrainedModel) -> bool:
-    """Let the head see hidden tokens alone, if it looks at each by itself: most are shown.
+    """Makes the head compute hidden tokens only, where that leaves their logits as they are.
 
-    Its output layer is as wide as the vocabulary, and so as much work as a small trunk. Given
-    ``hidden`` (B, T) bool, the model's logits are (1, M, V), those of the M hidden tokens in order.
+    The output layer is as wide as the vocabulary, as much work as a small encoder, and most tokens
+    are not hidden. Given ``hidden`` (B, T) bool, the model's logits are then (1, M, V), those of
+    the M hidden tokens in order. Tried on two sequences, and undone where they differ.
     """
-    trunk: Any = model.base_model
+    encoder: Any = model.base_model
     wanted: list[torch.Tensor] = []
 
     def take(_: Any, arguments: Any, options: dict[str, Any]) -> Any:
@@ -209,7 +239,7 @@ def only_hidden(model: PreTrainedModel) -> bool:
         return output
 
     hooks = [model.register_forward_pre_hook(take, with_kwargs=True)]
-    hooks.append(trunk.register_forward_hook(choose))
+    hooks.append(encoder.register_forward_hook(choose))
     ids, training = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]]), model.training
     hidden = torch.tensor([[False, True, False, False], [True, False, False, True]])
     model.eval()
@@ -224,7 +254,7 @@ def only_hidden(model: PreTrainedModel) -> bool:
 
 
 def _is_new_head(model: PreTrainedModel, checkpoint: sources.Checkpoint) -> bool:
-    """Whether the checkpoint brings a trunk alone, so that its guesses start at random."""
+    """Whether the checkpoint has no head, so that predictions start at random."""
     heads = tuple(f"{name}." for name in tuning.head_modules(model))
     names: set[str] = set()
     for file in checkpoint.folder.glob("*.safetensors"):

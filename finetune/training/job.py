@@ -1,7 +1,7 @@
 """What a task hands to the runner."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy
@@ -17,24 +17,38 @@ from finetune.training.losses import Loss
 SHOWN = 64
 
 
+def as_predicted(outputs: Any, labels: Any, split: str) -> tuple[Any, Any]:
+    """Returns outputs and labels as the Trainer's prediction loop gathered them."""
+    return outputs, labels
+
+
 @dataclasses.dataclass
 class Job:
-    """A model, its data and how they are scored.
+    """A model, its data, and how its outputs are scored.
 
-    ``splits`` has train, validation and test, encoded, each with columns ``labels``, ``length``
-    and the model's inputs; test has a row as often in succession as it is looked at. ``score`` is
-    (logits, labels, resamples) -> scoring's dict; ``answers`` turns logits (N, K) into N dicts
-    with a ``prediction``; ``baselines`` gives the trivial answers' logits for the test split by
-    name; ``training`` holds what the task needs of ``TrainingArguments`` where a recipe is silent;
-    ``pictures`` draws PNG files for the report, by their captions; ``notes`` are said when
-    training starts.
+    ``outputs`` below are of any shape that the task likes (arrays or tuples of arrays with rows on
+    the first axis, or lists); the runner only passes them from ``collect`` to the others.
 
-    ``difference`` is (logits, others', labels) -> by how much the headline differs, where it is
-    not that of a classifier. ``reduce`` makes of a batch's logits, where those are too many to
-    keep, what ``score`` reads instead: (logits (B, ...), labels (B, ...)) -> (B, K). With
-    ``untuned`` the model as it starts is a baseline, and ``samples`` shows what it writes before
-    and after: by what was given, what came. ``tokens`` counts those of an epoch, where the Trainer
-    cannot. With ``blocks`` a training row is cut from the data's rows or packed of several.
+    Attributes:
+        splits: train, validation and test, encoded, each with a column ``length``, the model's
+            inputs, and the columns that the Trainer passes to the loss as labels.
+        loss: the Trainer's ``compute_loss_func``.
+        score: (outputs, labels, resamples) -> ``metrics`` and further sections of results.json.
+        headline: the metric that chooses the checkpoint and that tables show first.
+        baselines: returns the outputs of trivial answers for the test split, by name.
+        answers: (outputs, the data section of results.json) -> one dict a row with ``prediction``.
+        reduce: (logits, labels) of a batch -> the smaller output that is kept of it, where logits
+            are too large to keep.
+        collect: (outputs, labels, split) of all rows in the split's order -> outputs and labels of
+            the data's rows: averages views, joins windows, decodes.
+        difference: (outputs, others' outputs, labels) -> the difference in the headline metric.
+        training: ``TrainingArguments`` that the task needs where a recipe does not set them.
+        images: draws PNG files for the report, by caption.
+        notes: printed when training starts.
+        untuned: whether the model before training is a baseline.
+        samples: what the model generates, by prompt, before and after training.
+        tokens: tokens of an epoch, where the Trainer cannot count them.
+        blocks: whether a training row is cut from the data's rows or packed from several.
     """
 
     model: torch.nn.Module
@@ -44,22 +58,23 @@ class Job:
     splits: dict[str, Dataset]
     data: Corpus
     loss: Loss
-    score: Callable[[numpy.ndarray, numpy.ndarray, int], dict[str, Any]]
+    score: Callable[[Any, Any, int], dict[str, Any]]
     headline: str
-    baselines: Callable[[], dict[str, numpy.ndarray]]
-    answers: Callable[[numpy.ndarray], list[dict[str, Any]]]
+    baselines: Callable[[], dict[str, Any]]
+    answers: Callable[[Any, Mapping[str, Any]], list[dict[str, Any]]]
+    difference: Callable[[Any, Any, Any], Metric]
+    reduce: Callable[..., Any] | None = None
+    collect: Callable[[Any, Any, str], tuple[Any, Any]] = as_predicted
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    pictures: Callable[[], dict[str, bytes]] = dict
+    images: Callable[[], dict[str, bytes]] = dict
     notes: list[str] = dataclasses.field(default_factory=list)
-    difference: Callable[[numpy.ndarray, numpy.ndarray, numpy.ndarray], Metric] | None = None
-    reduce: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     untuned: bool = False
     samples: Callable[[], dict[str, str]] = dict
     tokens: int = 0
     blocks: bool = False
 
     def name_rows(self, rows: numpy.ndarray) -> str:
-        """Training rows (R,) by the ids of their data, for a message."""
+        """Returns training rows (R,) by the ids of their data, for a message."""
         if self.blocks:
             names = [f"block {row}" for row in rows]
         else:

@@ -1,16 +1,14 @@
-"""What a run comes to: results.json, predictions, model card, report, hub repository."""
+"""The results of a run: results.json and the test rows' predictions."""
 
 import dataclasses
 import resource
 import subprocess
 import sys
 import time
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
@@ -20,7 +18,6 @@ from finetune.data.corpus import Corpus
 from finetune.evaluation import scoring
 from finetune.models import tuning
 from finetune.recipe import Recipe, differences
-from finetune.report import card, page
 from finetune.training.job import Job
 
 UNTUNED = "before training"
@@ -28,9 +25,9 @@ UNTUNED = "before training"
 
 @dataclasses.dataclass
 class Start:
-    """The model before training, without its adapter: its test logits, and what it writes."""
+    """The model before training, without its adapter: test outputs and generated samples."""
 
-    logits: numpy.ndarray
+    outputs: Any
     samples: dict[str, str]
 
 
@@ -39,11 +36,16 @@ def results(
     job: Job,
     state: TrainerState,
     args: TrainingArguments,
-    logits: numpy.ndarray,
-    labels: numpy.ndarray,
+    outputs: Any,
+    labels: Any,
     start: Start | None = None,
 ) -> dict[str, Any]:
-    """results.json without its cost, from the test split's logits (N, K) and labels."""
+    """Returns results.json without its cost.
+
+    Args:
+        outputs, labels: of the test rows, as ``Job.collect`` returned them.
+        start: the model before training, where it is a baseline.
+    """
     data = job.data
     best = None
     if state.best_global_step:
@@ -61,8 +63,8 @@ def results(
         "method": recipe.tuning.method,
         "seed": args.seed,
         "headline": job.headline,
-        **job.score(logits, labels, 1000),
-        "baselines": _beside(job, logits, labels, start),
+        **job.score(outputs, labels, scoring.RESAMPLES),
+        "baselines": _baselines(job, outputs, labels, start),
         **({"samples": _samples(job, start)} if start else {}),
         "reference": dataclasses.asdict(recipe.reference) if recipe.reference else None,
         "chosen": best,
@@ -86,23 +88,20 @@ def results(
     }
 
 
-def _beside(
-    job: Job, logits: numpy.ndarray, labels: numpy.ndarray, start: Start | None
-) -> dict[str, Any]:
-    """Each baseline's headline on the test rows, and how far the model is from it.
+def _baselines(job: Job, outputs: Any, labels: Any, start: Start | None) -> dict[str, Any]:
+    """Each baseline's headline metric on the test rows and the difference of the model from it.
 
-    Of the model as it started, all that is measured of the tuned one.
+    For the model before training, all metrics.
     """
-    difference = job.difference or partial(scoring.difference, job.data.problem_type)
-    beside = job.baselines() | ({UNTUNED: start.logits} if start else {})
 
-    def scores(name: str, said: numpy.ndarray) -> dict[str, Any]:
-        metrics = job.score(said, labels, scoring.RESAMPLES)["metrics"]
+    def scores(name: str, theirs: Any) -> dict[str, Any]:
+        metrics = job.score(theirs, labels, scoring.RESAMPLES)["metrics"]
         return metrics if name == UNTUNED else {job.headline: metrics[job.headline]}
 
+    found = job.baselines() | ({UNTUNED: start.outputs} if start else {})
     return {
-        name: {**scores(name, said), "difference": difference(logits, said, labels)}
-        for name, said in beside.items()
+        name: {**scores(name, theirs), "difference": job.difference(outputs, theirs, labels)}
+        for name, theirs in found.items()
     }
 
 
@@ -200,41 +199,27 @@ def _device(args: TrainingArguments) -> str:
     return f"{args.world_size} x {what}, {precision}"
 
 
-def write(
-    recipe: Recipe, job: Job, run: run_directory.Run, results: dict[str, Any], logits: numpy.ndarray
-) -> None:
-    """Predictions and card; then results.json, which finishes the run; then the report."""
+def write(job: Job, run: run_directory.Run, results: dict[str, Any], outputs: Any) -> None:
+    """Writes predictions and images; last results.json, which makes the run a finished one."""
     rows = job.data.test.copy()
     if "label" in rows:
-        rows["label"] = [_shown(v, job.data) for v in rows["label"]]
-    said = job.answers(logits)
-    rows["prediction"] = [answer["prediction"] for answer in said]
-    if "probabilities" in said[0]:
-        rows["probabilities"] = [list(answer["probabilities"].values()) for answer in said]
+        rows["label"] = [_label_text(label, job.data) for label in rows["label"]]
+    answers = job.answers(outputs, results["data"])
+    for column in dict.fromkeys(name for answer in answers for name in answer):
+        values = [answer[column] for answer in answers]
+        if column == "probabilities":
+            # In the order of the label names.
+            values = [list(value.values()) for value in values]
+        rows[column] = values
     run.write_predictions(rows.drop(columns="digest", errors="ignore"))
-    for name, picture in job.pictures().items():
-        run.write_picture(name, picture)
-    (run.model / "README.md").write_text(card.render(recipe, results), encoding="utf-8")
+    for caption, image in job.images().items():
+        run.write_picture(caption, image)
     run.write_results(results)
-    run.write_report(page.render(run))
 
 
-def _shown(label: Any, data: Corpus) -> Any:
+def _label_text(label: Any, data: Corpus) -> Any:
     if data.problem_type == "single_label_classification":
         return data.label_names[label]
     if data.problem_type == "multi_label_classification":
         return [name for name, on in zip(data.label_names, label, strict=True) if on]
     return label
-
-
-def push(recipe: Recipe, run: run_directory.Run) -> None:
-    """Upload the model folder, card included, to the hub repository the recipe names."""
-    from huggingface_hub import HfApi
-
-    api, training = HfApi(), recipe.training
-    name = str(training.get("hub_model_id") or recipe.name.replace("/", "-"))
-    private = bool(training.get("hub_private_repo", False))
-    repo = api.create_repo(name, private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo.repo_id, folder_path=run.model, revision=training.get("hub_revision")
-    )

@@ -1,4 +1,8 @@
-"""A recipe's run: train, choose, test once, save."""
+"""Trains a recipe into its run directory: train, choose a checkpoint, test once, save.
+
+From a recipe to its gradient a reader crosses five files: ``cli.py``, the task's module in
+``tasks/``, this file, ``trainer.py`` and ``resumable.py``.
+"""
 
 import dataclasses
 import errno
@@ -39,22 +43,24 @@ def train(
     resume: bool = False,
     allowed: Collection[str] = (),
 ) -> run_directory.Run | None:
-    """Train a recipe into its run directory and test it once.
+    """Trains a recipe into its run directory and tests it once.
+
+    The model card and the report are not written here: see ``finetune.report``.
 
     Args:
-        build: the task's; called after the directory is claimed.
+        build: of the recipe's task; called after the directory is locked.
         overwrite, resume: what to do with a directory that holds a run. A run that was killed
-            before its first checkpoint starts from its beginning; a finished one is left alone.
+            before its first checkpoint starts from the beginning; a finished one is not touched.
         allowed: what may differ from the run to resume: ``section.key`` of the recipe, ``data``,
             ``base``, ``processes``, ``versions``.
 
     Returns:
-        The run, finished; None in the processes that only helped the main one.
+        The finished run in the main process; None in the others.
 
     Raises:
-        UserError: anything the user has to mend.
-        TrainingError: the run broke: numbers that are not finite, a full disk, no memory.
-        SystemExit: a signal ended it; in training, after the step and with a checkpoint.
+        UserError: a mistake that the user has to correct.
+        TrainingError: the run failed: numbers that are not finite, a full disk, no memory.
+        SystemExit: a signal ended it; during training, after the step and with a checkpoint.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -107,29 +113,27 @@ def train(
         tokens = (state.epoch or 0) * job.tokens or state.num_input_tokens_seen
         seen = {"rows": rows, "tokens": tokens}
         seconds = trainer.seconds_before
-        logits, labels = test(trainer, job)
+        outputs, labels = test(trainer, job)
         _save(trainer, job, run)
         if main:
-            results = run_results.results(recipe, job, trainer.state, args, logits, labels, start)
+            results = run_results.results(recipe, job, trainer.state, args, outputs, labels, start)
             if recipe.tuning.skip_non_finite:
                 results["skipped_steps"] = trainer.counted["skipped"]
             since = started - trainer.seconds_elsewhere
             results["cost"] = run_results.cost(job.model, run, seconds, seen, since)
-            run_results.write(recipe, job, run, results, logits)
+            run_results.write(job, run, results, outputs)
             trainer.tidy()
-            if recipe.training.get("push_to_hub"):
-                run_results.push(recipe, run)
     trainer.accelerator.wait_for_everyone()
     return run if main else None
 
 
 @contextmanager
 def _room(run: run_directory.Run) -> Iterator[None]:
-    """Let a full disk, wherever it is met, end the run with one line."""
+    """Turns the error of a full disk, wherever it is raised, into one line."""
     try:
         yield
     except Exception as error:
-        # Not every library that writes says so by an error number.
+        # Not every library that writes raises it with an error number.
         full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
         if not full and os.strerror(errno.ENOSPC) not in str(error):
             raise
@@ -141,10 +145,10 @@ def _room(run: run_directory.Run) -> Iterator[None]:
 def _last(
     run: run_directory.Run, identity: dict[str, Any], allowed: Collection[str]
 ) -> checkpoints.Checkpoint | None:
-    """The checkpoint to go on from; None for a run that has none yet. Newer ones are deleted.
+    """Returns the checkpoint to resume from, None if there is none yet; deletes newer ones.
 
     Raises:
-        UserError: there are checkpoints and none is whole, or it is of another run.
+        UserError: there are checkpoints and none is intact, or it belongs to another run.
     """
     last, skipped = checkpoints.newest(run.checkpoints)
     for line in skipped:
@@ -169,8 +173,11 @@ def _trainer(
     identity: dict[str, Any],
     changed: list[str],
 ) -> StepTrainer:
+    validation, order = by_length(job.splits["validation"])
+
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        scores = job.score(*_arrays(prediction), 0)
+        outputs, labels = _in_order(prediction, order)
+        scores = job.score(*job.collect(outputs, labels, "validation"), 0)
         return {name: metric["value"] for name, metric in scores["metrics"].items()}
 
     budget, history = adalora.RankBudget(job.model), History(run)
@@ -187,7 +194,7 @@ def _trainer(
         args=args,
         data_collator=job.collator,
         train_dataset=job.splits["train"],
-        eval_dataset=by_length(job.splits["validation"])[0],
+        eval_dataset=validation,
         processing_class=job.processor,
         compute_loss_func=job.loss,
         compute_metrics=metrics,
@@ -203,45 +210,45 @@ def _trainer(
 
 
 def by_length(rows: Dataset) -> tuple[Dataset, numpy.ndarray]:
-    """Rows sorted longest first, so that batches need little padding, and the order taken."""
+    """Returns rows sorted longest first, so that batches need little padding, and their order."""
     order = numpy.argsort(-numpy.asarray(rows["length"]), kind="stable")
     return rows.select(order), order
 
 
-def test(trainer: Trainer, job: Job) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Logits (N, K) and labels of the test split, in its own order; called once a run.
-
-    Logits are averaged over a row's views, as timm's ``--tta`` does.
-    """
+def test(trainer: Trainer, job: Job) -> tuple[Any, Any]:
+    """Returns outputs and labels of the test rows, in their order; called once a run."""
     rows, order = by_length(job.splits["test"])
-    logits, labels = _arrays(trainer.predict(cast(Any, rows)))
-    back, count = numpy.argsort(order, kind="stable"), len(job.data.test)
-    views = logits[back].reshape(count, -1, logits.shape[1])
-    return views.mean(1), labels[back][:: views.shape[1]]
+    prediction = trainer.predict(cast(Any, rows))
+    return job.collect(*_in_order(prediction, order), "test")
+
+
+def _in_order(
+    prediction: EvalPrediction | PredictionOutput, order: numpy.ndarray
+) -> tuple[Any, Any]:
+    """Outputs and labels (arrays or tuples of them) back in the order of their split."""
+    back = numpy.argsort(order, kind="stable")
+
+    def reordered(part: Any) -> Any:
+        return tuple(map(reordered, part)) if isinstance(part, tuple) else part[back]
+
+    return reordered(prediction.predictions), reordered(prediction.label_ids)
 
 
 def _start(trainer: Trainer, job: Job) -> run_results.Start:
     with tuning.without_adapter(job.model):
         found = run_results.Start(test(trainer, job)[0], job.samples())
-    # accelerate prepared the model to answer alone, and would leave it so: processes that train
+    # accelerate prepared the model for evaluation only and would keep it so: processes that train
     # it would never share a gradient.
     plain = trainer.accelerator.unwrap_model(job.model, keep_fp32_wrapper=False)
     vars(plain).pop("_is_accelerate_prepared", None)
     return found
 
 
-def _arrays(output: EvalPrediction | PredictionOutput) -> tuple[numpy.ndarray, numpy.ndarray]:
-    logits, labels = output.predictions, output.label_ids
-    assert isinstance(logits, numpy.ndarray)
-    assert isinstance(labels, numpy.ndarray)
-    return logits, labels
-
-
 def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
     trainer.save_model(str(run.model))
     if trainer.is_world_process_zero():
-        # Adapters: the head's shape and the label names are the config's to tell. How the base is
-        # held is not: with that, transformers would take the base for one stored in few bits.
+        # An adapter's folder needs the config for the head's shape and the label names. Without its
+        # quantization: with it, transformers would take the base for one stored in 4 or 8 bits.
         config: Any = trainer.accelerator.unwrap_model(job.model).config
         vars(config).pop("quantization_config", None)
         config.save_pretrained(run.model)

@@ -13,7 +13,7 @@ from finetune import recipe, run_directory
 from finetune.data import corpus, documents, sources, streaming, token_cache
 from finetune.errors import UserError
 from finetune.recipe import Data
-from finetune.tasks import causal_lm, masked_lm
+from finetune.tasks import causal_lm
 from finetune.training import runner
 from tests.conftest import interrupted, make_writer, sentences, train_job
 
@@ -74,10 +74,8 @@ def test_training_from_disk_sees_the_blocks_that_training_from_memory_sees(
     held = [json.dumps({"text": f"held out {i}"}) for i in range(4)]
     Path("held.jsonl").write_text("\n".join(held), encoding="utf-8")
     flags = ("--test", "held.jsonl", "--validation", "held.jsonl", "--num_train_epochs", "1")
-    memory, _ = train_job(causal_lm, writer_recipe, *flags, "--output_dir", "runs/memory")
-    disk, job = train_job(
-        causal_lm, writer_recipe, *flags, "--streaming", "true", "--output_dir", "runs/disk"
-    )
+    memory, _ = train_job(writer_recipe, *flags, "--output_dir", "runs/memory")
+    disk, job = train_job(writer_recipe, *flags, "--streaming", "true", "--output_dir", "runs/disk")
     assert isinstance(job.data.train, Dataset)
     assert disk.history() == memory.history()
     assert disk.results()["metrics"] == memory.results()["metrics"]
@@ -87,7 +85,7 @@ def test_training_from_disk_sees_the_blocks_that_training_from_memory_sees(
 
 def test_two_processes_share_a_corpus_on_disk_without_overlap(writer_recipe: Path) -> None:
     flags = ["--streaming", "true", "--num_train_epochs", "1"]
-    one, _ = train_job(causal_lm, writer_recipe, *flags)
+    one, _ = train_job(writer_recipe, *flags)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     words = ["-m", "finetune.writing", "tiny.yaml", *flags, "--output_dir", "runs/two"]
     done = subprocess.run(
@@ -102,12 +100,12 @@ def test_two_processes_share_a_corpus_on_disk_without_overlap(writer_recipe: Pat
 
 def test_a_stopped_run_goes_on_from_disk_as_if_it_had_not_stopped(writer_recipe: Path) -> None:
     flags = ["--streaming", "true", "--num_train_epochs", "3"]
-    whole, _ = train_job(causal_lm, writer_recipe, *flags)
+    whole, _ = train_job(writer_recipe, *flags)
     read = recipe.load(writer_recipe, [*flags, "--output_dir", "runs/stopped"])
     with pytest.raises(KeyboardInterrupt):
-        runner.train(read, interrupted(causal_lm.build))
+        runner.train(read, interrupted(causal_lm.TASK.build))
     read = recipe.load(writer_recipe, [*flags, "--output_dir", "runs/stopped"])
-    stopped = runner.train(read, causal_lm.build, resume=True)
+    stopped = runner.train(read, causal_lm.TASK.build, resume=True)
     assert stopped is not None
     assert stopped.results()["metrics"] == whole.results()["metrics"]
 
@@ -143,17 +141,17 @@ def counted_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_tokens_are_made_once(writer_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted_blocks(monkeypatch)
     read = recipe.load(writer_recipe, ["--streaming", "true"])
-    first = causal_lm.build(read).splits["train"]
+    first = causal_lm.TASK.build(read).splits["train"]
     assert sum(calls) == 49
-    again = causal_lm.build(read).splits["train"]
+    again = causal_lm.TASK.build(read).splits["train"]
     assert sum(calls) == 49
     assert again[:] == first[:]
     # Another length, other texts or another tokenizer make other tokens.
-    causal_lm.build(recipe.load(writer_recipe, ["--streaming", "true", "--max_length", "16"]))
+    causal_lm.TASK.build(recipe.load(writer_recipe, ["--streaming", "true", "--max_length", "16"]))
     assert sum(calls) == 98
     with Path("corpus.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"text": "one more"}) + "\n")
-    causal_lm.build(read)
+    causal_lm.TASK.build(read)
     assert sum(calls) == 148
     assert len(list(sources.cache("encoded").glob("*.arrow"))) == 3
 
@@ -162,9 +160,9 @@ def test_the_code_and_the_tokenizer_are_part_of_what_is_kept(
     writer_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = recipe.load(writer_recipe, [])
-    causal_lm.build(read)
+    causal_lm.TASK.build(read)
     monkeypatch.setattr(token_cache, "_code", lambda: "other code")
-    causal_lm.build(read)
+    causal_lm.TASK.build(read)
     assert len(list(sources.cache("encoded").glob("*.arrow"))) == 2
 
 
@@ -173,7 +171,7 @@ def test_rows_on_disk_are_encoded_some_at_a_time(
 ) -> None:
     monkeypatch.setattr(token_cache, "MOST_BYTES", 400)
     sizes = counted_blocks(monkeypatch)
-    causal_lm.build(recipe.load(writer_recipe, ["--streaming", "true"]))
+    causal_lm.TASK.build(recipe.load(writer_recipe, ["--streaming", "true"]))
     assert sum(sizes) == 49
     assert max(sizes) < 20
 
@@ -188,7 +186,7 @@ training: {{num_train_epochs: 1, per_device_train_batch_size: 8, use_cpu: true}}
 """,
         encoding="utf-8",
     )
-    run, job = train_job(masked_lm, Path("mlm.yaml"))
+    run, job = train_job(Path("mlm.yaml"))
     assert run.results()["data"]["train"] == 49
     assert job.splits["train"]["row"][:] == list(range(len(job.splits["train"])))
 
@@ -241,4 +239,4 @@ def test_a_classifier_does_not_stream(tiny_recipe: Path) -> None:
 
     read = recipe.load(tiny_recipe, ["--streaming", "true"])
     with pytest.raises(UserError, match="streaming"):
-        runner.train(read, text_classification.build)
+        runner.train(read, text_classification.TASK.build)

@@ -19,7 +19,7 @@ HEAD = ("--method", "head", "--learning_rate", "3e-2", "--num_train_epochs", "3"
 
 def curve(path: Path, name: str, *flags: str) -> tuple[list[float], list[float], Job]:
     """The losses and validation accuracies of a run, and its job."""
-    run, job = train_job(text_classification, path, "--output_dir", f"runs/{name}", *flags)
+    run, job = train_job(path, "--output_dir", f"runs/{name}", *flags)
     rows = run.history()
     losses = [row["loss"] for row in rows if "loss" in row]
     return losses, [row["eval_loss"] for row in rows if "eval_loss" in row], job
@@ -50,8 +50,8 @@ def test_training_on_features_is_training_the_head(tiny_recipe: Path) -> None:
     # The model still answers texts, and so does the one that was saved.
     read = recipe.load(tiny_recipe)
     rows = [{"text": "the film was good"}, {"text": "awful plot"}]
-    ours = inference.logits(job.model.eval(), job.processor, read, rows)
-    theirs = inference.logits(without.model.eval(), without.processor, read, rows)
+    ours = inference.outputs(job.model.eval(), job.processor, read, rows)
+    theirs = inference.outputs(without.model.eval(), without.processor, read, rows)
     assert abs(ours - theirs).max() < 1e-5
 
 
@@ -77,26 +77,26 @@ def test_other_rows_or_another_encoding_are_other_features(
 ) -> None:
     text = tiny_recipe.read_text("utf-8").replace("max_length: 16", "max_length: 8")
     tiny_recipe.write_text(text, encoding="utf-8")
-    text_classification.build(recipe.load(tiny_recipe, ["--method", "head"]))
+    text_classification.TASK.build(recipe.load(tiny_recipe, ["--method", "head"]))
     before = set(sources.cache("features").iterdir())
-    text_classification.build(recipe.load(tiny_recipe, ["--method", "head", *flags]))
+    text_classification.TASK.build(recipe.load(tiny_recipe, ["--method", "head", *flags]))
     assert set(sources.cache("features").iterdir()) - before
 
 
 def test_another_trunk_has_other_features(tiny_recipe: Path) -> None:
-    job = text_classification.build(recipe.load(tiny_recipe, ["--method", "head"]))
+    job = text_classification.TASK.build(recipe.load(tiny_recipe, ["--method", "head"]))
     assert isinstance(job.model, PreTrainedModel)
     next(job.model.base_model.parameters()).data.add_(1)
     job.model.save_pretrained("other")
     job.processor.save_pretrained("other")
-    text_classification.build(
+    text_classification.TASK.build(
         recipe.load(tiny_recipe, ["--method", "head", "--checkpoint", "other"])
     )
     assert len(list(sources.cache("features").iterdir())) == 6
 
 
 def test_a_head_that_reads_every_state_keeps_its_trunk(tiny_recipe: Path) -> None:
-    source = text_classification.build(recipe.load(tiny_recipe))
+    source = text_classification.TASK.build(recipe.load(tiny_recipe))
     config = AutoConfig.for_model(
         "modernbert",
         **{"vocab_size": 17, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -106,7 +106,7 @@ def test_a_head_that_reads_every_state_keeps_its_trunk(tiny_recipe: Path) -> Non
     AutoModelForSequenceClassification.from_config(config).save_pretrained("mean")
     source.processor.save_pretrained("mean")
     flags = ["--method", "head", "--checkpoint", "mean"]
-    job = text_classification.build(recipe.load(tiny_recipe, flags))
+    job = text_classification.TASK.build(recipe.load(tiny_recipe, flags))
     assert job.notes == [
         "the checkpoint's head goes on under other label names",
         "batches without padding",
@@ -116,7 +116,7 @@ def test_a_head_that_reads_every_state_keeps_its_trunk(tiny_recipe: Path) -> Non
 
 
 def test_a_copy_of_the_model_stands_alone(tiny_recipe: Path) -> None:
-    job = text_classification.build(recipe.load(tiny_recipe, ["--method", "head"]))
+    job = text_classification.TASK.build(recipe.load(tiny_recipe, ["--method", "head"]))
     twin = copy.deepcopy(job.model)
     states = torch.randn(2, 1, 32)
     for parameter in job.model.parameters():
@@ -131,7 +131,7 @@ def test_nothing_flows_back_below_the_lowest_layer_that_learns(tiny_recipe: Path
         + "tuning: {method: lora, target_modules: [query], layers_to_transform: [1]}\n",
         encoding="utf-8",
     )
-    job: Any = text_classification.build(recipe.load(tiny_recipe))
+    job: Any = text_classification.TASK.build(recipe.load(tiny_recipe))
     layers = job.model.get_base_model().bert.encoder.layer
     outputs = []
     for layer in layers:

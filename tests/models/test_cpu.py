@@ -13,7 +13,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from finetune.models.speed import cpu
-from finetune.tasks import text_classification
 from tests.conftest import train_job
 
 # Steps of blocks that glibc always takes from the system, and the pages that the last ones took.
@@ -198,7 +197,7 @@ def test_lora_takes_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_on_the_cpu_trains_by_them(tiny_recipe: Path) -> None:
     flags = ["--method", "lora", "--use_cpu", "true", "--config", "{hidden_dropout_prob: 0.1}"]
-    run, job = train_job(text_classification, tiny_recipe, *flags)
+    run, job = train_job(tiny_recipe, *flags)
     kinds = {type(module) for module in job.model.modules()}
     assert {cpu.Dropout, cpu.Linear, cpu.LoraLinear} <= kinds
     assert not {nn.Dropout, nn.Linear, cpu.PeftLinear} & kinds

@@ -218,7 +218,7 @@ def test_a_family_that_cannot_is_left_as_it_was(
 def curve(path: Path, name: str, *flags: str) -> tuple[run_directory.Run, list[float], Job]:
     """A run of the recipe without dropout, its losses, and its job."""
     words = ["--output_dir", f"runs/{name}", *flags]
-    run, job = train_job(text_classification, path, *words)
+    run, job = train_job(path, *words)
     return run, [row["loss"] for row in run.history() if "loss" in row], job
 
 
@@ -244,16 +244,16 @@ def test_fifty_steps_have_the_padded_losses(tiny_recipe: Path, method: str) -> N
     learner, tokenizer, read = inference.load(free)
     modules = [m for m in learner.modules() if isinstance(m, PreTrainedModel)]
     assert modules[0].config._attn_implementation == padding_free.PER_SEQUENCE
-    ours = inference.logits(learner, tokenizer, read, asked)
+    ours = inference.outputs(learner, tokenizer, read, asked)
     read.model.padding_free = False
     (free.folder / run_directory.RECIPE).write_text(read.dump(), encoding="utf-8")
     plain, *_ = inference.load(free)
-    theirs = inference.logits(plain, tokenizer, read, asked)
+    theirs = inference.outputs(plain, tokenizer, read, asked)
     assert abs(ours - theirs).max() < 1e-5
 
 
 def test_tokens_before_the_text_keep_their_padding(tiny_recipe: Path) -> None:
-    job = text_classification.build(recipe.load(tiny_recipe, ["--method", "prompt_tuning"]))
+    job = text_classification.TASK.build(recipe.load(tiny_recipe, ["--method", "prompt_tuning"]))
     assert job.notes == ["batches padded: its tokens do not enter as ids"]
 
 
@@ -278,7 +278,7 @@ def test_on_xla_batches_have_one_shape_and_the_optimizer_is_one_that_works(
     for module in (padding_free, runner, text_classification):
         monkeypatch.setattr(module, "is_torch_xla_available", lambda: True)
     read = recipe.load(tiny_recipe)
-    job = text_classification.build(read)
+    job = text_classification.TASK.build(read)
     assert job.notes == ["batches padded: XLA wants fixed shapes"]
     texts: Any = job.splits["train"].select_columns(["input_ids", "attention_mask"])
     assert {job.collator([texts[i]])["input_ids"].shape for i in range(8)} == {(1, 16)}

@@ -67,7 +67,7 @@ from finetune import inference, ledger
 for folder in sys.argv[2:]:
     model, tokenizer, recipe = inference.load(run_directory.Run(folder))
     rows = [{"text": text} for text in json.loads(sys.argv[1])]
-    numpy.save(f"{folder}/logits.npy", inference.logits(model, tokenizer, recipe, rows))
+    numpy.save(f"{folder}/logits.npy", inference.outputs(model, tokenizer, recipe, rows))
 """
 
 
@@ -91,10 +91,10 @@ def test_adapters_come_back_bit_for_bit_in_a_new_process(
         # By this measure the best epoch is not the last, so that coming back to it shows.
         worst = ["--metric_for_best_model", "eval_loss", "--greater_is_better", "true"]
         path = with_tuning(tiny_recipe, method, options)
-        run, job = train_job(text_classification, path, *worst)
+        run, job = train_job(path, *worst)
         model, read = job.model.eval(), recipe.load(path)
         rows = [{"text": text} for text in TEXTS]
-        expected[str(run)] = inference.logits(model, job.processor, read, rows)
+        expected[str(run)] = inference.outputs(model, job.processor, read, rows)
         assert all("eval_loss" in r for r in run.history() if "eval_accuracy" in r), method
         cost = run.results()["cost"]
         assert 0 < cost["trainable_parameters"] < cost["total_parameters"], method
@@ -157,7 +157,7 @@ def test_what_cannot_work_is_refused_in_one_line(
     tiny_recipe: Path, method: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as refusal:
-        text_classification.build(recipe.load(with_tuning(tiny_recipe, method, options)))
+        text_classification.TASK.build(recipe.load(with_tuning(tiny_recipe, method, options)))
     assert "\n" not in str(refusal.value)
 
 
@@ -199,7 +199,7 @@ def test_a_recipe_without_a_learning_rate_gets_its_methods(tiny_recipe: Path) ->
     for method in ("full", "ia3", "hra"):
         flags = ["--max_steps", "1", "--lr_scheduler_type", "constant"]
         read = recipe.load(with_tuning(tiny_recipe, method, {}), flags)
-        run = runner.train(read, text_classification.build)
+        run = runner.train(read, text_classification.TASK.build)
         assert run is not None
         rates = {row["learning_rate"] for row in run.history() if "learning_rate" in row}
         assert rates == {tuning.learning_rate(method)}
@@ -213,7 +213,7 @@ def test_adalora_lowers_the_rank_to_its_budget(tiny_recipe: Path) -> None:
     options: dict[str, object] = {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2}
     path = with_tuning(tiny_recipe, "adalora", options)
     read = recipe.load(path, ["--load_best_model_at_end", "false"])
-    run = runner.train(read, text_classification.build)
+    run = runner.train(read, text_classification.TASK.build)
     assert run is not None
     saved = load_file(run.model / "adapter_model.safetensors")
     values = [tensor for name, tensor in saved.items() if "lora_E" in name]
@@ -223,7 +223,7 @@ def test_adalora_lowers_the_rank_to_its_budget(tiny_recipe: Path) -> None:
 
 
 def test_adalora_keeps_its_factors_orthogonal_as_pefts_own_loss_does(tiny_recipe: Path) -> None:
-    job = text_classification.build(recipe.load(with_tuning(tiny_recipe, "adalora", {})))
+    job = text_classification.TASK.build(recipe.load(with_tuning(tiny_recipe, "adalora", {})))
     model, inputs = job.model, {"input_ids": torch.ones(2, 4, dtype=torch.long)}
     learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
     labels = torch.zeros(2, dtype=torch.long)
@@ -242,7 +242,7 @@ def test_adalora_keeps_its_factors_orthogonal_as_pefts_own_loss_does(tiny_recipe
 def test_adalora_without_steps_to_spend_is_refused(tiny_recipe: Path) -> None:
     read = recipe.load(with_tuning(tiny_recipe, "adalora", {"tinit": 50}))
     with pytest.raises(UserError, match="leave none of the"):
-        runner.train(read, text_classification.build)
+        runner.train(read, text_classification.TASK.build)
 
 
 # --- quantized bases -------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_an_adapter_over_a_quantized_base_comes_back(
     tiny_recipe: Path, kind: str, method: str
 ) -> None:
     path = with_tuning(tiny_recipe, method, {})
-    run, job = train_job(text_classification, path, "--quantization", kind)
+    run, job = train_job(path, "--quantization", kind)
     read = recipe.load(path)
     model = job.model.eval()
     frozen = model.get_parameter(
@@ -267,8 +267,8 @@ def test_an_adapter_over_a_quantized_base_comes_back(
     assert numpy.mean(losses[-3:]) < numpy.mean(losses[:3])
     assert run.results()["cost"]["model_bytes"] < 200_000
     rows = [{"text": text} for text in TEXTS]
-    expected = inference.logits(model, job.processor, read, rows)
-    assert numpy.array_equal(inference.logits(*inference.load(run), rows), expected)
+    expected = inference.outputs(model, job.processor, read, rows)
+    assert numpy.array_equal(inference.outputs(*inference.load(run), rows), expected)
     with pytest.raises(UserError, match=f"over a base in {kind}"):
         inference.merge(run, Path("merged"))
 
@@ -291,7 +291,7 @@ def test_quantization_says_what_it_needs(
 
 def trained(path: Path, name: str, *flags: str) -> run_directory.Run:
     read = recipe.load(path, ["--output_dir", f"runs/{name}", "--max_steps", "4", *flags])
-    run = runner.train(read, text_classification.build)
+    run = runner.train(read, text_classification.TASK.build)
     assert run is not None
     return run
 
@@ -372,12 +372,12 @@ def test_an_adapter_for_another_base_of_the_same_shape_is_refused(
 def test_an_adapter_is_no_checkpoint_to_start_from(tiny_recipe: Path) -> None:
     run = trained(with_tuning(tiny_recipe, "lora", {}), "a")
     with pytest.raises(UserError, match="is an adapter, not a whole model"):
-        text_classification.build(recipe.load(tiny_recipe, ["--checkpoint", str(run)]))
+        text_classification.TASK.build(recipe.load(tiny_recipe, ["--checkpoint", str(run)]))
 
 
 def test_options_of_a_method_are_flags_too(tiny_recipe: Path) -> None:
     flags = ["--method", "lora", "--r", "2", "--use_dora", "true", "--max_steps", "1"]
-    run = runner.train(recipe.load(tiny_recipe, flags), text_classification.build)
+    run = runner.train(recipe.load(tiny_recipe, flags), text_classification.TASK.build)
     assert run is not None
     saved = load_file(run.model / "adapter_model.safetensors")
     assert any("lora_magnitude_vector" in name for name in saved)
@@ -399,7 +399,7 @@ def never(read: recipe.Recipe) -> Job:
 
 def test_bitfit_trains_biases_and_head(tiny_recipe: Path, tiny_bert: Path) -> None:
     run = runner.train(
-        recipe.load(with_tuning(tiny_recipe, "bitfit", {})), text_classification.build
+        recipe.load(with_tuning(tiny_recipe, "bitfit", {})), text_classification.TASK.build
     )
     assert run is not None
     before = load_file(tiny_bert / "model.safetensors")
@@ -534,7 +534,7 @@ def test_bottleneck_on_minilm_has_the_papers_count(workdir: Path) -> None:
     read = recipe.load(
         path, ["--method", "bottleneck", "--max_train_samples", "8", "--max_test_samples", "8"]
     )
-    job = text_classification.build(read)
+    job = text_classification.TASK.build(read)
     layers, width, narrow = 6, 384, 384 // 16
     learning = {n: p.numel() for n, p in job.model.named_parameters() if p.requires_grad}
     adapters = sum(count for name, count in learning.items() if "bottleneck" in name)
@@ -557,7 +557,7 @@ def test_bottleneck_with_gradient_checkpointing_learns_the_same(tiny_recipe: Pat
     curves = []
     for flag in ("false", "true"):
         flags = ["--activation_checkpointing", flag, "--output_dir", f"runs/{flag}"]
-        run = runner.train(recipe.load(path, flags), text_classification.build)
+        run = runner.train(recipe.load(path, flags), text_classification.TASK.build)
         assert isinstance(run, run_directory.Run)
         curves.append([row["loss"] for row in run.history() if "loss" in row])
     assert curves[0] == pytest.approx(curves[1], abs=1e-6)
@@ -570,7 +570,7 @@ def test_a_merged_lora_answers_the_same_without_peft(
     tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = with_tuning(tiny_recipe, "lora", {"r": 4, "init_lora_weights": False})
-    run = runner.train(recipe.load(path), text_classification.build)
+    run = runner.train(recipe.load(path), text_classification.TASK.build)
     assert run is not None
     cli.main(["merge", str(run)])
     assert "without peft" in capsys.readouterr().out
@@ -579,8 +579,8 @@ def test_a_merged_lora_answers_the_same_without_peft(
     plain = AutoModelForSequenceClassification.from_pretrained(run.folder / "merged").eval()
     assert type(plain).__name__ == "BertForSequenceClassification"
     assert plain.config.id2label == {0: "negative", 1: "positive"}
-    expected = inference.logits(model, tokenizer, read, rows)
-    assert numpy.abs(inference.logits(plain, tokenizer, read, rows) - expected).max() < 1e-5
+    expected = inference.outputs(model, tokenizer, read, rows)
+    assert numpy.abs(inference.outputs(plain, tokenizer, read, rows) - expected).max() < 1e-5
     unadapted = AutoModelForSequenceClassification.from_pretrained(read.model.checkpoint)
     assert not torch.equal(
         plain.bert.encoder.layer[0].output.dense.weight,
@@ -598,7 +598,7 @@ def test_a_merged_lora_answers_the_same_without_peft(
 def test_what_cannot_be_merged_says_so(tiny_recipe: Path, method: str, message: str) -> None:
     path = with_tuning(tiny_recipe, method, {})
     flags = ["--max_steps", "1", "--load_best_model_at_end", "false"]
-    run = runner.train(recipe.load(path, flags), text_classification.build)
+    run = runner.train(recipe.load(path, flags), text_classification.TASK.build)
     assert run is not None
     with pytest.raises(UserError, match=message):
         inference.merge(run, Path("merged"))
@@ -609,7 +609,7 @@ def test_what_cannot_be_merged_says_so(tiny_recipe: Path, method: str, message: 
 def test_the_code_on_the_model_card_answers_as_predict_does(tiny_recipe: Path, method: str) -> None:
     flags = ["--max_steps", "2"]
     run = runner.train(
-        recipe.load(with_tuning(tiny_recipe, method, {}), flags), text_classification.build
+        recipe.load(with_tuning(tiny_recipe, method, {}), flags), text_classification.TASK.build
     )
     assert run is not None
     card = (run.model / "README.md").read_text(encoding="utf-8")

@@ -123,14 +123,14 @@ def block_rows(row: documents.Document, size: int, pieces: bool) -> Dataset:
 def test_a_long_text_goes_on_in_pieces_and_a_long_completion_is_cut(tokenizer) -> None:
     (text,) = documents.texts(["x" * 25], tokenizer)
     rows = block_rows(text, 10, pieces=True)
-    facts = causal_lm.facts(rows, 1, 10, packs=True)
+    facts = causal_lm.describe_blocks(rows, 1, 10, packs=True)
     assert sorted(rows["length"]) == [6, 10, 10]
     assert facts["tokens"] == 26
     assert facts["share_cut"] == 1.0
     assert facts["share_padding"] == pytest.approx(4 / 30)
     long = documents.completion("p" * 5, "c" * 20, tokenizer)
     rows = block_rows(long, 10, pieces=False)
-    assert causal_lm.facts(rows, 1, 10, packs=True)["tokens"] == 10
+    assert causal_lm.describe_blocks(rows, 1, 10, packs=True)["tokens"] == 10
     assert rows[0]["labels"] == [IGNORED] * 5 + long.ids[5:10]
     # A prompt alone teaches nothing.
     assert len(block_rows(long, 5, pieces=False)) == 0
@@ -149,7 +149,7 @@ def test_perplexity_and_bits_per_byte() -> None:
 
 
 def test_a_run_scores_what_the_model_itself_says(path: Path) -> None:
-    run, _ = train_job(causal_lm, path)
+    run, _ = train_job(path)
     results, rows = run.results(), run.predictions()
     before, after = results["baselines"]["before training"], results["metrics"]
     assert after["bits_per_byte"]["high"] < before["bits_per_byte"]["low"]
@@ -189,13 +189,13 @@ def test_a_run_scores_what_the_model_itself_says(path: Path) -> None:
 def test_validation_loss_is_a_token_s_as_perplexity_is(path: Path, kind: str) -> None:
     flags = ["--checkpoint", str(make_writer(path.parent / kind, kind)), "--max_steps", "2"]
     flags += ["--eval_strategy", "steps", "--eval_steps", "2", "--per_device_eval_batch_size", "16"]
-    run, _ = train_job(causal_lm, path, *flags)
+    run, _ = train_job(path, *flags)
     said = next(row for row in run.history() if "eval_loss" in row)
     assert said["eval_loss"] == pytest.approx(math.log(said["eval_perplexity"]), rel=1e-5)
 
 
 def test_a_run_goes_on_with_a_text(path: Path, capsys) -> None:
-    run, _ = train_job(causal_lm, path, "--max_steps", "1")
+    run, _ = train_job(path, "--max_steps", "1")
     capsys.readouterr()
     words = ["generate", str(run), "a film", "--max_new_tokens", "8"]
     said = []
@@ -221,7 +221,7 @@ def test_a_run_on_chats_answers(path: Path, capsys) -> None:
     lines = [json.dumps({"messages": chat}) for chat in chats]
     (path.parent / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
     flags = ["--train", "chats.jsonl", "--max_length", "128"]
-    run, _ = train_job(causal_lm, path, *flags, "--max_steps", "1")
+    run, _ = train_job(path, *flags, "--max_steps", "1")
     assert run.results()["data"]["documents"] == "messages"
     assert run.results()["samples"][0]["given"] in dict(sentences(40))
     assert '"role": "user"' in (run.model / "README.md").read_text(encoding="utf-8")
@@ -233,9 +233,9 @@ def test_a_run_on_chats_answers(path: Path, capsys) -> None:
 def test_packed_blocks_learn_what_single_documents_do(path: Path, monkeypatch) -> None:
     # All rows in one batch: the same gradient, however they are laid out.
     flags = ["--per_device_train_batch_size", "100", "--num_train_epochs", "2"]
-    packed, _ = train_job(causal_lm, path, *flags)
+    packed, _ = train_job(path, *flags)
     monkeypatch.setattr(causal_lm.packing, "is_kept_apart", lambda model: False)
-    single, _ = train_job(causal_lm, path, *flags, "--output_dir", "runs/single")
+    single, _ = train_job(path, *flags, "--output_dir", "runs/single")
     assert single.results()["data"]["blocks"] == 70
     curves = [[row["loss"] for row in run.history() if "loss" in row] for run in (packed, single)]
     assert len(curves[0]) == 2
@@ -245,7 +245,7 @@ def test_packed_blocks_learn_what_single_documents_do(path: Path, monkeypatch) -
 def test_a_model_from_scratch_gets_a_tokenizer_of_its_own(path: Path) -> None:
     config = "{n_embd: 32, n_layer: 2, n_head: 2, n_positions: 64, vocab_size: 280}"
     flags = ["--checkpoint", "new:gpt2", "--config", config, "--learning_rate", "1e-2"]
-    run, job = train_job(causal_lm, path, *flags, "--num_train_epochs", "10")
+    run, job = train_job(path, *flags, "--num_train_epochs", "10")
     tokenizer = AutoTokenizer.from_pretrained(run.model)
     assert len(tokenizer) == job.model.config.vocab_size == 280
     text = "the film was naïve"
@@ -267,9 +267,9 @@ def test_adapters(path: Path, tmp_path: Path, kind: str, method: str) -> None:
     flags = ["--checkpoint", str(checkpoint), "--method", method, "--max_steps", "2"]
     if method in {"bitfit", "oft"} and kind != {"bitfit": "gpt2", "oft": "llama"}[method]:
         with pytest.raises(UserError, match=r"bitfit finds nothing to train|oft does not fit"):
-            causal_lm.build(recipe.load(path, flags))
+            causal_lm.TASK.build(recipe.load(path, flags))
         return
-    run, job = train_job(causal_lm, path, *flags)
+    run, job = train_job(path, *flags)
     assert job.data.report["packed"] == (method != "prompt_tuning")
     count = tuning.count_parameters(job.model)
     assert 0 < count["trainable_parameters"] < 0.5 * count["total_parameters"]
@@ -291,4 +291,4 @@ def test_adapters(path: Path, tmp_path: Path, kind: str, method: str) -> None:
 )
 def test_what_cannot_work_is_refused(path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        causal_lm.build(recipe.load(path, flags))
+        causal_lm.TASK.build(recipe.load(path, flags))

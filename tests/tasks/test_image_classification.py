@@ -1,7 +1,6 @@
 """Images: any checkpoint, any resolution, seeded changes, and a model that loads elsewhere."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ training:
     return made
 
 
-trained = partial(train_job, image_classification)
+trained = train_job
 
 
 def losses(run: run_directory.Run) -> list[float]:
@@ -117,9 +116,9 @@ def test_what_is_saved_answers_the_same(path: Path, method: str, side: str) -> N
     files = sorted(str(p) for p in Path("photos").rglob("*.png"))[::9]
     rows = [{"image": file} for file in files]
     read = recipe.load(path)
-    expected = inference.logits(job.model.eval(), job.processor, read, rows)
+    expected = inference.outputs(job.model.eval(), job.processor, read, rows)
     assert expected.shape == (len(files), 3)
-    found = inference.logits(*inference.load(run), rows)
+    found = inference.outputs(*inference.load(run), rows)
     assert numpy.array_equal(found, expected)
     if method == "full":
         classify = pipeline("image-classification", model=str(run.model))
@@ -133,7 +132,7 @@ def test_what_is_saved_answers_the_same(path: Path, method: str, side: str) -> N
 
 def test_position_embeddings_are_interpolated_as_transformers_does(path: Path) -> None:
     read = recipe.load(path, ["--image_size", "48"])
-    model = image_classification.build(read).model.eval()
+    model = image_classification.TASK.build(read).model.eval()
     plain = AutoModelForImageClassification.from_pretrained(read.model.checkpoint).eval()
     pixels = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
@@ -150,8 +149,8 @@ def test_any_image_classifier_trains(path: Path, tmp_path: Path, name: str, side
     flags = ["--checkpoint", str(folder), "--image_size", side, "--max_steps", "2"]
     run, job = trained(path, *flags)
     rows = [{"image": "photos/red/0.png"}]
-    expected = inference.logits(job.model.eval(), job.processor, recipe.load(path), rows)
-    assert numpy.array_equal(inference.logits(*inference.load(run), rows), expected)
+    expected = inference.outputs(job.model.eval(), job.processor, recipe.load(path), rows)
+    assert numpy.array_equal(inference.outputs(*inference.load(run), rows), expected)
 
 
 def test_a_new_model_learns_from_random_weights(path: Path) -> None:
@@ -167,14 +166,14 @@ CHANGES = ["--rotate", "20", "--flip", "0.5", "--crop_area", "0.5", "--erase", "
 
 
 def test_changes_depend_on_seed_epoch_and_row_alone(path: Path) -> None:
-    job = image_classification.build(recipe.load(path, CHANGES))
+    job = image_classification.TASK.build(recipe.load(path, CHANGES))
     rows = [job.splits["train"][i] for i in range(6)]
     collate: Any = job.collator
     first = collate(rows)["pixel_values"]
     assert torch.equal(collate(rows[::-1])["pixel_values"].flip(0), first)
     collate.set_epoch(1)
     assert not torch.equal(collate(rows)["pixel_values"], first)
-    plain = image_classification.build(recipe.load(path)).collator
+    plain = image_classification.TASK.build(recipe.load(path)).collator
     tested = [job.splits["test"][i] for i in range(6)]
     assert torch.equal(collate(tested)["pixel_values"], plain(tested)["pixel_values"])
     assert not torch.equal(plain(rows)["pixel_values"], first)
@@ -205,8 +204,8 @@ def test_mixed_labels_train_and_plain_ones_are_tested(path: Path) -> None:
 
 def test_views_are_an_images_own_and_their_mean_answers(path: Path) -> None:
     read = recipe.load(path, [*CHANGES, "--test_views", "3"])
-    job = image_classification.build(read)
-    plain = image_classification.build(recipe.load(path))
+    job = image_classification.TASK.build(read)
+    plain = image_classification.TASK.build(recipe.load(path))
     assert len(job.data.test) == 18
     assert len(job.splits["test"]) == 18 * 4
     assert len(job.splits["validation"]) == 12
@@ -225,8 +224,8 @@ def test_views_are_an_images_own_and_their_mean_answers(path: Path) -> None:
 
     rows = [{"image": image} for image in job.data.test["image"]]
     model = job.model.eval()
-    found = inference.logits(model, job.processor, read, rows)
-    last = inference.logits(model, job.processor, read, rows[-1:])
+    found = inference.outputs(model, job.processor, read, rows)
+    last = inference.outputs(model, job.processor, read, rows[-1:])
     numpy.testing.assert_allclose(last[0], found[-1], atol=1e-5)
     with torch.no_grad():
         expected = model(pixel_values=seen.flatten(0, 1)).logits.view(2, 4, 3).mean(1)
@@ -328,8 +327,8 @@ def test_a_recipe_of_the_hub_runs_on_stand_ins(
     )
     assert job.splits["train"].num_rows == 24
     image = job.data.test["image"].iloc[0]
-    found = inference.logits(*inference.load(run), [{"image": image}])
-    expected = inference.logits(job.model.eval(), job.processor, read, [{"image": image}])
+    found = inference.outputs(*inference.load(run), [{"image": image}])
+    expected = inference.outputs(job.model.eval(), job.processor, read, [{"image": image}])
     assert numpy.array_equal(found, expected)
 
 
@@ -354,5 +353,5 @@ def test_what_cannot_work_is_refused(
         for i, name in enumerate(COLOURS):
             Path("photos", name).rename(Path("photos", str(i)))
     with pytest.raises(UserError, match=message) as refusal:
-        image_classification.build(recipe.load(path, flags))
+        image_classification.TASK.build(recipe.load(path, flags))
     assert "\n" not in str(refusal.value)

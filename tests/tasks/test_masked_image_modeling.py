@@ -47,7 +47,7 @@ training:
 
 
 def test_it_learns_to_paint_and_a_classifier_starts_from_it(path: Path) -> None:
-    run, _ = train_job(masked_image_modeling, path)
+    run, _ = train_job(path)
     folder = run.folder
     curve = losses(run)
     assert numpy.mean(curve[-3:]) < 0.6 * numpy.mean(curve[:3])
@@ -66,7 +66,7 @@ def test_it_learns_to_paint_and_a_classifier_starts_from_it(path: Path) -> None:
     for place in (folder, folder.parent):
         after = path.with_name("after.yaml")
         after.write_text(text.replace("new:vit_mae", str(place)), encoding="utf-8")
-        model = image_classification.build(recipe.load(after)).model
+        model = image_classification.TASK.build(recipe.load(after)).model
         weights = model.get_submodule("vit").state_dict()
         assert set(weights) == set(saved)
         assert len(weights) > 20
@@ -74,7 +74,7 @@ def test_it_learns_to_paint_and_a_classifier_starts_from_it(path: Path) -> None:
 
 
 def test_a_new_autoencoder_knows_where_its_patches_are(path: Path) -> None:
-    model = masked_image_modeling.build(recipe.load(path)).model
+    model = masked_image_modeling.TASK.build(recipe.load(path)).model
     for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
         positions = model.get_parameter(name)
         assert len(positions[0].unique(dim=0)) == positions.shape[1] == 37, name
@@ -85,7 +85,7 @@ def test_a_folder_of_images_needs_no_classes(path: Path, workdir: Path) -> None:
     (workdir / "flat").mkdir()
     for file in (workdir / "photos").glob("*/*.png"):
         file.rename(workdir / "flat" / f"{file.parent.name}-{file.name}")
-    run, _ = train_job(masked_image_modeling, path, "--train", "flat", "--max_steps", "1")
+    run, _ = train_job(path, "--train", "flat", "--max_steps", "1")
     data = run.results()["data"]
     assert data["label_names"] == []
     assert data["train"] + data["validation"] + data["test"] == len(list(Path("flat").iterdir()))
@@ -93,7 +93,7 @@ def test_a_folder_of_images_needs_no_classes(path: Path, workdir: Path) -> None:
 
 
 def test_what_is_hidden_depends_on_seed_epoch_and_row_alone(path: Path) -> None:
-    job = masked_image_modeling.build(recipe.load(path))
+    job = masked_image_modeling.TASK.build(recipe.load(path))
     collate = job.collator
     assert isinstance(collate, masked_image_modeling.MaskCollator)
     rows = [job.splits["train"][i] for i in range(5)]
@@ -111,7 +111,7 @@ def test_what_is_hidden_depends_on_seed_epoch_and_row_alone(path: Path) -> None:
 def test_the_loss_is_transformers_own_and_colour_alone_explains_nothing(path: Path) -> None:
     for norm in ("false", "true"):
         config = f"{{{ENCODER}, {DECODER}, norm_pix_loss: {norm}}}"
-        job = masked_image_modeling.build(recipe.load(path, ["--config", config]))
+        job = masked_image_modeling.TASK.build(recipe.load(path, ["--config", config]))
         batch = job.collator([job.splits["train"][i] for i in range(6)])
         inputs = {name: batch[name] for name in ("pixel_values", "noise")}
         with torch.no_grad():
@@ -142,4 +142,4 @@ def test_the_mean_has_an_interval() -> None:
 )
 def test_what_cannot_work_is_refused(path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        masked_image_modeling.build(recipe.load(path, flags))
+        masked_image_modeling.TASK.build(recipe.load(path, flags))

@@ -32,7 +32,7 @@ def path(tiny_recipe: Path) -> Path:
 
 
 def test_it_learns_to_guess_and_a_classifier_starts_from_it(path: Path) -> None:
-    run, job = train_job(masked_lm, path, "--num_train_epochs", "20")
+    run, job = train_job(path, "--num_train_epochs", "20")
     results = run.results()
     before = results["baselines"]["before training"]["masked_accuracy"]
     after = results["metrics"]["masked_accuracy"]
@@ -44,14 +44,14 @@ def test_it_learns_to_guess_and_a_classifier_starts_from_it(path: Path) -> None:
 
     learned = {k: v for k, v in job.model.state_dict().items() if k.startswith("bert.")}
     flags = ["--checkpoint", str(run.folder)]
-    after_it = text_classification.build(recipe.load(path.with_name("after.yaml"), flags))
+    after_it = text_classification.TASK.build(recipe.load(path.with_name("after.yaml"), flags))
     weights = after_it.model.state_dict()
     assert len(learned) > 30
     assert all(torch.equal(weights[name], value) for name, value in learned.items())
     # The rows that the classifier is tested on were not learned from.
     assert after_it.data.test["text"].equals(job.data.test["text"])
 
-    again, _ = train_job(masked_lm, path, *flags, "--max_steps", "1", "--output_dir", "runs/again")
+    again, _ = train_job(path, *flags, "--max_steps", "1", "--output_dir", "runs/again")
     assert not again.results()["data"]["new_head"]
 
 
@@ -60,7 +60,7 @@ def rows_of(job, split: str, count: int) -> list[dict]:
 
 
 def test_what_is_hidden_depends_on_seed_epoch_and_row_alone(path: Path) -> None:
-    job = masked_lm.build(recipe.load(path))
+    job = masked_lm.TASK.build(recipe.load(path))
     collate = job.collator
     assert isinstance(collate, masked_lm.MaskCollator)
     rows = rows_of(job, "train", 8)
@@ -83,7 +83,7 @@ def wide(collate: masked_lm.MaskCollator, words: list[int], count: int) -> dict:
 
 
 def test_the_share_and_the_kind_of_what_is_hidden(path: Path) -> None:
-    collate = masked_lm.build(recipe.load(path)).collator
+    collate = masked_lm.TASK.build(recipe.load(path)).collator
     assert isinstance(collate, masked_lm.MaskCollator)
     batch = wide(collate, [-1, *range(98), -1], 400)
     hidden = batch["labels"] != IGNORED
@@ -98,7 +98,7 @@ def test_the_share_and_the_kind_of_what_is_hidden(path: Path) -> None:
 def test_words_are_hidden_whole_where_asked(path: Path) -> None:
     words = [-1, *[w for w in range(30) for _ in range(3)], -1]
     for whole in ("false", "true"):
-        collate = masked_lm.build(recipe.load(path, ["--whole_words", whole])).collator
+        collate = masked_lm.TASK.build(recipe.load(path, ["--whole_words", whole])).collator
         assert isinstance(collate, masked_lm.MaskCollator)
         hidden = wide(collate, words, 100)["labels"][:, 1:-1] != IGNORED
         in_parts = hidden.reshape(100, 30, 3).float().mean(2)
@@ -107,7 +107,7 @@ def test_words_are_hidden_whole_where_asked(path: Path) -> None:
 
 
 def test_a_text_of_one_word_is_hidden_too(path: Path) -> None:
-    collate = masked_lm.build(recipe.load(path)).collator
+    collate = masked_lm.TASK.build(recipe.load(path)).collator
     assert isinstance(collate, masked_lm.MaskCollator)
     hidden = wide(collate, [-1, 0, -1], 20)["labels"] != IGNORED
     assert hidden.sum(1).tolist() == [1] * 20
@@ -130,13 +130,13 @@ def test_a_long_text_goes_on_in_another_row(tiny_bert: Path) -> None:
 )
 def test_what_cannot_work_is_refused(path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        masked_lm.build(recipe.load(path, flags))
+        masked_lm.TASK.build(recipe.load(path, flags))
 
 
 def test_a_checkpoint_without_masks_is_refused(path: Path, tmp_path: Path) -> None:
     flags = ["--checkpoint", str(make_writer(tmp_path / "writer"))]
     with pytest.raises(UserError, match="no mask token"):
-        masked_lm.build(recipe.load(path, flags))
+        masked_lm.TASK.build(recipe.load(path, flags))
 
 
 FAMILIES: list[Any] = [

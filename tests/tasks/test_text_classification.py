@@ -12,7 +12,7 @@ from finetune import recipe, run_directory
 from finetune.errors import UserError
 from finetune.recipe import Model
 from finetune.tasks import text_classification
-from finetune.tasks.text_classification import batches, encode, kept
+from finetune.tasks.text import batches, encode, kept
 from finetune.training import arguments, runner
 from tests.conftest import sentences, train_job, write_csv
 
@@ -80,11 +80,11 @@ def test_a_pair_gives_up_tokens_of_its_longer_text(tokenizer, first: int, second
 
 
 def build(path: Path, *flags: str) -> None:
-    text_classification.build(recipe.load(path, list(flags)))
+    text_classification.TASK.build(recipe.load(path, list(flags)))
 
 
 def test_share_truncated_is_counted(tiny_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = text_classification.build(recipe.load(tiny_recipe, ["--max_length", "9"]))
+    job = text_classification.TASK.build(recipe.load(tiny_recipe, ["--max_length", "9"]))
     lengths = [len(text.split()) + 2 for text in job.data.train["text"]]
     assert job.data.report["share_truncated"] == pytest.approx(
         sum(n > 9 for n in lengths) / len(lengths)
@@ -96,9 +96,7 @@ def test_share_truncated_is_counted(tiny_recipe: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("method", ["full", "head"])
 def test_all_rows_can_go_to_training(tiny_recipe: Path, method: str) -> None:
-    run, _ = train_job(
-        text_classification, tiny_recipe, *("--validation_size", "0"), *("--method", method)
-    )
+    run, _ = train_job(tiny_recipe, *("--validation_size", "0"), *("--method", method))
     results = run.results()
     assert results["data"]["validation"] == 0
     assert results["chosen"] is None
@@ -107,7 +105,7 @@ def test_all_rows_can_go_to_training(tiny_recipe: Path, method: str) -> None:
 
 def test_changes_of_images_are_refused_for_texts(tiny_recipe: Path) -> None:
     with pytest.raises(UserError, match="augmentation changes images; leave it out for texts"):
-        text_classification.build(recipe.load(tiny_recipe, ["--test_views", "2"]))
+        text_classification.TASK.build(recipe.load(tiny_recipe, ["--test_views", "2"]))
 
 
 def test_max_length_beyond_the_positions_is_refused(tiny_recipe: Path) -> None:
@@ -133,7 +131,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(
 
     read = recipe.load(tiny_recipe, flags)
     with pytest.raises(UserError, match=message) as refusal:
-        runner.train(read, text_classification.build)
+        runner.train(read, text_classification.TASK.build)
     assert "\n" not in str(refusal.value)
 
 
@@ -180,27 +178,27 @@ def test_a_checkpoint_that_cannot_be_trusted_is_refused(
 
 
 def test_another_head_size_gets_a_new_head(tiny_recipe: Path) -> None:
-    job = text_classification.build(recipe.load(tiny_recipe))
+    job = text_classification.TASK.build(recipe.load(tiny_recipe))
     job.model.save_pretrained("two")
     job.processor.save_pretrained("two")
     rows = [(t, str(i % 3)) for i, (t, _) in enumerate(sentences(90))]
     write_csv(Path("reviews.csv"), rows)
-    job = text_classification.build(recipe.load(tiny_recipe, ["--checkpoint", "two"]))
+    job = text_classification.TASK.build(recipe.load(tiny_recipe, ["--checkpoint", "two"]))
     assert job.model.config.num_labels == 3
     assert job.model.config.id2label == {0: "0", 1: "1", 2: "2"}
     assert job.notes[0] == "the checkpoint's head of 2 gives way to a new one of 3"
 
 
 def test_a_head_that_goes_on_under_other_names_is_said(tiny_recipe: Path) -> None:
-    job = text_classification.build(recipe.load(tiny_recipe))
+    job = text_classification.TASK.build(recipe.load(tiny_recipe))
     assert not any("head" in note for note in job.notes)
     job.model.save_pretrained("two")
     job.processor.save_pretrained("two")
     flags = ["--checkpoint", "two"]
-    again = text_classification.build(recipe.load(tiny_recipe, flags))
+    again = text_classification.TASK.build(recipe.load(tiny_recipe, flags))
     assert not any("head" in note for note in again.notes)
     write_csv(Path("reviews.csv"), [(text, label[:3]) for text, label in sentences(136)])
-    other = text_classification.build(recipe.load(tiny_recipe, flags))
+    other = text_classification.TASK.build(recipe.load(tiny_recipe, flags))
     assert other.notes[0] == "the checkpoint's head goes on under other label names"
     for name, weights in other.model.state_dict().items():
         assert torch.equal(weights, job.model.state_dict()[name])
@@ -217,7 +215,7 @@ def with_attention(path: Path, name: str) -> recipe.Recipe:
 def test_attention_is_the_one_that_the_recipe_names(tiny_recipe: Path) -> None:
     said = []
     for name in ("eager", "sdpa"):
-        job = text_classification.build(with_attention(tiny_recipe, name))
+        job = text_classification.TASK.build(with_attention(tiny_recipe, name))
         model: Any = job.model.eval()
         assert model.config._attn_implementation == name
         assert job.notes == [f"batches padded: the recipe asks for {name} attention"]
@@ -235,7 +233,7 @@ def test_an_attention_that_cannot_be_had_is_refused_in_one_line(
 ) -> None:
     read = with_attention(tiny_recipe, name)
     with pytest.raises(UserError, match=rf"{name}.yaml:2: .*{name}") as caught:
-        text_classification.build(read)
+        text_classification.TASK.build(read)
     assert "\n" not in str(caught.value)
 
 
@@ -268,14 +266,14 @@ def test_evaluation_holds_so_many_tokens_at_once(
 ) -> None:
     def at_once(*flags: str) -> int:
         read = recipe.load(tiny_recipe, flags)
-        job = text_classification.build(read)
+        job = text_classification.TASK.build(read)
         return arguments.training_arguments(
             read, run_directory.Run("runs/a"), job
         ).per_device_eval_batch_size
 
     assert at_once() == 64
     monkeypatch.setattr(text_classification, "EVAL_TOKENS", 50)
-    rows = text_classification.build(recipe.load(tiny_recipe)).splits
+    rows = text_classification.TASK.build(recipe.load(tiny_recipe)).splits
     longest = max(max(rows[name]["length"]) for name in ("validation", "test"))
     assert longest < 16
     assert at_once() == 50 // longest

@@ -12,22 +12,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from finetune import inference, recipe, run_directory
+from finetune.data import corpus
 from finetune.errors import UserError
 from finetune.evaluation import scoring
 from finetune.tasks import text_classification
 from finetune.training import ema, runner
-from tests.conftest import interrupted
+from tests.conftest import interrupted, train
 
 EMA = ["--ema_decay", "0.8"]
 EVERY_STEP = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "50"]
 EVERY_STEP += ["--eval_strategy", "no"]
 LAST = ["--load_best_model_at_end", "false", "--save_total_limit", "9"]
-
-
-def train(path: Path, *flags: str) -> run_directory.Run:
-    run = runner.train(recipe.load(path, list(flags)), text_classification.build)
-    assert run is not None
-    return run
 
 
 def checkpoints(run: run_directory.Run) -> list[Path]:
@@ -37,9 +32,9 @@ def checkpoints(run: run_directory.Run) -> list[Path]:
 
 def log_loss(run: run_directory.Run, path: Path) -> float:
     """That of the run's model on the validation rows, by the command that users have."""
-    data = text_classification.corpus.load(recipe.load(path).data).validation
+    data = corpus.load(recipe.load(path).data).validation
     rows = [{"text": text} for text in data["text"]]
-    found = inference.logits(*inference.load(run), rows)
+    found = inference.outputs(*inference.load(run), rows)
     labels = numpy.array(data["label"].tolist())
     scores = scoring.score("single_label_classification", found, labels, ["a", "b"], 0)
     return scores["metrics"]["log_loss"]["value"]
@@ -109,8 +104,8 @@ def resume(path: Path, *flags: str) -> run_directory.Run:
     """A run stopped at its second evaluation, and resumed."""
 
     with pytest.raises(KeyboardInterrupt):
-        runner.train(recipe.load(path, flags), interrupted(text_classification.build))
-    run = runner.train(recipe.load(path, flags), text_classification.build, resume=True)
+        runner.train(recipe.load(path, flags), interrupted(text_classification.TASK.build))
+    run = runner.train(recipe.load(path, flags), text_classification.TASK.build, resume=True)
     assert run is not None
     return run
 

@@ -16,18 +16,10 @@ from transformers.trainer_callback import EarlyStoppingCallback
 from finetune import cli, recipe, run_directory
 from finetune.errors import TrainingError, UserError
 from finetune.recipe import Recipe
-from finetune.tasks import masked_lm, text_classification
+from finetune.tasks import text_classification
 from finetune.training import checkpoints, resumable, run_results, runner, saver, signals
 from finetune.training.job import Job
-from tests.conftest import interrupted
-
-
-def train(
-    path: Path, *flags: str, task: Any = text_classification, **how: Any
-) -> run_directory.Run:
-    run = runner.train(recipe.load(path, flags), task.build, **how)
-    assert run is not None
-    return run
+from tests.conftest import interrupted, train
 
 
 def end(run: run_directory.Run) -> dict[str, Any]:
@@ -78,14 +70,13 @@ def stop_and_resume(
     *flags: str,
     at: tuple[str, int],
     number: int = signal.SIGTERM,
-    task: Any = text_classification,
 ) -> run_directory.Run:
     stop = Stop(monkeypatch, resumable.ResumableTrainer, *at, number)
     with pytest.raises(SystemExit) as left:
-        train(path, *flags, task=task)
+        train(path, *flags)
     assert left.value.code == 128 + number
     stop.undo()
-    return train(path, *flags, task=task, resume=True)
+    return train(path, *flags, resume=True)
 
 
 # Dropout makes every step depend on where the random numbers stand.
@@ -143,10 +134,10 @@ def test_without_the_random_numbers_a_resume_differs(
 def test_every_kind_of_batches_and_methods_resumes(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    flags, task = [*DROPS, "--eval_strategy", "steps", "--eval_steps", "3"], text_classification
+    flags = [*DROPS, "--eval_strategy", "steps", "--eval_steps", "3"]
     call = 8
     if kind == "masks":
-        flags, task = [*flags, "--task", "fill-mask"], masked_lm
+        flags += ["--task", "fill-mask"]
     elif kind == "adalora":
         flags += ["--method", "adalora", "--tinit", "1", "--tfinal", "2", "--deltaT", "1"]
         flags += ["--num_train_epochs", "3", "--ema_decay", "0.9"]
@@ -154,8 +145,8 @@ def test_every_kind_of_batches_and_methods_resumes(
         flags += ["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "8"]
         flags += ["--dataloader_num_workers", "2"]
         call = 15
-    whole = end(train(tiny_recipe, *flags, "--output_dir", "runs/whole", task=task))
-    run = stop_and_resume(monkeypatch, tiny_recipe, *flags, at=("training_step", call), task=task)
+    whole = end(train(tiny_recipe, *flags, "--output_dir", "runs/whole"))
+    run = stop_and_resume(monkeypatch, tiny_recipe, *flags, at=("training_step", call))
     assert_same(whole, end(run))
 
 
@@ -212,7 +203,7 @@ def test_a_checkpoint_of_the_plain_trainer_is_refused(
     tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        runner.train(recipe.load(tiny_recipe), interrupted(text_classification.build))
+        runner.train(recipe.load(tiny_recipe), interrupted(text_classification.TASK.build))
     run = run_directory.Run("runs/tiny/seed-0")
     for manifest in run.checkpoints.glob("*/manifest.json"):
         manifest.unlink()
@@ -226,7 +217,7 @@ def test_what_a_resume_differs_in_is_shown_and_can_be_insisted_on(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        runner.train(recipe.load(tiny_recipe), interrupted(text_classification.build))
+        runner.train(recipe.load(tiny_recipe), interrupted(text_classification.TASK.build))
     run, moved = Path("runs/tiny/seed-0"), Path("runs/moved")
     run.rename(moved)
     rate = ["--learning_rate", "1e-4"]
@@ -259,7 +250,7 @@ def test_a_run_without_a_checkpoint_starts_from_its_beginning(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def build(read: Recipe) -> Job:
-        job = text_classification.build(read)
+        job = text_classification.TASK.build(read)
         run_directory.Run("runs/tiny/seed-0").log({"step": 1, "loss": 9.0})
         return job
 
@@ -300,7 +291,7 @@ def test_a_step_that_is_not_finite_ends_the_run_and_names_its_rows(
     jobs = []
 
     def build(read: Recipe) -> Job:
-        jobs.append(text_classification.build(read))
+        jobs.append(text_classification.TASK.build(read))
         return jobs[-1]
 
     spoil(monkeypatch, {8})
@@ -342,7 +333,7 @@ def test_steps_that_are_not_finite_can_be_left_out(
 
 def test_a_metric_that_is_not_finite_ends_the_run(tiny_recipe: Path) -> None:
     def build(read: Recipe) -> Job:
-        job = text_classification.build(read)
+        job = text_classification.TASK.build(read)
         kept = job.score
 
         def score(*args: Any) -> dict[str, Any]:

@@ -13,20 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import cli, inference, recipe, run_directory
+from finetune.data import corpus
 from finetune.errors import UserError
 from finetune.models import tuning
 from finetune.tasks import text_classification
 from finetune.training import runner
 from finetune.training.job import Job
-from tests.conftest import interrupted, sentences, write_csv
-
-
-def train(path: Path, *flags: str) -> run_directory.Run:
-    """Train a recipe in this process and return its run."""
-    read = recipe.load(path, list(flags))
-    run = runner.train(read, text_classification.build)
-    assert run is not None
-    return run
+from tests.conftest import interrupted, sentences, train, write_csv
 
 
 def losses(run: run_directory.Run) -> list[float]:
@@ -137,7 +130,7 @@ def test_lora_leaves_the_base_alone_and_reloads_to_the_last_bit(
     jobs = []
 
     def build(read: recipe.Recipe) -> Job:
-        jobs.append(text_classification.build(read))
+        jobs.append(text_classification.TASK.build(read))
         return jobs[-1]
 
     run = runner.train(read, build)
@@ -165,12 +158,12 @@ def test_lora_leaves_the_base_alone_and_reloads_to_the_last_bit(
 
     texts = [text for text, _ in sentences(8, seed=3)]
     rows = [{"text": text} for text in texts]
-    expected = inference.logits(trained, jobs[0].processor, read, rows)
+    expected = inference.outputs(trained, jobs[0].processor, read, rows)
     code = (
         "import json, sys, numpy; from finetune import inference, ledger\n"
         "run = run_directory.Run(sys.argv[1]); model, tokenizer, recipe = inference.load(run)\n"
         "rows = [{'text': t} for t in json.loads(sys.argv[2])]\n"
-        "numpy.save('logits.npy', inference.logits(model, tokenizer, recipe, rows))"
+        "numpy.save('logits.npy', inference.outputs(model, tokenizer, recipe, rows))"
     )
     subprocess.run([sys.executable, "-c", code, str(run), json.dumps(texts)], check=True)
     assert numpy.array_equal(numpy.load("logits.npy"), expected)
@@ -198,7 +191,7 @@ def test_the_best_weights_are_the_ones_saved(tiny_recipe: Path, method: str) -> 
     assert all("eval_loss" in r for r in run.history() if "eval_accuracy" in r)
     chosen = run.results()["chosen"]
     assert chosen["value"] == max(scores)
-    data = text_classification.corpus.load(recipe.load(tiny_recipe).data).validation
+    data = corpus.load(recipe.load(tiny_recipe).data).validation
     said = inference.predict(run, [{"text": text} for text in data["text"]])
     names = run.results()["data"]["label_names"]
     right = [names[label] == a["prediction"] for label, a in zip(data["label"], said, strict=True)]
@@ -238,9 +231,7 @@ def test_pairs_are_true_pairs(tiny_recipe: Path) -> None:
     write_csv(Path("reviews.csv"), rows, "text,second,label")
     run = train(tiny_recipe, "--text_pair", "second", "--max_length", "30", "--max_steps", "3")
     _, tokenizer, read = inference.load(run)
-    encoded = text_classification.encode(
-        {"text": ["good film"], "text_pair": ["bad plot"]}, tokenizer, read.model
-    )
+    encoded = text.encode({"text": ["good film"], "text_pair": ["bad plot"]}, tokenizer, read.model)
     assert encoded["token_type_ids"] == [[0, 0, 0, 0, 1, 1, 1]]
     assert list(run.predictions().columns)[:4] == ["id", "text", "text_pair", "label"]
 
@@ -297,7 +288,7 @@ def test_accumulation_is_right_for_several_labels_and_numbers(tiny_recipe: Path)
 
 
 def test_layer_decay_scales_each_layer(tiny_recipe: Path) -> None:
-    job = text_classification.build(recipe.load(tiny_recipe))
+    job = text_classification.TASK.build(recipe.load(tiny_recipe))
     names = {id(p): n for n, p in job.model.named_parameters()}
     groups = tuning.parameter_groups(job.model, set(), 1.0, 0.0, 0.5)
     rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
@@ -352,7 +343,7 @@ def test_a_refused_recipe_costs_nothing(tiny_recipe: Path) -> None:
     with pytest.raises(UserError, match="learning_rate"):
         runner.train(
             recipe.load(tiny_recipe, ["--learning_rate", "-1"]),
-            text_classification.build,
+            text_classification.TASK.build,
             overwrite=True,
         )
     assert (run.folder / "results.json").read_bytes() == kept
@@ -363,11 +354,11 @@ def test_resume_goes_on_from_the_checkpoint(tiny_recipe: Path) -> None:
     read = recipe.load(tiny_recipe, ["--num_train_epochs", "3"])
 
     with pytest.raises(KeyboardInterrupt):
-        runner.train(read, interrupted(text_classification.build))
+        runner.train(read, interrupted(text_classification.TASK.build))
     assert not run_directory.Run("runs/tiny/seed-0").is_finished
     run = runner.train(
         recipe.load(tiny_recipe, ["--num_train_epochs", "3"]),
-        text_classification.build,
+        text_classification.TASK.build,
         resume=True,
     )
     assert run is not None

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from finetune import run_directory
-from finetune.tasks import text_classification
 from tests.conftest import train_job
 
 
@@ -19,7 +18,7 @@ def losses(run: run_directory.Run) -> list[float]:
 @pytest.mark.xla
 @pytest.mark.parametrize("method", ["full", "lora", "head"])
 def test_the_tiny_recipe_learns_the_same_on_xla(tiny_recipe: Path, method: str) -> None:
-    run, job = train_job(text_classification, tiny_recipe, "--method", method)
+    run, job = train_job(tiny_recipe, "--method", method)
     assert run.results()["device"].startswith("1 x xla")
     assert {parameter.device.type for parameter in job.model.parameters()} == {"xla"}
     assert "batches padded: XLA wants fixed shapes" in job.notes

@@ -1,0 +1,16 @@
+"""Writes the files that are rendered from a finished run: its model card and report.html."""
+
+from finetune import recipe, run_directory
+from finetune.report import card, page
+
+
+def write(run: run_directory.Run) -> None:
+    """Writes the model card and report.html of a finished run.
+
+    Raises:
+        UserError: the directory has no finished run.
+    """
+    read = recipe.load(run.folder / run_directory.RECIPE)
+    text = card.render(read, run.results())
+    (run.model / "README.md").write_text(text, encoding="utf-8")
+    run.write_report(page.render(run))

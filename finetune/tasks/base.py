@@ -1,0 +1,157 @@
+"""The contract of a task.
+
+A task is one module of this package with one subclass of ``Task`` and an instance named ``TASK``.
+Inference, the model card and the report ask that object; none of them switches on a task's name.
+Outputs of a model are the task's own business: arrays of any shape, or tuples of them. What every
+task promises is that their first axis, or their list, has one entry for each row.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy
+import torch
+
+from finetune.errors import UserError
+from finetune.recipe import Recipe
+from finetune.tasks import usage
+from finetune.training.job import Job
+
+if TYPE_CHECKING:
+    import pandas
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrongly predicted test row as the report shows it.
+
+    ``confidence`` is a probability, or a text that says how wrong the prediction is. ``text`` and
+    ``image`` (a PNG file) are what the model was given, either may be empty.
+    """
+
+    id: str
+    label: str
+    prediction: str
+    confidence: float | str
+    text: str = ""
+    image: bytes = b""
+
+
+class Task(ABC):
+    """Everything that differs between tasks.
+
+    Attributes:
+        name: the recipe's ``task``, and the name of transformers' pipeline where there is one.
+        auto_model: the class that loads the model, for example ``AutoModelForCausalLM``.
+        auto_processor: the class that loads its tokenizer or image processor.
+        hub_tag: the hub's name of the task, where it is not ``name``.
+        generates: whether `finetune generate` applies.
+    """
+
+    name: ClassVar[str]
+    auto_model: ClassVar[Any]
+    auto_processor: ClassVar[Any]
+    hub_tag: ClassVar[str | None] = None
+    generates: ClassVar[bool] = False
+
+    # --- training ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, recipe: Recipe) -> Job:
+        """Returns the recipe's model and data, ready for the runner.
+
+        Raises:
+            UserError: the data, the checkpoint and the recipe do not fit each other.
+        """
+
+    # --- prediction ----------------------------------------------------------------------------
+
+    def prepare(self, model: torch.nn.Module, recipe: Recipe) -> None:
+        """Changes a loaded model in place before it predicts, for example to skip padding."""
+        return
+
+    def read_rows(self, given: list[str], file: str | None, recipe: Recipe) -> list[Row]:
+        """Returns the rows to predict, from the command line or a file.
+
+        Args:
+            given: texts or paths, one by one.
+            file: a table or folder, instead of ``given``.
+
+        Raises:
+            UserError: there are no rows, they are of another kind, or the task predicts nothing.
+        """
+        other = "; use `finetune generate`" if self.generates else ""
+        raise UserError(f"{recipe.name}: {self.name} gives no labels{other}")
+
+    def batches(
+        self, rows: list[Row], processor: Any, recipe: Recipe, size: int
+    ) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:
+        """Yields batches of at most about ``size`` rows: row numbers (B,) and the model's inputs.
+
+        A row may occur several times: test-time augmentation, windows of a long text.
+        """
+        raise NotImplementedError
+
+    def forward(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[Any]:
+        """Returns the model's output for each of the B entries of a batch."""
+        return list(model(**inputs).logits.float().cpu().numpy())
+
+    def join(self, parts: list[list[Any]]) -> Any:
+        """Returns the outputs of N rows, given the outputs of each row's occurrences in batches.
+
+        The mean over the occurrences, unless a task says otherwise: (N, ...).
+        """
+        return numpy.stack([numpy.mean(part, axis=0) for part in parts])
+
+    @abstractmethod
+    def answers(self, outputs: Any, data: Mapping[str, Any]) -> list[Row]:
+        """Returns one dict a row with at least ``prediction``.
+
+        Args:
+            outputs: of N rows, as ``join`` and the job's ``collect`` return them.
+            data: the ``data`` section of the run's results.json: label names, problem type.
+        """
+
+    def generate(
+        self, model: Any, processor: Any, prompt: str, data: Mapping[str, Any], **options: Any
+    ) -> None:
+        """Prints what the model generates from a prompt, as it is generated."""
+        raise NotImplementedError
+
+    # --- model card and report -----------------------------------------------------------------
+
+    def example(self, recipe: Recipe, results: Row) -> usage.Example:
+        """Returns the call of ``pipeline()`` that the model card shows."""
+        raise NotImplementedError
+
+    def usage(self, recipe: Recipe, results: Row, folder: str) -> str:
+        """Returns the model card's section on how to use the model, as Markdown.
+
+        Args:
+            folder: the model folder, as the code names it.
+        """
+        models, processors = self.auto_model.__name__, self.auto_processor.__name__
+        example = self.example(recipe, results)
+        return usage.markdown(self.name, models, processors, example, results, folder)
+
+    def limits(self, recipe: Recipe, results: Row) -> list[str]:
+        """Returns sentences for the model card's section on limits."""
+        return []
+
+    def mistakes(
+        self, rows: "pandas.DataFrame", data: Mapping[str, Any], most: int
+    ) -> list[Mistake] | None:
+        """Returns the worst mistakes among the predicted test rows, worst first.
+
+        None where a prediction is neither right nor wrong.
+
+        Args:
+            rows: the run's predictions.parquet.
+            data: as in ``answers``.
+            most: how many are shown.
+        """
+        return None

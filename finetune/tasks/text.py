@@ -1,0 +1,157 @@
+"""What tasks on texts share: the tokenizer, truncation, rows and batches to predict."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from finetune.data import readers, sources
+from finetune.data.batching import within
+from finetune.errors import UserError
+from finetune.models import positions
+from finetune.recipe import Model, Recipe
+
+TOKENIZER_FILES = {
+    *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"),
+    "sentencepiece.bpe.model",
+}
+# Rows that are encoded together for prediction: enough to find others of similar length.
+WINDOW = 1024
+# Characters of a text that the report shows.
+SHOWN = 600
+
+
+def load_tokenizer(
+    recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTrainedConfig
+) -> PreTrainedTokenizerBase:
+    """Returns the checkpoint's tokenizer with a padding token and the recipe's ``max_length``.
+
+    Raises:
+        UserError: there is none, it belongs to another model, or ``max_length`` is too large.
+    """
+    has_files = any((checkpoint.folder / name).is_file() for name in TOKENIZER_FILES)
+    if not checkpoint.gguf and not has_files:
+        raise UserError(f"{checkpoint.name}: has no tokenizer; take a checkpoint that has one")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"{checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, its model only "
+            f"{config.vocab_size}; they do not belong together"
+        )
+    # The tokenizer's own limit and the number of positions; some checkpoints state only one.
+    check_max_length(recipe, min(tokenizer.model_max_length, positions.most_tokens(config)))
+    tokenizer.model_max_length = recipe.model.max_length
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def check_max_length(recipe: Recipe, most: int) -> None:
+    """Checks that the model has positions for ``max_length`` tokens.
+
+    Raises:
+        UserError: it has not.
+    """
+    if recipe.model.max_length > most:
+        where = recipe.where("model.max_length")
+        raise UserError(
+            f"{where}: max_length {recipe.model.max_length} is more than the model's {most}"
+        )
+
+
+def kept(length: int, budget: int, truncation: str, head_share: float) -> list[int]:
+    """Returns the positions that truncation to ``budget`` tokens keeps, in order.
+
+    ``head+tail`` keeps the first ``head_share`` of the budget and fills the rest from the end
+    (Sun et al. 2019, section 5.3.1, with 128 of 510 tokens from the head).
+    """
+    if length <= budget:
+        return list(range(length))
+    head = {"head": budget, "tail": 0, "head+tail": round(budget * head_share)}[truncation]
+    return [*range(head), *range(length - (budget - head), length)]
+
+
+def encode(
+    rows: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, model: Model
+) -> dict[str, list[Any]]:
+    """Texts (B) -> model inputs of at most ``max_length`` tokens a row, ``length``, ``truncated``.
+
+    In a pair the longer text is truncated first. Special tokens are always kept, so every
+    truncation works for every tokenizer.
+    """
+    encoded = tokenizer(rows["text"], rows.get("text_pair"), truncation=False, verbose=False)
+    names = [name for name in encoded if name in tokenizer.model_input_names]
+    out: dict[str, list[Any]] = {name: [] for name in names}
+    out |= {"length": [], "truncated": []}
+    for i, ids in enumerate(encoded["input_ids"]):
+        keep: list[int] | slice = slice(None)
+        if len(ids) > model.max_length:
+            part = encoded.sequence_ids(i)
+            first = [p for p, s in enumerate(part) if s == 0]
+            second = [p for p, s in enumerate(part) if s == 1]
+            budget = model.max_length - (len(ids) - len(first) - len(second))
+            # The shorter text keeps all its tokens up to half of the budget.
+            share = max(budget - len(second), min(len(first), budget - budget // 2))
+            a = kept(len(first), min(share, budget), model.truncation, model.head_share)
+            b = kept(len(second), budget - len(a), model.truncation, model.head_share)
+            chosen = {first[p] for p in a} | {second[p] for p in b}
+            keep = [p for p, s in enumerate(part) if s is None or p in chosen]
+        for name in names:
+            row = encoded[name][i]
+            out[name].append(row[keep] if isinstance(keep, slice) else [row[p] for p in keep])
+        out["length"].append(len(out["input_ids"][-1]))
+        out["truncated"].append(len(ids) > model.max_length)
+    return out
+
+
+def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:
+    """Returns rows to predict: ``text``, and ``text_pair`` for pairs.
+
+    Args:
+        given: texts, one by one.
+        file: a table with the recipe's text columns, instead of ``given``.
+
+    Raises:
+        UserError: no rows, or a column is missing.
+    """
+    data = recipe.data
+    names = {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
+    if file:
+        cells = readers.read_columns(Path(file), list(names.values()), data.encoding)
+        return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
+    lines = [line for line in given if line.strip()]
+    if not lines:
+        raise UserError("there is no text to label")
+    if data.text_pair:
+        raise UserError(f"{recipe.name}: labels pairs of texts; give them with --file")
+    return [{"text": line} for line in lines]
+
+
+def batches(
+    rows: list[dict[str, Any]], tokenizer: Any, recipe: Recipe, size: int
+) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:
+    """Yields row numbers and padded model inputs, the longest of each ``WINDOW`` rows first.
+
+    No batch has more tokens, padding included, than ``size`` rows of ``max_length``, so memory
+    does not grow with the number of rows.
+    """
+    names = [name for name in rows[0] if name.startswith("text")]
+    for start in range(0, len(rows), WINDOW):
+        window = rows[start : start + WINDOW]
+        columns = {name: [row[name] for row in window] for name in names}
+        encoded = encode(columns, tokenizer, recipe.model)
+        inputs = [name for name in encoded if name not in {"length", "truncated"}]
+        for chosen in within(encoded["length"], size * recipe.model.max_length):
+            columns = {name: [encoded[name][i] for i in chosen] for name in inputs}
+            yield start + chosen, tokenizer.pad(columns, return_tensors="pt")
+
+
+def shorten(text: str) -> str:
+    """Returns the first ``SHOWN`` characters of a text, cut between words."""
+    if len(text) <= SHOWN:
+        return text
+    return text[:SHOWN].rsplit(maxsplit=1)[0] + " …"
