@@ -159,7 +159,7 @@ def generate(
     if not task.generates:
         raise UserError(f"{run}: {task.name} generates no text; use `finetune predict`")
     if not prompt.strip():
-        raise UserError("the prompt is empty")
+        raise UserError("the prompt is empty; give a text to continue")
     if max_new_tokens < 1:
         raise UserError(f"--max_new_tokens {max_new_tokens}: has to be at least 1")
     model, tokenizer, _ = load(run)

@@ -218,7 +218,10 @@ def by_length(rows: Dataset) -> tuple[Dataset, numpy.ndarray]:
 def test(trainer: Trainer, job: Job) -> tuple[Any, Any]:
     """Returns outputs and labels of the test rows, in their order; called once a run."""
     rows, order = by_length(job.splits["test"])
+    # predict() would compute validation's metrics for these rows, too.
+    metrics, trainer.compute_metrics = trainer.compute_metrics, None
     prediction = trainer.predict(cast(Any, rows))
+    trainer.compute_metrics = metrics
     return job.collect(*_in_order(prediction, order), "test")
 
 

@@ -45,7 +45,7 @@ def test_training_on_features_is_training_the_head(tiny_recipe: Path) -> None:
     assert losses == pytest.approx(plain, abs=1e-5)
     assert scores == pytest.approx(others, abs=1e-5)
     assert losses[-1] < losses[0]
-    assert "the trunk's features computed once, without its dropout" in job.notes
+    assert "the encoder's features computed once, without its dropout" in job.notes
     assert len(without.notes) == 1
     # The model still answers texts, and so does the one that was saved.
     read = recipe.load(tiny_recipe)
@@ -108,9 +108,9 @@ def test_a_head_that_reads_every_state_keeps_its_trunk(tiny_recipe: Path) -> Non
     flags = ["--method", "head", "--checkpoint", "mean"]
     job = text_classification.TASK.build(recipe.load(tiny_recipe, flags))
     assert job.notes == [
-        "the checkpoint's head goes on under other label names",
+        "the checkpoint's head is kept under new label names",
         "batches without padding",
-        "the trunk runs every epoch: its head reads more than each text's first state",
+        "the encoder runs every epoch: its head reads more than each text's first state",
     ]
     assert "input_ids" in job.splits["train"].column_names
 

@@ -37,6 +37,7 @@ from finetune.data import sources
 from finetune.errors import UserError
 from finetune.models import pretrained, tuning
 from finetune.models.bottleneck import BottleneckConfig, sublayers
+from finetune.report import files
 from finetune.tasks import text_classification
 from finetune.training import adalora, checkpoints, runner
 from finetune.training.job import Job
@@ -612,6 +613,7 @@ def test_the_code_on_the_model_card_answers_as_predict_does(tiny_recipe: Path, m
         recipe.load(with_tuning(tiny_recipe, method, {}), flags), text_classification.TASK.build
     )
     assert run is not None
+    files.write(run)
     card = (run.model / "README.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     exec(card.split("```python\n")[1].split("```")[0], names)

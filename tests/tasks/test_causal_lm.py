@@ -16,7 +16,7 @@ from finetune.data.packing import IGNORED
 from finetune.errors import UserError
 from finetune.evaluation import scoring
 from finetune.models import tuning
-from finetune.report import tables
+from finetune.report import files, tables
 from finetune.tasks import causal_lm
 from tests.conftest import CHAT_TEMPLATE, make_writer, sentences, train_job
 
@@ -176,6 +176,7 @@ def test_a_run_scores_what_the_model_itself_says(path: Path) -> None:
     assert results["cost"]["tokens_seen"] == 3 * data["tokens"]
     assert 0 <= data["share_padding"] < 0.2
     assert [set(sample) for sample in results["samples"]] == [{"given", "before", "after"}] * 3
+    files.write(run)
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "before training" in page
     assert "bits per byte" in page
@@ -206,9 +207,9 @@ def test_a_run_goes_on_with_a_text(path: Path, capsys) -> None:
     assert len(set(said)) == 3
     assert all(text.startswith("a film") for text in said)
     for wrong, message in (
-        (["generate", str(run), " "], "no text to go on with"),
+        (["generate", str(run), " "], "the prompt is empty"),
         (["generate", str(run), "a", "--max_new_tokens", "0"], "at least 1"),
-        (["generate", str(run), "a" * 128], "as many as the model can see"),
+        (["generate", str(run), "a" * 128], "as many as the model has positions for"),
         (["predict", str(run), "a"], "finetune generate writes with it"),
     ):
         with pytest.raises(SystemExit):
@@ -224,6 +225,7 @@ def test_a_run_on_chats_answers(path: Path, capsys) -> None:
     run, _ = train_job(path, *flags, "--max_steps", "1")
     assert run.results()["data"]["documents"] == "messages"
     assert run.results()["samples"][0]["given"] in dict(sentences(40))
+    files.write(run)
     assert '"role": "user"' in (run.model / "README.md").read_text(encoding="utf-8")
     capsys.readouterr()
     cli.main(["generate", str(run), "hello", "--max_new_tokens", "4"])

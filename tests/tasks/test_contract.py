@@ -8,6 +8,7 @@ import pytest
 
 from finetune import cli, recipe, run_directory, tasks
 from finetune.errors import UserError
+from finetune.report import files
 from tests.conftest import interrupted, train
 from tests.tasks import toy_task
 
@@ -25,7 +26,7 @@ def toy_recipe(tiny_recipe: Path) -> Path:
 def test_a_task_from_outside_trains_tests_predicts_and_reports(
     toy_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.main(["train", str(toy_recipe), "--learning_rate", "1e-3"])
+    cli.main(["train", str(toy_recipe), "--learning_rate", "5e-3"])
     assert "always other" in capsys.readouterr().out
     run = run_directory.Run("runs/tiny/seed-0")
     results = run.results()
@@ -48,11 +49,19 @@ def test_a_task_from_outside_trains_tests_predicts_and_reports(
     card = (run.model / "README.md").read_text(encoding="utf-8")
     assert 'tag = pipeline("token-classification", model="runs/tiny/seed-0/model")' in card
     assert "It knows a dozen words." in card
+    assert (run.folder / "report.html").is_file()
+
+
+def test_the_report_shows_its_mistakes_as_the_task_does(toy_recipe: Path) -> None:
+    run = train(toy_recipe, "--max_steps", "1")
+    files.write(run)
+    rows = run.predictions()
+    wrong = [i for i in range(24) if list(rows["label"][i]) != list(rows["prediction"][i])]
+    assert wrong
     page = (run.folder / "report.html").read_text(encoding="utf-8")
-    wrong = [i for i, share in enumerate(shares) if share < 1]
-    assert wrong, "train less: the report has no mistake to show"
     for i in wrong[:20]:
-        assert " ".join(rows["prediction"][i]) in page
+        assert rows["text"][i] in page
+        assert " ".join(rows["label"][i]) in page
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -10,6 +10,7 @@ from transformers import AutoModelForPreTraining
 from finetune import recipe
 from finetune.errors import UserError
 from finetune.evaluation import scoring
+from finetune.report import files
 from finetune.tasks import image_classification, masked_image_modeling
 from tests.conftest import train_job
 
@@ -54,8 +55,9 @@ def test_it_learns_to_paint_and_a_classifier_starts_from_it(path: Path) -> None:
     results = run.results()
     explained = results["metrics"]["explained_variance"]
     assert 0.2 < explained["low"] < explained["value"] < explained["high"] <= 1
+    files.write(run)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "what the model paints" in page
+    assert "their visible patches, and the model&#39;s reconstruction" in page
     assert "confidently wrong" not in page
 
     plain = AutoModelForPreTraining.from_pretrained(folder / "model")
@@ -117,7 +119,9 @@ def test_the_loss_is_transformers_own_and_colour_alone_explains_nothing(path: Pa
         with torch.no_grad():
             out = job.model(**inputs)
             theirs = super(type(job.model), job.model).forward(**inputs).loss
-        ours = job.loss(out, batch["labels"], num_items_in_batch=torch.tensor(6))
+        # As the Trainer counts them, over all micro-batches.
+        count = (batch["labels"] != -100).sum()
+        ours = job.loss(out, batch["labels"], num_items_in_batch=count)
         assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
         assert (out["logits"][:, 0] < 0.1).all()
 
@@ -132,9 +136,9 @@ def test_the_mean_has_an_interval() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "lora"], "pretraining tunes everything"),
+        (["--method", "lora"], "pretraining tunes all weights"),
         (["--mixup", "0.5"], "pretraining has none"),
-        (["--test_views", "2", "--flip", "0.5"], "pretraining gives none"),
+        (["--test_views", "2", "--flip", "0.5"], "pretraining has none"),
         (["--checkpoint", "new:vit"], "starts from new:vit_mae"),
         (["--image_size", "27"], "do not divide into patches of 4"),
         (["--config", "{mask_rato: 0.5}"], "did you mean 'mask_ratio'"),

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, pipeline
 from finetune import recipe
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
+from finetune.report import files
 from finetune.tasks import masked_lm, text_classification
 from finetune.training import losses
 from tests.conftest import WORDS, make_writer, train_job, write_csv
@@ -39,7 +40,8 @@ def test_it_learns_to_guess_and_a_classifier_starts_from_it(path: Path) -> None:
     assert after["value"] > before["high"]
     assert after["low"] < after["value"] < after["high"]
     assert results["data"]["new_head"]
-    assert "brings no head for hidden tokens" in (run.model / "README.md").read_text("utf-8")
+    files.write(run)
+    assert "has no head for masked tokens" in (run.model / "README.md").read_text("utf-8")
     assert len(pipeline("fill-mask", model=str(run.model), device="cpu")("a [MASK] film")) == 5
 
     learned = {k: v for k, v in job.model.state_dict().items() if k.startswith("bert.")}
@@ -78,8 +80,8 @@ def test_what_is_hidden_depends_on_seed_epoch_and_row_alone(path: Path) -> None:
 
 def wide(collate: masked_lm.MaskCollator, words: list[int], count: int) -> dict:
     collate.most, collate.size = len(words), 1000
-    rows = [{"input_ids": [50] * len(words), "words": words, "row": i} for i in range(count)]
-    return collate(rows)
+    row = {"input_ids": [50] * len(words), "words": words, "training": True}
+    return collate([{**row, "row": i} for i in range(count)])
 
 
 def test_the_share_and_the_kind_of_what_is_hidden(path: Path) -> None:
@@ -124,7 +126,7 @@ def test_a_long_text_goes_on_in_another_row(tiny_bert: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "lora"], "pretraining tunes everything"),
+        (["--method", "lora"], "pretraining tunes all weights"),
         (["--mask_share", "0.99"], "has to be from 0.01 to 0.9"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from finetune import recipe, run_directory
 from finetune.errors import UserError
 from finetune.recipe import Model
-from finetune.tasks import text_classification
+from finetune.tasks import text, text_classification
 from finetune.tasks.text import batches, encode, kept
 from finetune.training import arguments, runner
 from tests.conftest import sentences, train_job, write_csv
@@ -186,7 +186,7 @@ def test_another_head_size_gets_a_new_head(tiny_recipe: Path) -> None:
     job = text_classification.TASK.build(recipe.load(tiny_recipe, ["--checkpoint", "two"]))
     assert job.model.config.num_labels == 3
     assert job.model.config.id2label == {0: "0", 1: "1", 2: "2"}
-    assert job.notes[0] == "the checkpoint's head of 2 gives way to a new one of 3"
+    assert job.notes[0] == "the checkpoint's head of 2 is replaced by a new one of 3"
 
 
 def test_a_head_that_goes_on_under_other_names_is_said(tiny_recipe: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_head_that_goes_on_under_other_names_is_said(tiny_recipe: Path) -> Non
     assert not any("head" in note for note in again.notes)
     write_csv(Path("reviews.csv"), [(text, label[:3]) for text, label in sentences(136)])
     other = text_classification.TASK.build(recipe.load(tiny_recipe, flags))
-    assert other.notes[0] == "the checkpoint's head goes on under other label names"
+    assert other.notes[0] == "the checkpoint's head is kept under new label names"
     for name, weights in other.model.state_dict().items():
         assert torch.equal(weights, job.model.state_dict()[name])
 
@@ -240,14 +240,14 @@ def test_an_attention_that_cannot_be_had_is_refused_in_one_line(
 def test_rows_to_answer_are_encoded_a_window_at_a_time(
     tiny_recipe: Path, tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_classification, "WINDOW", 30)
+    monkeypatch.setattr(text, "WINDOW", 30)
     seen = []
 
     def counted(rows: dict[str, list[str]], *others):
         seen.append(len(rows["text"]))
         return encode(rows, *others)
 
-    monkeypatch.setattr(text_classification, "encode", counted)
+    monkeypatch.setattr(text, "encode", counted)
     rows = [{"text": text} for text, _ in sentences(100)]
     made = list(batches(rows, tokenizer, recipe.load(tiny_recipe), 2))
     assert seen == [30, 30, 30, 10]
@@ -272,17 +272,17 @@ def test_evaluation_holds_so_many_tokens_at_once(
         ).per_device_eval_batch_size
 
     assert at_once() == 64
-    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 50)
+    monkeypatch.setattr(text, "EVAL_TOKENS", 50)
     rows = text_classification.TASK.build(recipe.load(tiny_recipe)).splits
     longest = max(max(rows[name]["length"]) for name in ("validation", "test"))
     assert longest < 16
     assert at_once() == 50 // longest
     # Of rows cut to 8 tokens there are more, of longer ones than the budget one.
     assert at_once("--max_length", "8") == 6
-    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 5)
+    monkeypatch.setattr(text, "EVAL_TOKENS", 5)
     assert at_once() == 1
     assert at_once("--per_device_eval_batch_size", "7") == 7
     # XLA pads every row to max_length.
-    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 50)
-    monkeypatch.setattr(text_classification, "is_torch_xla_available", lambda: True)
+    monkeypatch.setattr(text, "EVAL_TOKENS", 50)
+    monkeypatch.setattr(text, "is_torch_xla_available", lambda: True)
     assert at_once() == 50 // 16

@@ -87,6 +87,7 @@ class Tagging(Task):
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
         splits = {n: encode(tokenizer, getattr(data, n)) for n in ("train", "validation", "test")}
         constant = numpy.array([1.0, 0.0, 0.0])
+        counts = [len(cell.split()) for cell in data.test["text"]]
         return Job(
             model=tuning.apply(model, recipe, checkpoint),
             checkpoint=checkpoint,
@@ -99,9 +100,7 @@ class Tagging(Task):
                 "accuracy", right(outputs, labels), resamples
             ),
             headline="accuracy",
-            baselines=lambda: {
-                "always other": [numpy.tile(constant, (len(c.split()), 1)) for c in data.test["text"]]
-            },
+            baselines=lambda: {"always other": [numpy.tile(constant, (n, 1)) for n in counts]},
             answers=self.answers,
             difference=difference,
             collect=of_words,
@@ -132,9 +131,7 @@ class Tagging(Task):
     def limits(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
         return ["It knows a dozen words."]
 
-    def mistakes(
-        self, rows: pandas.DataFrame, data: Mapping[str, Any], most: int
-    ) -> list[Mistake]:
+    def mistakes(self, rows: pandas.DataFrame, data: Mapping[str, Any], most: int) -> list[Mistake]:
         shown = partial(map, str)
         pairs = zip(rows["id"], rows["text"], rows["label"], rows["prediction"], strict=True)
         return [

@@ -16,8 +16,10 @@ from finetune import cli, inference, recipe, run_directory
 from finetune.data import corpus
 from finetune.errors import UserError
 from finetune.models import tuning
+from finetune.report import page
 from finetune.tasks import text_classification
-from finetune.training import runner
+from finetune.tasks.text import encode
+from finetune.training import hub, runner
 from finetune.training.job import Job
 from tests.conftest import interrupted, sentences, train, write_csv
 
@@ -27,7 +29,8 @@ def losses(run: run_directory.Run) -> list[float]:
 
 
 def test_a_run_leaves_exactly_these_files(tiny_recipe: Path) -> None:
-    run = train(tiny_recipe)
+    cli.main(["train", str(tiny_recipe)])
+    run = run_directory.Run("runs/tiny/seed-0")
     assert run.folder == Path("runs/tiny/seed-0")
     assert sorted(p.name for p in run.folder.iterdir() if p.name != ".lock") == [
         "checkpoints",
@@ -160,7 +163,7 @@ def test_lora_leaves_the_base_alone_and_reloads_to_the_last_bit(
     rows = [{"text": text} for text in texts]
     expected = inference.outputs(trained, jobs[0].processor, read, rows)
     code = (
-        "import json, sys, numpy; from finetune import inference, ledger\n"
+        "import json, sys, numpy; from finetune import inference, run_directory\n"
         "run = run_directory.Run(sys.argv[1]); model, tokenizer, recipe = inference.load(run)\n"
         "rows = [{'text': t} for t in json.loads(sys.argv[2])]\n"
         "numpy.save('logits.npy', inference.outputs(model, tokenizer, recipe, rows))"
@@ -231,7 +234,7 @@ def test_pairs_are_true_pairs(tiny_recipe: Path) -> None:
     write_csv(Path("reviews.csv"), rows, "text,second,label")
     run = train(tiny_recipe, "--text_pair", "second", "--max_length", "30", "--max_steps", "3")
     _, tokenizer, read = inference.load(run)
-    encoded = text.encode({"text": ["good film"], "text_pair": ["bad plot"]}, tokenizer, read.model)
+    encoded = encode({"text": ["good film"], "text_pair": ["bad plot"]}, tokenizer, read.model)
     assert encoded["token_type_ids"] == [[0, 0, 0, 0, 1, 1, 1]]
     assert list(run.predictions().columns)[:4] == ["id", "text", "text_pair", "label"]
 
@@ -383,12 +386,29 @@ def test_tensorboard_writes_into_the_run(tiny_recipe: Path) -> None:
 
 def test_nothing_is_pickled_into_the_model(tiny_recipe: Path) -> None:
     run = train(tiny_recipe, "--max_steps", "1")
-    assert {p.suffix for p in run.model.iterdir()} == {".json", ".safetensors", ".md"}
+    assert {p.suffix for p in run.model.iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_report_that_fails_leaves_a_whole_run(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(run: run_directory.Run) -> str:
+        raise ValueError("no such figure")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(page, "render", broken)
+        cli.main(["train", str(tiny_recipe), "--max_steps", "1"])
+    shown = capsys.readouterr()
+    assert "accuracy" in shown.out
+    assert "its report failed (ValueError: no such figure); `finetune report`" in shown.err
+    run = run_directory.Run("runs/tiny/seed-0")
+    assert run.is_finished
+    assert not (run.folder / "report.html").exists()
+    cli.main(["report", str(run)])
+    assert (run.folder / "report.html").is_file()
 
 
 def test_push_uploads_the_model_folder(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
     calls = []
 
     class Hub:
@@ -400,8 +420,9 @@ def test_push_uploads_the_model_folder(tiny_recipe: Path, monkeypatch: pytest.Mo
             folder = Path(str(options["folder_path"]))
             calls.append((options["repo_id"], sorted(p.name for p in folder.iterdir())))
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    train(tiny_recipe, "--max_steps", "1", "--push_to_hub", "true", "--hub_model_id", "mine")
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    flags = ["--max_steps", "1", "--push_to_hub", "true", "--hub_model_id", "mine"]
+    cli.main(["train", str(tiny_recipe), *flags])
     assert calls[0][0] == "mine"
     assert calls[1][0] == "me/mine"
     assert "model.safetensors" in calls[1][1]
