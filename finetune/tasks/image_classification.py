@@ -35,9 +35,9 @@ SHEET_ROWS, SHEET_EPOCHS = 8, 9
 class Collator:
     """Rows -> a batch: decodes, resizes as the processor says, changes training images.
 
-    Runs in the data loader's workers. ``row`` numbers the training rows from 0 up and the others
-    from -1 down, ``view`` the changed views of the others from 1 up; ``set_epoch`` is called before
-    the workers of an epoch start.
+    Runs in the data loader's workers. ``row`` is a row's number, ``training`` whether it is a
+    training row, and ``view`` numbers the changed views of the others from 1 up; ``set_epoch`` is
+    called before the workers of an epoch start.
     """
 
     def __init__(
@@ -55,13 +55,16 @@ class Collator:
         numbers, views = (torch.tensor([row[name] for row in rows]) for name in ("row", "view"))
         labels = torch.tensor([row["labels"] for row in rows])
         images = [image_files.decode(row["image"], self.channels) for row in rows]
-        learns = bool((numbers >= 0).all())
+        training = torch.tensor([row["training"] for row in rows])
+        learns = bool(training.all())
         mixes = augmentation.mixes(self.said)
         if not (augmentation.active(self.said) or mixes if learns else views.any()):
             return {"pixel_values": pixels(self.processor, images), "labels": labels}
         plain = pixels(self.processor, images, normalize=False)
         epoch = self.epoch if learns else views
-        values = augmentation.augment(plain, numbers, epoch, self.seed, self.said)
+        values = augmentation.augment(
+            plain, numbers, epoch, self.seed, self.said, training=training
+        )
         if not learns:
             values = torch.where(views[:, None, None, None] > 0, values, plain)
         elif mixes:
@@ -154,12 +157,13 @@ def numbered(data: corpus.Corpus, split: str, views: int = 0) -> Dataset:
     """
     frame = getattr(data, split)
     rows = range(len(frame))
-    numbers = rows if split == "train" else [-1 - i for i in rows]
+    numbers = list(rows)
     if views:
         numbers = [own_number(digest) for digest in frame["digest"]]
     labels = frame["label"].tolist() if "label" in frame else [0] * len(frame)
     columns = {"image": frame["image"].tolist(), "labels": labels}
-    columns |= {"row": list(numbers), "length": [1] * len(frame)}
+    columns |= {"row": numbers, "training": [split == "train"] * len(frame)}
+    columns |= {"length": [1] * len(frame)}
     if views:
         columns = {
             k: [v for v in column for _ in range(1 + views)] for k, column in columns.items()
@@ -168,11 +172,11 @@ def numbered(data: corpus.Corpus, split: str, views: int = 0) -> Dataset:
 
 
 def own_number(digest: str) -> int:
-    """A row number, below 0, that follows from an image's digest.
+    """A row number that follows from an image's digest.
 
     Views are drawn by it, so that an image has the same ones wherever it stands.
     """
-    return -1 - int(digest[:15], 16)
+    return int(digest[:15], 16)
 
 
 def processor_of(recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTrainedConfig) -> Any:
@@ -293,5 +297,5 @@ def batches(
         numbers = torch.tensor([own_number(digest) for digest in digests])
         plain = pixels(processor, images, normalize=False)
         for view in range(1, 1 + said.test_views):
-            values = augmentation.augment(plain, numbers, view, seed, said)
+            values = augmentation.augment(plain, numbers, view, seed, said, training=False)
             yield places, {"pixel_values": normalized(processor, values)}

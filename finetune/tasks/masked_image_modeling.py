@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, ViTMAEConfig
 from transformers.models.vit_mae import modeling_vit_mae
 from transformers.utils.generic import ModelOutput
 
-from finetune.data import augmentation, corpus, image_files, sources
+from finetune.data import augmentation, corpus, image_files, row_random, sources
 from finetune.errors import UserError, refuse_unknown
 from finetune.evaluation import scoring
 from finetune.models import pretrained
@@ -90,8 +90,11 @@ class MaskCollator(Collator):
         batch = super().__call__(rows)
         numbers = torch.tensor([row["row"] for row in rows])
         # Evaluation hides the same patches every time.
-        epoch = self.epoch if bool((numbers >= 0).all()) else 0
-        batch["noise"] = augmentation.noise(numbers, self.patches, epoch, self.seed)
+        training = torch.tensor([row["training"] for row in rows])
+        epoch = self.epoch if bool(training.all()) else 0
+        batch["noise"] = row_random.noise(
+            numbers, self.patches, epoch, self.seed, training=training
+        )
         batch["labels"] = torch.zeros(len(rows))
         return batch
 
@@ -174,9 +177,9 @@ def _sheet(model: Any, collator: MaskCollator, data: corpus.Corpus) -> dict[str,
     some = data.test["image"].iloc[chosen]
     images = [image_files.decode(image, collator.channels) for image in some]
     seen = pixels(collator.processor, images).to(model.device)
-    numbers = -1 - torch.tensor(chosen)
-    noise = augmentation.noise(numbers, collator.patches, 0, collator.seed).to(model.device)
-    out = model(pixel_values=seen, noise=noise, paint=True)
+    numbers = torch.tensor(chosen)
+    noise = row_random.noise(numbers, collator.patches, 0, collator.seed, training=False)
+    out = model(pixel_values=seen, noise=noise.to(model.device), paint=True)
     patches, painted = model.patchify(seen), out.painted
     if model.config.norm_pix_loss:
         spread = (patches.var(-1, keepdim=True) + 1e-6) ** 0.5

@@ -12,7 +12,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from finetune.data import augmentation, corpus, sources, streaming, token_cache
+from finetune.data import corpus, row_random, sources, streaming, token_cache
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
 from finetune.evaluation import scoring
@@ -35,8 +35,8 @@ HIDDEN = "hidden"
 class MaskCollator:
     """Rows -> a batch with some tokens hidden: which ones follows from seed, epoch and row alone.
 
-    ``row`` numbers the training rows from 0 up and the others from -1 down; of these the same
-    tokens are hidden every time.
+    A row has its number in ``row`` and whether it is a training row in ``training``. Of the others,
+    the same tokens are hidden every time.
     """
 
     def __init__(self, tokenizer: Any, recipe: Recipe, says_hidden: bool = False) -> None:
@@ -67,8 +67,9 @@ class MaskCollator:
         ids = filled([row["input_ids"] for row in rows], self.pad)
         words = filled([row["words"] for row in rows], -1)
         numbers = torch.tensor([row["row"] for row in rows])
-        epoch = self.epoch if bool((numbers >= 0).all()) else 0
-        noise = augmentation.noise(numbers, 3 * self.most, epoch, self.seed)
+        training = torch.tensor([row["training"] for row in rows])
+        epoch = self.epoch if bool(training.all()) else 0
+        noise = row_random.noise(numbers, 3 * self.most, epoch, self.seed, training=training)
         # Where a draw stands does not depend on how long the batch is.
         choice, action, other = (part[:, :longest] for part in noise.split(self.most, 1))
         if self.whole_words:
@@ -147,7 +148,8 @@ def build(recipe: Recipe) -> Job:
     def rows(name: str) -> Dataset:
         train, given = name == "train", getattr(data, name)
         if not len(given):
-            return Dataset.from_dict({c: [] for c in ("input_ids", "words", "length", "row")})
+            columns = ("input_ids", "words", "length", "row", "training")
+            return Dataset.from_dict({c: [] for c in columns})
         found = token_cache.once(
             given,
             data.train_digest if train else "",
@@ -155,8 +157,8 @@ def build(recipe: Recipe) -> Job:
             lambda columns: encode([str(c) for c in columns["text"]], tokenizer, most, train),
             *("masked", most, train),
         )
-        numbers = numpy.arange(len(found))
-        return found.add_column("row", numbers if train else -1 - numbers)
+        found = found.add_column("row", numpy.arange(len(found)))
+        return found.add_column("training", numpy.full(len(found), train))
 
     splits = {name: rows(name) for name in ("train", "validation", "test")}
     if len(splits["test"]) < len(data.test):

@@ -78,7 +78,8 @@ def test_what_is_hidden_depends_on_seed_epoch_and_row_alone(path: Path) -> None:
 
 def wide(collate: masked_lm.MaskCollator, words: list[int], count: int) -> dict:
     collate.most, collate.size = len(words), 1000
-    rows = [{"input_ids": [50] * len(words), "words": words, "row": i} for i in range(count)]
+    row = {"input_ids": [50] * len(words), "words": words, "training": True}
+    rows = [row | {"row": i} for i in range(count)]
     return collate(rows)
 
 
