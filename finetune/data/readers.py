@@ -11,7 +11,7 @@ from typing import Any
 import pandas
 
 from finetune.data import sources
-from finetune.errors import UserError
+from finetune.errors import UserError, nearest
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
 # What is fetched of a hub dataset: no code.
@@ -52,6 +52,12 @@ class Table:
 def where(file: str, line: int | None) -> str:
     """A row's place as a message names it."""
     return file if line is None else f"{file}:{line}"
+
+
+def unknown_name(source: str, what: str, name: str, known: list[str], key: str) -> UserError:
+    """Returns the error for a split or column that does not exist, with the ``key`` to set."""
+    hint = f"set `{key}:`; {nearest(name, known)}".rstrip("; ")
+    return UserError(f"{source}: no {what} {name!r}; it has {', '.join(known)} ({hint})")
 
 
 def _decode(path: Path, encoding: str, table: Table) -> str:

@@ -197,7 +197,7 @@ def test_the_same_text_in_train_and_test_is_counted_and_stopped(here):
     train = table(reviews(40))
     test = table([*reviews(9, start=100), ("review number 3 ", "good")], "test.csv")
     message = refusal(Data(train=train, test=test))
-    assert message.startswith("train.csv, test.csv: 1 of 10 test rows also stand in train")
+    assert message.startswith("train.csv, test.csv: 1 of 10 test rows are also in train")
     assert "test-11" in message
     assert "allow_overlap" in message
     found = corpus.load(Data(train=train, test=test, allow_overlap=True, validation_size=0))
@@ -590,5 +590,5 @@ def test_a_broken_chat_is_set_aside_with_its_reason(here, cell, reason: str) -> 
 def test_splits_of_different_documents_are_refused(here) -> None:
     lines([{"text": f"t{i}"} for i in range(20)], "test.jsonl")
     lines([{"prompt": f"p{i}", "completion": "c"} for i in range(20)])
-    with pytest.raises(UserError, match="holds text where train has prompt, completion"):
+    with pytest.raises(UserError, match="has text where train has prompt, completion"):
         documents(test="test.jsonl")

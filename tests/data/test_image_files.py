@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageFile
 from pyarrow import parquet
 
-from finetune.data import corpus, image_files, sources
+from finetune.data import corpus, image_files, row_checks, sources
 from finetune.data.corpus import Corpus
 from finetune.data.image_files import Unusable
 from finetune.errors import UserError
@@ -146,7 +146,7 @@ def test_without_pillow_one_line_says_what_to_install(monkeypatch):
 def test_between_the_two_limits_pil_does_not_warn(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(png(10000, 10000, 8, 2, []))
-    code = f"from finetune import pictures\npictures.decode({str(file)!r})"
+    code = f"from finetune.data import image_files\nimage_files.decode({str(file)!r})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stderr.strip().endswith("Unusable: has 100 megapixels, 40 are the most")
     assert "Warning" not in run.stderr
@@ -677,7 +677,7 @@ def test_the_same_picture_in_train_and_test_is_stopped(here):
     class_folders("own/test", 9, start=100)
     (here / "own/test/cat/copy.bmp").write_bytes(noise(4, "BMP"))
     message = refusal(dataset="own")
-    assert message.startswith("own: 1 of 10 test rows also stand in train, the first is test-cat")
+    assert message.startswith("own: 1 of 10 test rows are also in train, the first is test-cat")
     assert "`allow_overlap: true`" in message
     found = load(dataset="own", allow_overlap=True, validation_size=0)
     assert found.report["overlapping_rows"] == ["test-cat/copy.bmp"]
@@ -736,7 +736,7 @@ def noisy_folders(folder: Path, count: int, side: int) -> None:
 
 def test_what_is_checked_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 3 kB each: neither images nor what is asked for at once may add up.
-    monkeypatch.setattr(corpus, "WINDOW", 100)
+    monkeypatch.setattr(row_checks, "WINDOW", 100)
     peaks = []
     for count in (200, 200, 2000):
         folder = tmp_path / f"{count}-{len(peaks)}"

@@ -221,9 +221,9 @@ def test_chats_stay_on_disk_and_broken_ones_are_counted(workdir: Path) -> None:
         ({"train": "none.jsonl"}, "no such file"),
         ({"train": "corpus.txt"}, "give files of one kind"),
         ({"train": "corpus.jsonl", "text": "body"}, "no column 'body'; it has text"),
-        ({"train": "corpus.jsonl", "holdout": 100.0}, "documents cannot be taken for test"),
+        ({"train": "corpus.jsonl", "holdout": 100.0}, "holdout: 100 of 61 rows cannot be taken"),
         ({"train": "broken.jsonl"}, "broken.jsonl: cannot be read as json"),
-        ({"train": "corpus.jsonl", "test": "corpus.jsonl"}, "61 of 61 test rows also stand"),
+        ({"train": "corpus.jsonl", "test": "corpus.jsonl"}, "61 of 61 test rows are also in train"),
     ],
 )
 def test_what_cannot_be_streamed_is_one_line(
