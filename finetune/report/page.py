@@ -161,7 +161,7 @@ def _thumbnail(picture: str | bytes) -> str:
     except image_files.Unusable:
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return _inline(figures.png(image))
+    return _inline(image_files.png(image))
 
 
 def _members(cells: list[Any], names: list[str]) -> numpy.ndarray:

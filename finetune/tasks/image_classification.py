@@ -19,7 +19,6 @@ from finetune.errors import UserError
 from finetune.evaluation import baselines, scoring
 from finetune.models import convnets, positions, pretrained, tuning
 from finetune.recipe import Augmentation, Recipe
-from finetune.report import figures
 from finetune.tasks.classification import answers, head_notes, labelled_config, scorer
 from finetune.training.job import Job
 from finetune.training.losses import classification_loss
@@ -223,7 +222,7 @@ def _sheet(collator: Collator, rows: Dataset) -> dict[str, bytes]:
     ]
     grid = torch.stack([plain, *changed], 1)
     caption = f"Training images, and how each of {SHEET_EPOCHS} epochs would change them"
-    return {caption: figures.sheet(grid.numpy())}
+    return {caption: image_files.sheet(grid.numpy())}
 
 
 def evenly(count: int, some: int) -> list[int]:

@@ -16,7 +16,6 @@ from finetune.errors import UserError, refuse_unknown
 from finetune.evaluation import scoring
 from finetune.models import pretrained
 from finetune.recipe import Recipe
-from finetune.report import figures
 from finetune.tasks.image_classification import (
     Collator,
     evenly,
@@ -192,6 +191,5 @@ def _sheet(model: Any, collator: MaskCollator, data: corpus.Corpus) -> dict[str,
     ]
     mean, deviation = scale(collator.processor)
     grid = torch.stack([column.cpu() * deviation + mean for column in columns])
-    return {
-        "Test images, what is left of them, and what the model paints": figures.sheet(grid.numpy())
-    }
+    caption = "Test images, what is left of them, and what the model paints"
+    return {caption: image_files.sheet(grid.numpy())}

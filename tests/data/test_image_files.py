@@ -442,12 +442,12 @@ def one_class(root: Path) -> None:
 
 
 STOPPED = {
-    empty_class: "own/fox: a class folder without an image; fill it, or remove it",
-    no_class: "own: holds images but no class folders; sort them into a folder a class, own/NAME/",
-    one_loose: "own/z.png: lies beside the class folders; move it into one of them",
-    nothing: "own: holds no images; sort them into a folder a class",
-    splits: "own: holds folders of several splits; give it as `dataset:`",
-    table_beside_images: "own: holds labels.csv beside images; give the table itself",
+    empty_class: "own/fox: a class folder without images; add some, or remove it",
+    no_class: "own: has images but no class folders; make a folder for each class, own/NAME/",
+    one_loose: "own/z.png: is not in a class folder; move it into one",
+    nothing: "own: has no images; make a folder for each class",
+    splits: "own: has folders of several splits; give it as `dataset:`",
+    table_beside_images: "own: has both labels.csv and images; give the table itself",
     one_class: "own: every label is 'cat'; a classifier needs two classes",
     lambda root: None: "own: no such file or folder",
 }
