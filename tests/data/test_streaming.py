@@ -163,7 +163,7 @@ def test_the_code_and_the_tokenizer_are_part_of_what_is_kept(
 ) -> None:
     read = recipe.load(writer_recipe, [])
     causal_lm.build(read)
-    monkeypatch.setattr(token_cache, "_code", lambda: "other code")
+    monkeypatch.setattr(token_cache, "_code", lambda _: "other code")
     causal_lm.build(read)
     assert len(list(sources.cache("encoded").glob("*.arrow"))) == 2
 
