@@ -7,10 +7,10 @@
 - Flip, then one warp for crop and affine changes together, then RandAugment, then erasing. ``mix``
   blends images of a batch.
 
-RandAugment's operations on pixel values are kornia's. The rest is ours, because kornia's takes 4 to 6
-times as long: a rotation 1.17 ms, ours 0.26 ms, for the same pixels to 1e-5; CutMix 6.0 ms, ours
-1.0 ms (python benchmarks/augmentation.py, kornia 0.9, one thread of 2 CPU cores, 2026-11-25).
-Besides, its ``RandomErasing`` fills a rectangle with one value, not with noise.
+RandAugment's operations on pixel values are kornia's. The rest is ours, because kornia's is 4 to 6
+times slower: a rotation takes 1.17 ms and ours 0.26 ms, for the same pixels to 1e-5; CutMix 6.0 ms
+and ours 1.0 ms (python benchmarks/augmentation.py, kornia 0.9, one thread, 2026-11-25). Its
+``RandomErasing`` fills a rectangle with one value, not with noise.
 """
 
 import torch

@@ -39,11 +39,11 @@ class Document:
             i if learned else IGNORED for i, learned in zip(self.ids, self.learned, strict=True)
         ]
 
-    def scored(self, most: int, special: set[int]) -> dict[str, list[int]]:
-        """The first ``most`` tokens as a row to score, without the special ones.
+    def scored(self, most: int, special: set[int]) -> dict[str, Any]:
+        """Returns the first ``most`` tokens as a row to score, without labels for special tokens.
 
-        What ``labels`` say of position 0, which nothing comes before, is how many bytes the scored
-        tokens stand for.
+        ``input_ids`` and ``labels`` are (T,); nothing is predicted at position 0. ``bytes`` is how
+        many bytes of UTF-8 the scored tokens stand for.
         """
         labels = [i if i not in special else IGNORED for i in self.labels()[:most]]
         count, start = 0, None
@@ -54,7 +54,7 @@ class Document:
             elif not scored and start is not None:
                 count += len(self.text[start : self.ends[t - 1]].encode())
                 start = None
-        return {"input_ids": self.ids[:most], "labels": [count, *labels[1:]]}
+        return {"input_ids": self.ids[:most], "labels": [IGNORED, *labels[1:]], "bytes": count}
 
 
 # Texts by the parts of a document: a frame's columns, or those of a part of a larger corpus.

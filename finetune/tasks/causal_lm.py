@@ -98,6 +98,9 @@ def build(recipe: Recipe) -> Job:
     def rows(frame: pandas.DataFrame) -> Dataset:
         found = documents.encode(frame, tokenizer)
         scored = [row.scored(most, special) for row in found]
+        for row in scored:
+            # losses.document_sums reads the byte count from here.
+            row["labels"][0] = row["bytes"]
         lengths = [len(row["input_ids"]) for row in scored]
         places = {"position_ids": [list(range(length)) for length in lengths], "length": lengths}
         names = ("input_ids", "labels")
