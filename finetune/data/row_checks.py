@@ -72,7 +72,7 @@ def usable(
         first = table.rejected[0]
         raise UserError(
             f"{readers.where(first['source'], first['line'])}: {first['reason']}; "
-            f"{len(table.rejected)} of {read} rows cannot be used, mend "
+            f"{len(table.rejected)} of {read} rows cannot be used, fix "
             f"{'or remove them' if content == IMAGES else 'the file'}"
         )
     for column in parts if content != IMAGES else ():
@@ -136,9 +136,9 @@ def _inspected(frame: pandas.DataFrame, table: readers.Table) -> pandas.DataFram
             return reason
 
     digests, keep, fixed = [], [], Counter(table.fixed)
-    # Threads suffice: PIL decodes outside the interpreter's lock, and each holds one image.
+    # Threads suffice: PIL decodes outside the interpreter's lock, and each thread has one image.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # One window at a time, because all images submitted at once are held in memory.
+        # One window at a time, because all images submitted at once are in memory.
         windows = (frame["image"].iloc[i : i + WINDOW] for i in range(0, len(frame), WINDOW))
         inspected = chain.from_iterable(pool.map(inspect, window) for window in windows)
         for line, image, found in zip(frame.index, frame["image"], inspected, strict=True):

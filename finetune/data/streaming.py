@@ -211,7 +211,7 @@ def _usable(rows: Dataset, source: str, data: Data, content: str) -> OnDisk:
     if len(rejected) > row_checks.MOST_REJECTED * len(rows):
         raise UserError(
             f"{source}: {rejected[0]['reason']} (row {rejected[0]['line']}); {len(rejected)} of "
-            f"{len(rows)} rows cannot be used, mend the file"
+            f"{len(rows)} rows cannot be used, fix the file"
         )
     places, draw = numpy.flatnonzero(digests), numpy.random.default_rng(data.split_seed)
     _, first, counts = numpy.unique(digests[places], return_index=True, return_counts=True)

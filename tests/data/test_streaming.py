@@ -1,4 +1,4 @@
-"""Documents on disk: the same training as from memory, splits without overlap, bounded memory."""
+"""Documents on disk: the same training as in memory, resuming, cached tokens, one-line errors."""
 
 import json
 import subprocess
@@ -129,7 +129,7 @@ def test_every_kind_of_file_gives_the_same_texts(workdir: Path, suffix: str) -> 
 
 
 def counted_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many documents each call of ``causal_lm.blocks`` gets from now on."""
+    """Records how many documents each later call of ``causal_lm.blocks`` gets."""
     calls, made = [], causal_lm.blocks
 
     def blocks(rows: list[documents.Document], *settings: Any) -> dict[str, list[Any]]:

@@ -105,10 +105,10 @@ def test_of_a_chat_only_the_assistant_is_learned(tokenizer, template: str) -> No
     ("template", "message"),
     [
         (None, "has no chat template"),
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not show what the assist"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not show where the assist"),
         # What was said first changes when the chat goes on.
         ("{{ messages | length }}" + CHAT_TEMPLATE, "put {% generation %}"),
-        ("{{ raise_exception('no system') }}", "refuses a chat: no system"),
+        ("{{ raise_exception('no system') }}", "rejects a chat: no system"),
     ],
 )
 def test_a_template_that_hides_the_assistant_is_refused(tokenizer, template, message) -> None:
