@@ -1,11 +1,11 @@
-"""Memory of a corpus larger than it should be: what `streaming: true` takes, beside a small corpus.
+"""Measures the memory that `streaming: true` takes for a large corpus, against a small one.
 
-python benchmarks/streaming.py                  # 2 GB of text; writes about 9 GB beside it
+python benchmarks/streaming.py                  # 2 GB of text; writes about 9 GB to disk
 python benchmarks/streaming.py --megabytes 200
 
-Each corpus is made of the embedded reviews' own words, and a training of a few steps on it runs in
-a process of its own, whose memory is read from /proc (Linux) ten times a second: all of it, and
-that part which is no mapped file.
+Each corpus is made of random words of the embedded reviews. A training of a few steps runs in its
+own process, whose memory is read from /proc (Linux) ten times a second: all of it, and the
+anonymous part, which is no memory-mapped file.
 """
 
 import argparse
@@ -31,7 +31,7 @@ training: {max_steps: 2, per_device_train_batch_size: 2, save_strategy: "no"}
 
 
 def write(path: Path, size: int) -> None:
-    """About ``size`` bytes of made-up reviews as JSON lines: 200 words each, drawn at random."""
+    """Writes about ``size`` bytes of reviews as JSON lines, each of 200 words drawn at random."""
     tables, _ = readers.dataset("embedded:imdb", None, None, "label", "utf-8")
     words = " ".join(tables["train"].rows["text"].iloc[:500]).split()
     draw, written = numpy.random.default_rng(0), 0
@@ -43,7 +43,7 @@ def write(path: Path, size: int) -> None:
 
 
 def peaks(folder: Path) -> tuple[int, int, float]:
-    """Bytes at the peak of a training in ``folder``, those of no file, and its seconds."""
+    """Trains in ``folder``; returns peak bytes, peak anonymous bytes, and seconds."""
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     started = time.perf_counter()
     training = subprocess.Popen(
@@ -54,9 +54,9 @@ def peaks(folder: Path) -> tuple[int, int, float]:
     most, anonymous = 0, 0
     while training.poll() is None:
         lines = Path(f"/proc/{training.pid}/status").read_text(encoding="utf-8").splitlines()
-        said = dict(line.split(":", 1) for line in lines)
-        most = max(most, int(said.get("VmHWM", "0").split()[0]) * 1024)
-        anonymous = max(anonymous, int(said.get("RssAnon", "0").split()[0]) * 1024)
+        status = dict(line.split(":", 1) for line in lines)
+        most = max(most, int(status.get("VmHWM", "0").split()[0]) * 1024)
+        anonymous = max(anonymous, int(status.get("RssAnon", "0").split()[0]) * 1024)
         time.sleep(0.1)
     if training.returncode:
         sys.exit("the training failed")
@@ -64,23 +64,23 @@ def peaks(folder: Path) -> tuple[int, int, float]:
 
 
 def main() -> None:
-    """Train on a small corpus and on a large one, and print what the second takes more."""
+    """Trains on a small and a large corpus, and prints how much more memory the second takes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--megabytes", type=int, default=2000)
-    parser.add_argument("--folder", help="where the corpora go for the time being")
-    said = parser.parse_args()
+    parser.add_argument("--folder", help="where the corpora are written temporarily")
+    args = parser.parse_args()
     found = {}
-    for name, size in (("small", 1), ("large", said.megabytes)):
-        with tempfile.TemporaryDirectory(dir=said.folder) as folder:
+    for name, size in (("small", 1), ("large", args.megabytes)):
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             write(Path(folder) / "corpus.jsonl", size * 10**6)
             found[name] = peaks(Path(folder))
         most, anonymous, seconds = found[name]
         print(
-            f"{size:,} MB of text: peak {most / 1e9:.2f} GB, {anonymous / 1e9:.2f} GB of it no "
-            f"mapped file; {seconds:,.0f} s"
+            f"{size:,} MB of text: peak {most / 1e9:.2f} GB, {anonymous / 1e9:.2f} GB of it "
+            f"anonymous; {seconds:,.0f} s"
         )
     more, own = (found["large"][i] - found["small"][i] for i in (0, 1))
-    print(f"the large one takes {more / 1e9:.2f} GB more, {own / 1e9:.2f} GB of it no mapped file")
+    print(f"the large one takes {more / 1e9:.2f} GB more, {own / 1e9:.2f} GB of it anonymous")
 
 
 if __name__ == "__main__":

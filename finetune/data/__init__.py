@@ -1,4 +1,4 @@
-"""Where rows come from and how they reach a model: sources, files, labels, splits, tokens, batches.
+"""Data: sources, file readers, row checks, labels, splits, tokens, packing, augmentation.
 
 May import errors and recipe.
 """

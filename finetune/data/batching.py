@@ -1,4 +1,4 @@
-"""Cuts rows into batches by their length."""
+"""Groups rows into batches of similar length."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,9 +6,9 @@ import numpy
 
 
 def within(lengths: Sequence[int], budget: int) -> Iterator[numpy.ndarray]:
-    """Row numbers, longest rows first, cut so that rows x longest stays within ``budget`` tokens.
+    """Yields the row numbers of batches of at most ``budget`` tokens, padding included.
 
-    A row that is longer than the budget stands alone.
+    The longest rows come first. A row that is longer than the budget is a batch of its own.
     """
     order = numpy.argsort(numpy.negative(lengths), kind="stable")
     while len(order):

@@ -1,11 +1,11 @@
-"""Chats as tables hold them: checked, and written as one text."""
+"""Reads, checks and serializes chats, which tables have as lists of messages or as JSON text."""
 
 import json
 from typing import Any
 
 
 def read(cell: Any) -> Any:
-    """The messages of a cell: a list, or the JSON text of one as CSV holds it."""
+    """Returns the messages of a cell: a list, or in CSV its JSON text; None if it is neither."""
     if not isinstance(cell, str):
         return [dict(message) if isinstance(message, dict) else message for message in cell]
     try:
@@ -15,7 +15,7 @@ def read(cell: Any) -> Any:
 
 
 def fault(cell: Any) -> str | None:
-    """What is wrong with a cell of messages, in words that follow the column's name."""
+    """Returns what is wrong with a cell, as words to put after the column's name, or None."""
     try:
         messages = read(cell)
     except TypeError:
@@ -24,15 +24,15 @@ def fault(cell: Any) -> str | None:
         return "is not a list of messages"
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            return 'holds a message that is not {"role": …, "content": …}'
+            return 'has a message that is not {"role": …, "content": …}'
         if not all(isinstance(message[key], str) for key in ("role", "content")):
-            return "holds a role or content that is not a text"
+            return "has a role or content that is not a text"
     if not any(message["role"] == "assistant" for message in messages):
-        return "holds no message of the assistant, so there is nothing to learn"
+        return "has no message of the assistant, so there is nothing to learn"
     return None
 
 
 def as_text(cell: Any) -> str:
-    """The messages of a cell as JSON, alike for alike chats."""
+    """Returns the messages of a cell as JSON, the same for equal chats."""
     chosen = [{key: message[key] for key in ("role", "content")} for message in read(cell)]
     return json.dumps(chosen, ensure_ascii=False)

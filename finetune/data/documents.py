@@ -1,7 +1,8 @@
-"""Documents for a language model: which tokens they are, and which of them are learned.
+"""Tokenizes documents for language models, and marks the tokens that have a loss.
 
-A text is learned whole, of a prompt with its completion only the completion, of a chat only what
-the assistant says.
+- A text: all tokens.
+- A prompt with its completion: the completion.
+- A chat: the assistant's messages.
 """
 
 import json
@@ -19,14 +20,15 @@ from finetune.data import chats
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
 
-# What ends a document for a tokenizer of our own.
+# The end-of-document token of tokenizers that are trained here.
 END = "<|endoftext|>"
+# What marks the assistant's messages in a chat template.
 MARKS = re.compile(r"{%-?\s*generation\s*-?%}")
 
 
 @dataclass
 class Document:
-    """Tokens (T), whether each is learned, and where in ``text`` it ends."""
+    """``ids`` (T) of the tokens, whether each is ``learned``, and where in ``text`` it ``ends``."""
 
     text: str
     ids: list[int]
@@ -34,16 +36,16 @@ class Document:
     ends: list[int]
 
     def labels(self) -> list[int]:
-        """The tokens themselves where they are learned."""
+        """Returns the ids (T), with ``IGNORED`` for tokens that are not learned."""
         return [
             i if learned else IGNORED for i, learned in zip(self.ids, self.learned, strict=True)
         ]
 
-    def scored(self, most: int, special: set[int]) -> dict[str, list[int]]:
-        """The first ``most`` tokens as a row to score, without the special ones.
+    def scored(self, most: int, special: set[int]) -> dict[str, Any]:
+        """Returns the first ``most`` tokens as a row to score, without labels for special tokens.
 
-        What ``labels`` say of position 0, which nothing comes before, is how many bytes the scored
-        tokens stand for.
+        ``input_ids`` and ``labels`` are (T,); nothing is predicted at position 0. ``bytes`` is how
+        many bytes of UTF-8 the scored tokens stand for.
         """
         labels = [i if i not in special else IGNORED for i in self.labels()[:most]]
         count, start = 0, None
@@ -54,20 +56,20 @@ class Document:
             elif not scored and start is not None:
                 count += len(self.text[start : self.ends[t - 1]].encode())
                 start = None
-        return {"input_ids": self.ids[:most], "labels": [count, *labels[1:]]}
+        return {"input_ids": self.ids[:most], "labels": [IGNORED, *labels[1:]], "bytes": count}
 
 
-# Texts by the parts of a document: a frame's columns, or those of a part of a larger corpus.
+# The columns of a frame, or of some rows on disk, by the part of a document that each has.
 Columns = pandas.DataFrame | dict[str, list[Any]]
 
 
 def kind(rows: Columns) -> str:
-    """What the rows are: ``messages``, ``prompt`` (with its completion) or ``text``."""
+    """Returns the kind of document: ``messages``, ``prompt`` (with its completion) or ``text``."""
     return next(name for name in ("messages", "prompt", "text") if name in rows)
 
 
 def new_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (Radford et al. 2019) of at most ``size`` tokens."""
+    """Trains a byte-level BPE tokenizer (Radford et al. 2019) of at most ``size`` tokens."""
     learner = ByteLevelBPETokenizer()
     learner.train_from_iterator(texts, size, special_tokens=[END], show_progress=False)
     learned = Tokenizer.from_str(learner.to_str())
@@ -75,37 +77,37 @@ def new_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def encode(rows: Columns, tokenizer: PreTrainedTokenizerBase) -> list[Document]:
-    """Rows as documents, whole.
+    """Tokenizes rows as documents of any length.
 
     Raises:
-        UserError: chats, and the tokenizer has no chat template, or one that does not show what the
-            assistant says.
+        UserError: the rows are chats, and the tokenizer has no chat template, or one that does not
+            show where the assistant's messages are.
     """
     found = kind(rows)
     if found == "messages":
         return [chat(json.loads(chats.as_text(c)), tokenizer) for c in rows["messages"]]
     if found == "prompt":
         pairs = zip(rows["prompt"], rows["completion"], strict=True)
-        return [completion(str(prompt), str(said), tokenizer) for prompt, said in pairs]
+        return [completion(str(prompt), str(answer), tokenizer) for prompt, answer in pairs]
     return texts([str(cell) for cell in rows["text"]], tokenizer)
 
 
-def texts(said: list[str], tokenizer: Any) -> list[Document]:
-    """Texts with what the tokenizer itself puts around them, and their end."""
-    # Tokenizers fail on no text at all.
-    encoded = tokenizer(said, return_offsets_mapping=True, verbose=False) if said else {}
+def texts(cells: list[str], tokenizer: Any) -> list[Document]:
+    """Tokenizes texts with the tokenizer's own special tokens and an end-of-document token."""
+    # Tokenizers fail on an empty list.
+    encoded = tokenizer(cells, return_offsets_mapping=True, verbose=False) if cells else {}
     out = []
-    for i, text in enumerate(said):
+    for i, text in enumerate(cells):
         ids = list(encoded["input_ids"][i])
         ends = [end for _, end in encoded["offset_mapping"][i]]
         out.append(_ended(text, ids, [True] * len(ids), ends, tokenizer))
     return out
 
 
-def completion(prompt: str, said: str, tokenizer: Any) -> Document:
-    """A prompt and what follows it, each encoded by itself as when the model is asked."""
+def completion(prompt: str, answer: str, tokenizer: Any) -> Document:
+    """Tokenizes a prompt and its completion separately, as when the model generates."""
     first = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
-    second = tokenizer(said, return_offsets_mapping=True, verbose=False, add_special_tokens=False)
+    second = tokenizer(answer, return_offsets_mapping=True, verbose=False, add_special_tokens=False)
     before: list[int] = [*first["input_ids"]]
     if len(before) > 1 and before[-1] == tokenizer.eos_token_id:
         before.pop()
@@ -114,33 +116,35 @@ def completion(prompt: str, said: str, tokenizer: Any) -> Document:
     ends += [len(prompt) + end for _, end in second["offset_mapping"]]
     ids = [*before, *second["input_ids"]]
     learned = [False] * len(before) + [True] * (len(ids) - len(before))
-    return _ended(prompt + said, ids, learned, ends, tokenizer)
+    return _ended(prompt + answer, ids, learned, ends, tokenizer)
 
 
 def _ended(
-    said: str,
+    text: str,
     ids: list[int],
     learned: list[bool],
     ends: list[int],
     tokenizer: Any,
 ) -> Document:
+    """Adds the end-of-document token, if there is one and it is not there already."""
     end = tokenizer.eos_token_id
     if end is not None and ids[-1:] != [end]:
-        ids, learned, ends = [*ids, end], [*learned, True], [*ends, len(said)]
-    return Document(said, ids, learned, ends)
+        ids, learned, ends = [*ids, end], [*learned, True], [*ends, len(text)]
+    return Document(text, ids, learned, ends)
 
 
 # --- chats -----------------------------------------------------------------------------------
 
 
 def chat(messages: list[dict[str, str]], tokenizer: Any) -> Document:
-    """A chat by the tokenizer's own template; learned is what the assistant says, and its end.
+    """Tokenizes a chat by the tokenizer's template; the assistant's messages are learned.
 
-    Where the template marks that itself ({% generation %}), by its marks; else by what each turn
-    adds to the chat so far, as long as no turn changes what stands before it.
+    - If the template marks them ({% generation %}), the marks decide.
+    - Otherwise, a message is what rendering it adds to the chat before it. This requires that no
+      message changes the text before it.
 
     Raises:
-        UserError: there is no template, or neither shows what the assistant says.
+        UserError: there is no template, or neither way shows the assistant's messages.
     """
     if not tokenizer.chat_template:
         raise UserError(
@@ -149,11 +153,11 @@ def chat(messages: list[dict[str, str]], tokenizer: Any) -> Document:
         )
     if MARKS.search(str(tokenizer.chat_template)):
         made: Any = _rendered(messages, tokenizer, return_assistant_tokens_mask=True)
-        said = _rendered(messages, tokenizer, tokenize=False)
+        text = _rendered(messages, tokenizer, tokenize=False)
         learned = [bool(mask) for mask in made["assistant_masks"]]
     else:
-        said, turns = _turns(messages, tokenizer)
-        made = tokenizer(said, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        text, turns = _turns(messages, tokenizer)
+        made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         learned = [
             any(first <= start and end <= last for first, last in turns)
             for start, end in made["offset_mapping"]
@@ -161,7 +165,7 @@ def chat(messages: list[dict[str, str]], tokenizer: Any) -> Document:
     if not any(learned):
         raise _unmarked(tokenizer)
     return Document(
-        said, list(made["input_ids"]), learned, [end for _, end in made["offset_mapping"]]
+        text, list(made["input_ids"]), learned, [end for _, end in made["offset_mapping"]]
     )
 
 
@@ -172,14 +176,14 @@ def _rendered(messages: list[dict[str, str]], tokenizer: Any, **options: Any) ->
             messages, return_dict=bool(more), tokenizer_kwargs=more or None, **options
         )
     except TemplateError as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{tokenizer.name_or_path}: its chat template refuses a chat: {said}"
+            f"{tokenizer.name_or_path}: its chat template rejects a chat: {reason}"
         ) from None
 
 
 def _turns(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """A chat as one text, and from where to where in it the assistant speaks."""
+    """Returns a chat as one text, and the first and last place of each of the assistant's turns."""
     whole, turns = _rendered(messages, tokenizer, tokenize=False), []
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -188,18 +192,18 @@ def _turns(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[tu
         if i:
             before = _rendered(messages[:i], tokenizer, tokenize=False, add_generation_prompt=True)
         after = _rendered(messages[: i + 1], tokenizer, tokenize=False)
-        said = after[len(before) :].rstrip()
-        # Without anything around it, a turn could be anyone's, and would never end.
-        bare = said.strip() == message["content"].strip()
+        turn = after[len(before) :].rstrip()
+        # A turn without any marks around it could be anyone's, and would never end.
+        bare = turn.strip() == message["content"].strip()
         if not after.startswith(before) or not whole.startswith(after.rstrip()) or bare:
             raise _unmarked(tokenizer)
-        turns.append((len(before), len(before) + len(said)))
+        turns.append((len(before), len(before) + len(turn)))
     return whole, turns
 
 
 def _unmarked(tokenizer: PreTrainedTokenizerBase) -> UserError:
     return UserError(
-        f"{tokenizer.name_or_path}: its chat template does not show what the assistant says; put "
-        "{% generation %} and {% endgeneration %} around that in a copy of the checkpoint, or give "
-        "prompt and completion"
+        f"{tokenizer.name_or_path}: its chat template does not show where the assistant's messages "
+        "are; put {% generation %} and {% endgeneration %} around them in a copy of the "
+        "checkpoint, or give prompt and completion"
     )

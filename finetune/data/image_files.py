@@ -1,4 +1,9 @@
-"""Image files: decoded alike whatever their kind, and read with their labels."""
+"""Reads image files and their labels, and writes PNG files.
+
+- Decoding: every kind of file becomes 8-bit RGB (or grey), upright, on white where it is
+  transparent. The same file always gives the same pixels.
+- Tables: a folder with a folder for each class, a table of paths, or Parquet with the files inside.
+"""
 
 import hashlib
 import io
@@ -18,17 +23,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-# PIL reads dozens of other kinds, and some of them by running programs.
+# PIL reads dozens of other kinds, some of them by running programs.
 KINDS = ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"]
 MOST_MEGAPIXELS = 40
-# What a mode is called when it becomes RGB; an alpha channel is counted by itself.
+# Names of modes that become RGB, for the report; an alpha channel is counted by itself.
 MODES = {"1": "grey", "L": "grey", "LA": "grey", "I": "grey", "P": "palette", "PA": "palette"}
-# PIL's warnings name no file; what matters of them is raised or counted here.
+# Up to this side in pixels the images of a sheet are enlarged.
+MOST_SIDE = 84
+# PIL's warnings name no file. Errors are raised here, and what was fixed is counted.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class Unusable(Exception):  # noqa: N818 - the fault is the picture's
-    """Why a picture cannot be used, in words that follow its name."""
+class Unusable(Exception):  # noqa: N818 - no error of the program, but of the image
+    """Why an image cannot be used, as words to put after its name."""
 
 
 # --- decoding --------------------------------------------------------------------------------
@@ -42,7 +49,7 @@ def _require_pillow() -> None:
 
 
 def _eight_bits(image: "Image.Image") -> "Image.Image":
-    """16-bit grey as 8-bit grey: PIL's own conversion clips, or does not, by its version."""
+    """Converts 16-bit grey to 8-bit grey. PIL's own conversion clips in some versions only."""
     from PIL import Image
 
     values = numpy.asarray(image).astype(numpy.uint16)
@@ -52,7 +59,7 @@ def _eight_bits(image: "Image.Image") -> "Image.Image":
 
 
 def _normalised(image: "Image.Image", deep: bool, fixed: list[str]) -> "Image.Image":
-    """A decoded image as RGB; what had to be done is appended to ``fixed``."""
+    """Converts a decoded image to RGB; what was changed is appended to ``fixed``."""
     from PIL import Image
 
     mode = image.mode.partition(";")[0]
@@ -74,7 +81,7 @@ def _normalised(image: "Image.Image", deep: bool, fixed: list[str]) -> "Image.Im
 
 
 def _opened(stream: Any) -> tuple["Image.Image", list[str]]:
-    """The image in a file as RGB, and what was normalised."""
+    """Returns the image in a file as RGB, and what was normalized."""
     from PIL import ExifTags, Image, ImageOps
 
     if not stream.read(1):
@@ -84,8 +91,8 @@ def _opened(stream: Any) -> tuple["Image.Image", list[str]]:
     if megapixels > MOST_MEGAPIXELS:
         raise Unusable(f"has {math.ceil(megapixels)} megapixels, {MOST_MEGAPIXELS} are the most")
     fixed = []
-    # A photo with a preview beside it (MPO) holds several frames too. PIL's single-frame kinds
-    # have no such attribute.
+    # A photo with a preview (MPO) has several frames, too. PIL's single-frame kinds have no such
+    # attribute.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         fixed.append("first frame of an animation")
     raw = repr(image.tile)
@@ -96,13 +103,12 @@ def _opened(stream: Any) -> tuple["Image.Image", list[str]]:
     return _normalised(image, ";16" in raw and ";16S" not in raw, fixed), fixed
 
 
-def _decoded(picture: str | bytes) -> tuple["Image.Image", list[str]]:
+def _decoded(file: str | bytes) -> tuple["Image.Image", list[str]]:
     _require_pillow()
     from PIL import Image, UnidentifiedImageError
 
     try:
-        whole = isinstance(picture, bytes)
-        with io.BytesIO(picture) if whole else Path(picture).open("rb") as stream:
+        with io.BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as stream:
             return _opened(stream)
     except Unusable:
         raise
@@ -115,50 +121,83 @@ def _decoded(picture: str | bytes) -> tuple["Image.Image", list[str]]:
         least = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise Unusable(f"has over {least} megapixels, {MOST_MEGAPIXELS} are the most") from None
     except Exception as error:
-        # Over a broken file PIL's decoders raise anything: OSError, struct.error, IndexError...
+        # For a broken file PIL's decoders raise anything: OSError, struct.error, IndexError...
         words = " ".join(str(error).split()) or type(error).__name__
         cut = "truncated" in words.lower()
         raise Unusable("is cut short" if cut else f"cannot be decoded: {words}") from None
 
 
-def decode(picture: str | bytes, channels: int = 3) -> "Image.Image":
-    """Decode a picture as it is meant to be seen, and always alike.
+def decode(file: str | bytes, channels: int = 3) -> "Image.Image":
+    """Decodes an image file.
 
-    The first frame, turned as its EXIF says, on white where it is transparent, 8 bits a channel
-    (16 are divided by 256).
+    The result is the first frame, rotated by its EXIF orientation, on white where it is
+    transparent, with 8 bits a channel (16 are divided by 256).
 
     Args:
-        picture: a path, or the encoded file itself.
+        file: a path, or the encoded file itself.
         channels: 3 for mode RGB, 1 for mode L.
 
     Raises:
-        Unusable: missing, empty, not an image, broken, or above ``MOST_MEGAPIXELS``; the last is
-            known from the header, before anything is decoded.
+        Unusable: missing, empty, not an image, broken, or above ``MOST_MEGAPIXELS``, which is
+            checked in the header, before anything is decoded.
         UserError: pillow is not installed.
     """
-    image, _ = _decoded(picture)
+    image, _ = _decoded(file)
     return image.convert("L") if channels == 1 else image
 
 
-def inspect(picture: str | bytes) -> tuple[str, list[str]]:
-    """sha256 of a picture's size and decoded pixels, and what was normalised to get them.
+def inspect(file: str | bytes) -> tuple[str, list[str]]:
+    """Returns the sha256 of an image's size and decoded pixels, and what was normalized.
 
-    Two files with the same digest show the same picture.
+    Two files with the same digest show the same image.
 
     Raises:
         Unusable, UserError: as ``decode`` does.
     """
-    image, fixed = _decoded(picture)
+    image, fixed = _decoded(file)
     digest = hashlib.sha256(f"{image.width}x{image.height}|".encode())
     digest.update(image.tobytes())
     return digest.hexdigest(), fixed
+
+
+# --- encoding --------------------------------------------------------------------------------
+
+
+def png(image: "Image.Image") -> bytes:
+    """Encodes an image as a PNG file."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
+
+
+def sheet(grid: numpy.ndarray, gap: int = 2) -> bytes:
+    """Encodes images in rows and columns, on white, as one PNG file; small ones are enlarged.
+
+    Args:
+        grid: (R, C, channels, H, W) float in [0, 1], 1 or 3 channels.
+        gap: pixels between the images.
+    """
+    from PIL import Image
+
+    down, across, channels, height, width = grid.shape
+    zoom = max(1, MOST_SIDE // max(height, width))
+    cells = numpy.round(grid.clip(0, 1) * 255).astype(numpy.uint8)
+    cells = cells.repeat(zoom, -1).repeat(zoom, -2).repeat(3 // channels, 2)
+    step_y, step_x = height * zoom + gap, width * zoom + gap
+    whole = numpy.full((down * step_y - gap, across * step_x - gap, 3), 255, numpy.uint8)
+    for y in range(down):
+        for x in range(across):
+            top, left = y * step_y, x * step_x
+            place = whole[top : top + height * zoom, left : left + width * zoom]
+            place[:] = cells[y, x].transpose(1, 2, 0)
+    return png(Image.fromarray(whole))
 
 
 # --- tables ----------------------------------------------------------------------------------
 
 
 def _files(folder: Path) -> list[Path]:
-    """The image files below a folder, but for hidden ones."""
+    """Returns the image files below a folder, without hidden ones."""
     return sorted(
         file
         for file in folder.rglob("*")
@@ -171,7 +210,7 @@ def _files(folder: Path) -> list[Path]:
 def _class_folders(path: Path, data: Data, labelled: bool) -> readers.Table:
     folders = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
     if len({split for split, _ in readers.split_files(path)}) > 1:
-        raise UserError(f"{path}: holds folders of several splits; give it as `dataset:`")
+        raise UserError(f"{path}: has folders of several splits; give it as `dataset:`")
     loose = [file for file in _files(path) if file.parent == path]
     if loose and not labelled:
         found = _files(path)
@@ -182,14 +221,14 @@ def _class_folders(path: Path, data: Data, labelled: bool) -> readers.Table:
         )
     if not folders:
         what = "images but no class folders" if loose else "no images"
-        raise UserError(f"{path}: holds {what}; sort them into a folder a class, {path}/NAME/")
+        raise UserError(f"{path}: has {what}; make a folder for each class, {path}/NAME/")
     if loose:
-        raise UserError(f"{loose[0]}: lies beside the class folders; move it into one of them")
+        raise UserError(f"{loose[0]}: is not in a class folder; move it into one")
     rows, places = [], []
     for folder in folders:
         inside = _files(folder)
         if not inside:
-            raise UserError(f"{folder}: a class folder without an image; fill it, or remove it")
+            raise UserError(f"{folder}: a class folder without images; add some, or remove it")
         rows += [(str(file), folder.name) for file in inside]
         places += [file.relative_to(path).as_posix() for file in inside]
     frame = pandas.DataFrame(rows, columns=[data.image, data.label], index=places, dtype=object)
@@ -197,7 +236,7 @@ def _class_folders(path: Path, data: Data, labelled: bool) -> readers.Table:
 
 
 def _unpack(table: readers.Table, folder: Path, data: Data) -> readers.Table:
-    """Make every cell of the image column a path, an encoded file, or nothing."""
+    """Makes every cell of the image column a path, an encoded file, or None."""
     if data.image not in table.rows.columns:
         return table
 
@@ -219,16 +258,16 @@ def _unpack(table: readers.Table, folder: Path, data: Data) -> readers.Table:
 
 
 def read(path: Path, data: Data, labelled: bool = True) -> readers.Table:
-    """Read a folder of class folders, a table of paths, or Parquet that holds the files.
+    """Reads a folder of class folders, a table of paths, or Parquet with the files inside.
 
-    Where no labels are needed, the images of a folder need no class folders.
+    Without labels, a folder of images needs no class folders.
 
-    The image column has a path, the bytes of a file, or None; paths of a table start at its
+    The image column has a path, the bytes of a file, or None; paths of a table are relative to its
     folder. Rows of class folders have the file as their index.
 
     Raises:
-        UserError: what ``readers.read_table`` refuses, images outside class folders, a class folder
-            without an image.
+        UserError: as ``readers.read_table`` does; images outside class folders, a class folder
+            without images.
     """
     if path.is_dir():
         tables = sorted(f for f in path.iterdir() if f.suffix in readers.SUFFIXES)
@@ -236,7 +275,7 @@ def read(path: Path, data: Data, labelled: bool = True) -> readers.Table:
             return _class_folders(path, data, labelled)
         if _files(path):
             raise UserError(
-                f"{path}: holds {tables[0].name} beside images; give the table itself, or move it "
+                f"{path}: has both {tables[0].name} and images; give the table itself, or move it "
                 "elsewhere"
             )
     table = readers.read_table(path, data.encoding)
@@ -244,18 +283,18 @@ def read(path: Path, data: Data, labelled: bool = True) -> readers.Table:
 
 
 def _digits(name: str, data: Data) -> readers.Table:
-    """5,000 of MNIST's digits, 28x28, each as a PNG file."""
+    """Reads 5,000 of MNIST's digits, 28 x 28 pixels, each as a PNG file."""
     _require_pillow()
     from PIL import Image
 
     file = sources.embedded(name.removeprefix("embedded:"), sources.EMBEDDED_DATASETS, "dataset")
     values = pandas.read_csv(file, header=None).to_numpy(numpy.uint8)
-    pictures = []
+    files = []
     for pixels in values[:, :-1].reshape(-1, 28, 28):
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "PNG")
-        pictures.append(stream.getvalue())
-    rows = {data.image: pictures, data.label: values[:, -1].tolist()}
+        files.append(stream.getvalue())
+    rows = {data.image: files, data.label: values[:, -1].tolist()}
     frame = pandas.DataFrame(rows, index=range(1, len(values) + 1), dtype=object)
     return readers.Table(frame, name, label_names=[str(digit) for digit in range(10)])
 
@@ -263,7 +302,7 @@ def _digits(name: str, data: Data) -> readers.Table:
 def dataset(
     name: str, data: Data, labelled: bool = True
 ) -> tuple[dict[str, readers.Table], str | None]:
-    """All splits of a named dataset of images, and the hub commit they came from if any.
+    """Reads all splits of a named dataset of images; also returns the hub commit, if any.
 
     Raises:
         UserError: it cannot be found or read.
@@ -281,28 +320,3 @@ def dataset(
     if commit:
         tables = {split: _unpack(table, Path(), data) for split, table in tables.items()}
     return tables, commit
-
-
-def sheet(grid: numpy.ndarray, gap: int = 2) -> bytes:
-    """Images in rows and columns, on white, as a PNG file; small ones enlarged.
-
-    Args:
-        grid: (rows, columns, C, H, W) float in [0, 1], C 1 or 3.
-        gap: pixels between the images.
-    """
-    from PIL import Image
-
-    down, across, channels, height, width = grid.shape
-    zoom = max(1, 84 // max(height, width))
-    cells = numpy.round(grid.clip(0, 1) * 255).astype(numpy.uint8)
-    cells = cells.repeat(zoom, -1).repeat(zoom, -2).repeat(3 // channels, 2)
-    step_y, step_x = height * zoom + gap, width * zoom + gap
-    whole = numpy.full((down * step_y - gap, across * step_x - gap, 3), 255, numpy.uint8)
-    for y in range(down):
-        for x in range(across):
-            top, left = y * step_y, x * step_x
-            place = whole[top : top + height * zoom, left : left + width * zoom]
-            place[:] = cells[y, x].transpose(1, 2, 0)
-    file = io.BytesIO()
-    Image.fromarray(whole).save(file, format="PNG", optimize=True)
-    return file.getvalue()

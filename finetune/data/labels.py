@@ -1,4 +1,4 @@
-"""Labels as they were read -> class numbers, 0/1 vectors or targets."""
+"""Encodes labels as class indices, 0/1 vectors or regression targets."""
 
 import math
 from typing import Any
@@ -14,13 +14,13 @@ from finetune.recipe import Data
 def encode(
     frames: dict[str, pandas.DataFrame], tables: dict[str, readers.Table], data: Data
 ) -> list[str]:
-    """Encode the labels of all splits in place, as the problem type says.
+    """Encodes the labels of all splits in place, as the problem type says.
 
     Returns:
-        The classes' names, in the order of their numbers; none for regression.
+        The class names, by their index; none for regression.
 
     Raises:
-        UserError: a label that is not of its kind, or that train does not have.
+        UserError: a label is of another type, or does not occur in train.
     """
     if data.problem_type == "single_label_classification":
         for split, frame in frames.items():
@@ -40,7 +40,7 @@ def _number(text: str) -> float | None:
 
 
 def _class_names(values: list[Any], given: list[str] | None) -> list[str]:
-    """Label names in ``ClassLabel`` order, else numeric, else sorted: never "10" before "2"."""
+    """Returns the names in ``ClassLabel`` order, else by value if all are numbers, else sorted."""
     if given:
         return given
     names = {str(v) for v in values}
@@ -56,7 +56,7 @@ def _check_types(frame: pandas.DataFrame, table: readers.Table) -> None:
         if type(value) is not first:
             raise UserError(
                 f"{table.at(line)}: label {value!r} is {type(value).__name__} where the rows "
-                f"before have {first.__name__}; write all labels alike"
+                f"before have {first.__name__}; write all labels as one type"
             )
 
 
@@ -84,7 +84,7 @@ def _encode_classes(
                 if not 0 <= value < len(given):
                     raise UserError(
                         f"{where}: label {value} is outside 0 to {len(given) - 1}, the numbers of "
-                        f"{', '.join(given[:12])}; mend the row"
+                        f"{', '.join(given[:12])}; fix the row"
                     )
                 codes.append(int(value))
             elif str(value) in index:

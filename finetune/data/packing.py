@@ -1,8 +1,10 @@
-"""Documents packed into blocks of one length, such that none can tell that others are there.
+"""Packs documents into blocks of one length without attention between documents.
 
-Each document keeps its own positions from 0 up. transformers sees by them where one ends and lets
-no attention cross that border (``masking_utils.find_packed_sequence_indices``), as long as no
-attention mask says otherwise.
+- ``pack`` chooses the documents of each block (best fit decreasing), ``block`` concatenates them.
+- Each document has its own positions, from 0 up. By these, transformers finds where a document ends
+  and masks attention across that border (``masking_utils.find_packed_sequence_indices``), unless it
+  is given an attention mask.
+- ``is_kept_apart`` tests on the model itself that this works.
 """
 
 from bisect import bisect_left, insort
@@ -12,21 +14,21 @@ from typing import Any
 import numpy
 import torch
 
-# What cross-entropy passes over.
+# The label that cross-entropy ignores.
 IGNORED = -100
 
 
 def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Which documents share a block of ``size`` tokens: their numbers, block by block.
+    """Returns the numbers of the documents in each block of ``size`` tokens.
 
-    The longest go first, each into the fullest block that still has room (best fit decreasing),
-    which leaves little empty where some documents are short.
+    Best fit decreasing: the longest documents go first, each into the fullest block that still has
+    room. If some documents are short, little room is left empty.
 
     Args:
         lengths: tokens of each document, at most ``size``.
     """
     blocks: list[list[int]] = []
-    # Blocks by the room they have left, and those rooms in order.
+    # Blocks by the room that they have left, and the sorted list of those rooms.
     by_room: dict[int, list[int]] = {}
     rooms: list[int] = []
     for document in numpy.argsort(-numpy.asarray(lengths), kind="stable"):
@@ -51,30 +53,33 @@ def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def block(documents: Sequence[dict[str, list[int]]]) -> dict[str, list[int]]:
-    """Documents with ``input_ids`` and ``labels``, one behind the other, with their positions."""
+    """Concatenates documents with ``input_ids`` and ``labels``, and adds ``position_ids``."""
     out: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
     for document in documents:
         ids = document["input_ids"]
         out["input_ids"] += ids
-        # The last token of the document before must not learn this one's first.
+        # The last token of a document must not learn to predict the first one of the next.
         out["labels"] += [IGNORED, *document["labels"][1:]]
         out["position_ids"] += range(len(ids))
     return out
 
 
 class Collator:
-    """Rows of ``block`` -> a batch. What fills up a row is a document of its own, never learned.
+    """Pads rows of ``block`` to a batch. Padding is a document of its own, without labels.
 
     Args:
-        packs: whether rows hold several documents. Where each is one, its positions go without
-            saying, and some models would not be told them.
+        packs: whether rows have several documents. If not, the batch has no ``position_ids``, which
+            some models do not accept.
     """
 
     def __init__(self, pad_token_id: int, packs: bool = True) -> None:
         self.pad_token_id, self.packs = pad_token_id, packs
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Rows (B) -> ``input_ids``, ``labels`` and ``position_ids``, each (B, T) int."""
+        """Returns ``input_ids``, ``labels`` and ``position_ids``, each (B, T) int, of B rows.
+
+        If rows have ``bytes`` (see ``documents.Document.scored``), also ``bytes`` (B,) int.
+        """
         longest = max(len(row["input_ids"]) for row in rows)
 
         def filled(name: str, fill: int | None) -> torch.Tensor:
@@ -88,14 +93,18 @@ class Collator:
             "input_ids": filled("input_ids", self.pad_token_id),
             "labels": filled("labels", IGNORED),
         }
-        return batch | ({"position_ids": filled("position_ids", None)} if self.packs else {})
+        if self.packs:
+            batch["position_ids"] = filled("position_ids", None)
+        if "bytes" in rows[0]:
+            batch["bytes"] = torch.tensor([row["bytes"] for row in rows])
+        return batch
 
 
 @torch.no_grad()
 def is_kept_apart(model: torch.nn.Module) -> bool:
-    """Whether the model really computes each document of a block as if it were alone.
+    """Returns whether the model computes each document of a block as if it were alone.
 
-    Tried on the model itself: recurrent layers, for one, carry a state across.
+    Tested with the model itself, because recurrent layers, for example, carry a state across.
     """
     first, other, second = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [2, 4, 6, 8]])
     positions = torch.arange(4)
@@ -110,7 +119,7 @@ def is_kept_apart(model: torch.nn.Module) -> bool:
         alone = model(input_ids=second[None], position_ids=positions[None]).logits[0]
         pair = second_after(first), second_after(other)
     except TypeError:
-        # It takes no positions.
+        # It does not accept positions.
         return False
     finally:
         model.train(training)

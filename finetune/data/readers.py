@@ -1,4 +1,4 @@
-"""Rows as files and the hub hold them, each with the line it stood at."""
+"""Reads tables from files, folders and the hub, and keeps the line number of every row."""
 
 import csv
 import io
@@ -11,10 +11,10 @@ from typing import Any
 import pandas
 
 from finetune.data import sources
-from finetune.errors import UserError
+from finetune.errors import UserError, nearest
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
-# What is fetched of a hub dataset: no code.
+# The files of a hub dataset that are downloaded: no code.
 PATTERNS = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -25,10 +25,11 @@ SPLIT_NAMES = {
 
 @dataclass
 class Table:
-    """Rows as they were read; the index is the line (or row) they stood at, from 1.
+    """Rows as they were read; the index is the line number (or row number), from 1.
 
-    Where ``source`` is a folder of files, the index is ``FILE:LINE``, or ``FILE`` if each file is
-    a row. ``fixed`` counts what was normalised, ``rejected`` holds the rows set aside.
+    If ``source`` is a folder of files, the index is ``FILE:LINE``, or ``FILE`` if each file is a
+    row. ``fixed`` counts what was normalized, ``rejected`` has the rejected rows: source, line,
+    reason.
     """
 
     rows: pandas.DataFrame
@@ -38,20 +39,26 @@ class Table:
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
     def place(self, index: object) -> tuple[str, int | None]:
-        """The file and line of a row; no line where the file is the row."""
+        """Returns the file and line of a row; no line if the file is the row."""
         file, _, line = str(index).rpartition(":")
         if not line.isdecimal():
             return f"{self.source}/{index}", None
         return (f"{self.source}/{file}" if file else self.source), int(line)
 
     def at(self, index: object) -> str:
-        """The file and line of a row, as a message names them."""
+        """Returns the file and line of a row, for messages."""
         return where(*self.place(index))
 
 
 def where(file: str, line: int | None) -> str:
-    """A row's place as a message names it."""
+    """Formats the place of a row for messages."""
     return file if line is None else f"{file}:{line}"
+
+
+def unknown_name(source: str, what: str, name: str, known: list[str], key: str) -> UserError:
+    """Returns the error for a split or column that does not exist, with the ``key`` to set."""
+    hint = f"set `{key}:`; {nearest(name, known)}".rstrip("; ")
+    return UserError(f"{source}: no {what} {name!r}; it has {', '.join(known)} ({hint})")
 
 
 def _decode(path: Path, encoding: str, table: Table) -> str:
@@ -70,14 +77,15 @@ def _decode(path: Path, encoding: str, table: Table) -> str:
         ) from None
 
 
-def _refuse_twice(columns: list[str], path: Path) -> None:
+def _check_columns(columns: list[str], path: Path) -> None:
+    """Checks that no column name occurs twice."""
     twice = [name for name in columns if columns.count(name) > 1]
     if twice:
-        raise UserError(f"{path}:1: column {twice[0]!r} stands twice in the header; rename one")
+        raise UserError(f"{path}:1: column {twice[0]!r} occurs twice in the header; rename one")
 
 
 def _read_csv(path: Path, encoding: str, table: Table) -> pandas.DataFrame:
-    """All cells stay text: "NA" and "007" are what the user wrote."""
+    """Reads CSV or TSV. All cells stay text: "NA" and "007" are what the user wrote."""
     csv.field_size_limit(2**31 - 1)
     text = _decode(path, encoding, table)
     reader = csv.reader(
@@ -86,13 +94,13 @@ def _read_csv(path: Path, encoding: str, table: Table) -> pandas.DataFrame:
     rows, lines, line = [], [], 1
     try:
         header: list[str] = next(reader, [])
-        _refuse_twice(header, path)
+        _check_columns(header, path)
         line = reader.line_num + 1
         for row in reader:
             if len(row) != len(header) and row:
                 raise UserError(
                     f"{path}:{line}: {len(row)} cells where the header has {len(header)}; "
-                    "quote texts that hold a comma"
+                    "quote texts that contain a comma"
                 )
             if row:
                 rows.append(row)
@@ -124,7 +132,7 @@ def _read_json_lines(path: Path, encoding: str, table: Table) -> pandas.DataFram
 
 
 def read_table(path: Path, encoding: str = "utf-8") -> Table:
-    """Read a CSV, TSV, JSON lines or Parquet file, or a folder of files of one kind.
+    """Reads a CSV, TSV, JSON lines or Parquet file, or a folder of files of one kind.
 
     Raises:
         UserError: missing, empty, of an unknown kind, not in ``encoding``, a ragged row or a
@@ -135,7 +143,7 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
     table = Table(pandas.DataFrame(), str(path))
     files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES) if path.is_dir() else [path]
     if path.is_dir() and len({split for split, _ in split_files(path)}) > 1:
-        raise UserError(f"{path}: holds files of several splits; give it as `dataset:`")
+        raise UserError(f"{path}: has files of several splits; give it as `dataset:`")
     parts = []
     for file in files:
         if file.suffix in {".csv", ".tsv"}:
@@ -152,16 +160,16 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
             first = table.rejected[0]
             raise UserError(
                 f"{first['source']}:{first['line']}: {first['reason']}, and no row can be used; "
-                "mend the file"
+                "fix the file"
             )
         raise UserError(
-            f"{path}: holds no rows; a header and at least a row of each class are needed"
+            f"{path}: has no rows; a header and at least one row of each class are needed"
         )
     for file, part in zip(files, parts, strict=True):
         if list(part.columns) != list(parts[0].columns):
             raise UserError(
                 f"{file}:1: columns {', '.join(part.columns)} differ from {files[0].name}'s "
-                f"{', '.join(parts[0].columns)}; write all files alike"
+                f"{', '.join(parts[0].columns)}; give all files the same columns"
             )
         if path.is_dir():
             part.index = pandas.Index([f"{file.name}:{line}" for line in part.index], dtype=object)
@@ -170,10 +178,10 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
 
 
 def read_columns(path: Path, names: list[str], encoding: str) -> list[list[str]]:
-    """Some columns of a table as text, in the order of ``names``.
+    """Reads some columns of a table as text, in the order of ``names``.
 
     Raises:
-        UserError: a column is missing, or what ``read_table`` refuses.
+        UserError: a column is missing, or as ``read_table`` does.
     """
     rows = read_table(path, encoding).rows
     for name in names:
@@ -189,22 +197,22 @@ def _read_parquet(path: Path) -> pandas.DataFrame:
         table = parquet.ParquetFile(path).read()
     except (ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not Parquet: {str(error).splitlines()[0]}") from None
-    _refuse_twice(table.column_names, path)
+    _check_columns(table.column_names, path)
     return _frame(table.to_pydict())
 
 
 def _frame(columns: dict[str, list[Any]]) -> pandas.DataFrame:
-    """Values as Python has them: a missing label beside integers does not make them floats."""
+    """Makes a frame of Python values: a missing label does not turn integers into floats."""
     rows = pandas.DataFrame(columns, dtype=object)
     rows.index = pandas.RangeIndex(1, len(rows) + 1)
     return rows
 
 
 def from_snapshot(folder: Path, config: str | None, name: str) -> Any:
-    """The splits of a hub dataset's folder by their names, each a ``Dataset`` on disk.
+    """Loads the splits of a hub dataset's folder by their names, each a ``Dataset`` on disk.
 
     Raises:
-        UserError: it is none that datasets can read without running code.
+        UserError: datasets cannot read it without running code.
     """
     from datasets import load_dataset
 
@@ -229,7 +237,7 @@ def _from_datasets(folder: Path, config: str | None, name: str, label: str) -> d
 
 
 def split_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The files and folders that a folder's splits are named after."""
+    """Yields the splits of a folder and the file or folder of each, found by its name."""
     for split, stems in SPLIT_NAMES.items():
         for file in sorted(folder.iterdir()):
             if file.stem in stems and (file.suffix in SUFFIXES or file.is_dir()):
@@ -244,7 +252,7 @@ def dataset(
     encoding: str,
     read: Callable[[Path, str], Table] = read_table,
 ) -> tuple[dict[str, Table], str | None]:
-    """All splits of a named dataset, and the hub commit they came from if any.
+    """Reads all splits of a named dataset; also returns the hub commit, if any.
 
     Args:
         read: reads a split's file or folder, given its encoding.
@@ -256,7 +264,7 @@ def dataset(
         short = name.removeprefix("embedded:")
         file = sources.embedded(short, sources.EMBEDDED_DATASETS, "dataset")
         if file.suffix not in SUFFIXES:
-            raise UserError(f"{name}: holds images, not texts; embedded:imdb holds texts")
+            raise UserError(f"{name}: has images, not texts; embedded:imdb has texts")
         table = read_table(file)
         rows = table.rows.loc[table.rows["source"] == short].drop(columns="source")
         rows["label"] = rows["label"].astype(int)
@@ -269,7 +277,7 @@ def dataset(
     if Path(name).is_dir():
         files = dict(split_files(Path(name)))
         if not files:
-            raise UserError(f"{name}: holds no train.csv (or .tsv, .jsonl, .parquet) and no train/")
+            raise UserError(f"{name}: has no train.csv (or .tsv, .jsonl, .parquet) and no train/")
         return {split: read(file, encoding) for split, file in files.items()}, None
     folder = sources.snapshot(name, revision, "dataset", PATTERNS)
     return _from_datasets(folder, config, name, label), folder.name

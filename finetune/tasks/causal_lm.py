@@ -108,6 +108,7 @@ class CausalLM(Task):
             answers=self.answers,
             training={
                 "remove_unused_columns": False,
+                "label_names": ["labels", "bytes"],
                 "include_num_input_tokens_seen": "no",
                 "greater_is_better": False,
                 # Logits are as wide as the vocabulary.
@@ -199,7 +200,7 @@ def _evaluation_rows(frame: pandas.DataFrame, tokenizer: Any, most: int) -> Data
     scored = [row.scored(most, special) for row in documents.encode(frame, tokenizer)]
     lengths = [len(row["input_ids"]) for row in scored]
     places = {"position_ids": [list(range(length)) for length in lengths], "length": lengths}
-    names = ("input_ids", "labels")
+    names = ("input_ids", "labels", "bytes")
     return Dataset.from_dict({**{n: [row[n] for row in scored] for n in names}, **places})
 
 

@@ -1,6 +1,5 @@
 """What tasks on images share: the image processor, pixels, the collator, rows to predict."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +160,7 @@ def thumbnail(image: str | bytes) -> bytes:
     except image_files.Unusable:
         return b""
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    small.save(file, format="PNG", optimize=True)
-    return file.getvalue()
+    return image_files.png(small)
 
 
 def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:

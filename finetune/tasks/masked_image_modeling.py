@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, ViTMAEConfig
 from transformers.models.vit_mae import modeling_vit_mae
 from transformers.utils.generic import ModelOutput
 
-from finetune.data import augmentation, corpus, image_files, sources
+from finetune.data import augmentation, corpus, image_files, row_random, sources
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError, refuse_unknown
 from finetune.evaluation import scoring
@@ -89,7 +89,7 @@ class MaskCollator(images.Collator):
         training = all(row["training"] for row in rows)
         # Evaluation hides the same patches every time.
         epoch = self.epoch if training else 0
-        noise = augmentation.noise(numbers, self.patches, epoch, self.seed, training=training)
+        noise = row_random.noise(numbers, self.patches, epoch, self.seed, training=training)
         hidden = noise.argsort(1).argsort(1) >= self.visible
         return batch | {"noise": noise, "labels": torch.where(hidden, 1, IGNORED)}
 
@@ -200,7 +200,7 @@ def _sheet(model: Any, collator: MaskCollator, data: corpus.Corpus) -> dict[str,
     decoded = [image_files.decode(file, collator.channels) for file in files]
     seen = images.pixels(collator.processor, decoded).to(model.device)
     numbers, seed = torch.tensor(chosen), collator.seed
-    noise = augmentation.noise(numbers, collator.patches, 0, seed, training=False)
+    noise = row_random.noise(numbers, collator.patches, 0, seed, training=False)
     out = model(pixel_values=seen, noise=noise.to(model.device), paint=True)
     patches, painted = model.patchify(seen), out.painted
     if model.config.norm_pix_loss:

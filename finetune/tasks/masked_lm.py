@@ -13,7 +13,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from finetune.data import augmentation, corpus, sources, streaming, token_cache
+from finetune.data import corpus, row_random, sources, streaming, token_cache
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
 from finetune.evaluation import scoring
@@ -69,7 +69,7 @@ class MaskCollator:
         numbers = torch.tensor([row["row"] for row in rows])
         training = all(row["training"] for row in rows)
         epoch = self.epoch if training else 0
-        noise = augmentation.noise(numbers, 3 * self.most, epoch, self.seed, training=training)
+        noise = row_random.noise(numbers, 3 * self.most, epoch, self.seed, training=training)
         # The draws are cut at max_length, so that they do not depend on the batch's length.
         choice, action, other = (part[:, :longest] for part in noise.split(self.most, 1))
         if self.whole_words:

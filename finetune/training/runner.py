@@ -23,11 +23,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from finetune import run_directory
+from finetune.data import findings
 from finetune.errors import TrainingError, UserError
 from finetune.models import tuning
 from finetune.models.speed import cpu
 from finetune.recipe import Recipe
-from finetune.report import wording
 from finetune.training import adalora, checkpoints, run_results
 from finetune.training.arguments import DEFAULTS, checked, has_accelerator, training_arguments
 from finetune.training.callbacks import Epochs, History, Progress
@@ -259,16 +259,9 @@ def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
 
 def _opening(recipe: Recipe, job: Job, run: run_directory.Run) -> str:
     data, count = job.data, tuning.count_parameters(job.model)
-    notes = [*job.notes]
-    if "share_truncated" in data.report:
-        notes.append(f"{data.report['share_truncated']:.0%} of texts truncated")
-    notes += wording.packed(data.report)
-    if data.report.get("new_head"):
-        notes.append(f"{recipe.model.checkpoint} has no head for masks, so guesses start at random")
+    notes = [*job.notes, *findings.describe(data.report)]
     if data.rejected:
-        notes.append(f"{len(data.rejected)} rows set aside ({run_directory.REJECTED})")
-    if data.report["contradictions_in_train"]:
-        notes.append(f"{data.report['contradictions_in_train']} texts with two labels")
+        notes.append(f"rejected rows are listed in {run_directory.REJECTED}")
     return (
         f"{recipe.model.checkpoint} on {data.source}: {len(data.train)} train, "
         f"{len(data.validation)} validation, {len(data.test)} test ({data.test_is})\n"

@@ -1,4 +1,4 @@
-"""Augmentation: a row's picture follows from seed, epoch and row; every key does what it says."""
+"""Augmentation: an image follows from seed, epoch and row; every recipe key does what it says."""
 
 import random
 import sys
@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from finetune.data import augmentation
+from finetune.data import augmentation, randaugment
 from finetune.data.augmentation import augment, mix
 from finetune.errors import UserError
 from finetune.recipe import Augmentation
@@ -26,8 +26,8 @@ ALL = Augmentation(
 )
 
 
-def pictures(count, channels=1, height=28, width=28, levels=256):
-    """Pictures (count, channels, height, width) of 8-bit values, as files hold them."""
+def images(count, channels=1, height=28, width=28, levels=256):
+    """Images (count, channels, height, width) of 8-bit values, as files hold them."""
     generator = torch.Generator().manual_seed(5)
     shape = (count, channels, height, width)
     return torch.randint(levels, shape, generator=generator) / (levels - 1)
@@ -41,7 +41,7 @@ def dot(count, side=29):
 
 
 def centres(pixels):
-    """Each picture's centre of mass (count, 2), row and column, in pixels."""
+    """Each image's centre of mass (count, 2), row and column, in pixels."""
     mass = pixels.sum((1, 2, 3))
     rows = (pixels.sum((1, 3)) * torch.arange(pixels.shape[2])).sum(1) / mass
     columns = (pixels.sum((1, 2)) * torch.arange(pixels.shape[3])).sum(1) / mass
@@ -56,54 +56,27 @@ def slants(pixels):
     return (at * y).sum(1) / (y**2).sum()
 
 
-# --- random numbers --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("axis", ["rows", "epochs", "seeds", "draws"])
-def test_draws_are_uniform_along(axis):
-    count, one = 20_000, torch.tensor([7])
-    if axis == "draws":
-        drawn = augmentation._uniform(augmentation._keys(one, 0, 0), torch.arange(count))[0]
-    else:
-        keys = {
-            "rows": lambda: augmentation._keys(torch.arange(count), 3, 1),
-            "epochs": lambda: torch.cat([augmentation._keys(one, e, 1) for e in range(count // 8)]),
-            "seeds": lambda: torch.cat([augmentation._keys(one, 3, s) for s in range(count // 8)]),
-        }[axis]()
-        drawn = augmentation._uniform(keys, torch.tensor([2]))[:, 0]
-    assert 0 <= drawn.min() < 0.01
-    assert 0.99 < drawn.max() < 1
-    seen = torch.histc(drawn, 20, 0, 1)
-    expected = len(drawn) / 20
-    # Chi-square with 19 degrees of freedom: above 43.8 once in a thousand.
-    assert ((seen - expected) ** 2 / expected).sum() < 43.8
-    neighbours = torch.corrcoef(torch.stack([drawn[:-1], drawn[1:]]))[0, 1]
-    assert neighbours.abs() < 3.3 / len(drawn) ** 0.5
-
-
-def test_splitmix64_is_the_published_one():
-    # The first outputs for the seed 1234567, as Rosetta Code and the C reference give them.
-    outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    found = augmentation._splitmix64(torch.tensor(1234567), torch.arange(3))
-    assert [number % (1 << 64) for number in found.tolist()] == outputs
+# --- one image for a row ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3], ids=["grey", "colour"])
-@pytest.mark.parametrize("said", [WARP, ALL, Augmentation(erase=0.5)], ids=["warp", "all", "erase"])
-def test_a_row_has_one_picture_in_every_batch(said, channels):
-    pixels, rows = pictures(48, channels), torch.arange(48) * 1000
-    together = augment(pixels, rows, 2, 3, said)
+@pytest.mark.parametrize(
+    "config", [WARP, ALL, Augmentation(erase=0.5)], ids=["warp", "all", "erase"]
+)
+def test_a_row_has_one_image_in_every_batch(config, channels):
+    pixels, rows = images(48, channels), torch.arange(48) * 1000
+    together = augment(pixels, rows, 2, 3, config)
     order = torch.randperm(48, generator=torch.Generator().manual_seed(1))
     for part in [order[:1], order[1:12], order[12:]]:
-        torch.testing.assert_close(augment(pixels[part], rows[part], 2, 3, said), together[part])
-    # Without sums over a whole picture there is nothing to round differently.
-    if not said.randaugment_ops:
-        alone = [augment(pixels[i : i + 1], rows[i : i + 1], 2, 3, said) for i in range(48)]
+        torch.testing.assert_close(augment(pixels[part], rows[part], 2, 3, config), together[part])
+    # Without sums over a whole image there is nothing to round differently.
+    if not config.randaugment_ops:
+        alone = [augment(pixels[i : i + 1], rows[i : i + 1], 2, 3, config) for i in range(48)]
         assert torch.equal(torch.cat(alone), together)
 
 
-def test_another_row_epoch_or_seed_is_another_picture():
-    pixels, rows = pictures(1).expand(8, -1, -1, -1), torch.arange(8)
+def test_another_row_epoch_or_seed_is_another_image():
+    pixels, rows = images(1).expand(8, -1, -1, -1), torch.arange(8)
     first = augment(pixels, rows, 0, 0, WARP)
     for other in [
         augment(pixels, rows + 8, 0, 0, WARP),
@@ -114,8 +87,19 @@ def test_another_row_epoch_or_seed_is_another_picture():
         assert ((other - first).abs().amax((1, 2, 3)) > 0.1).all()
 
 
+def test_an_evaluation_row_is_augmented_by_draws_of_its_own():
+    pixels, rows = images(8), torch.arange(8)
+    trained = augment(pixels, rows, 1, 0, ALL)
+    tested = augment(pixels, rows, 1, 0, ALL, training=False)
+    assert ((trained - tested).abs().amax((1, 2, 3)) > 0.01).all()
+    training = torch.arange(8) % 2 == 0
+    mixture = augment(pixels, rows, 1, 0, ALL, training=training)
+    torch.testing.assert_close(mixture[::2], trained[::2])
+    torch.testing.assert_close(mixture[1::2], tested[1::2])
+
+
 def test_a_key_more_leaves_the_draws_of_the_others():
-    pixels, rows = pictures(8), torch.arange(8)
+    pixels, rows = images(8), torch.arange(8)
     turned = augment(pixels, rows, 0, 0, Augmentation(rotate=30))
     both = augment(pixels, rows, 0, 0, Augmentation(rotate=30, erase=1))
     assert 0.6 < (both == turned).float().mean() < 0.99
@@ -127,24 +111,24 @@ def test_global_random_states_stay():
             "key"
         ].tolist()
 
-    said, before, plain = replace(ALL, mixup=0.2), states(), random.getstate()
-    pixels, rows = pictures(8), torch.arange(8)
-    first = augment(pixels, rows, 0, 0, said), *mix(pixels, rows, 8, rows, 0, 0, said)
+    config, before, plain = replace(ALL, mixup=0.2), states(), random.getstate()
+    pixels, rows = images(8), torch.arange(8)
+    first = augment(pixels, rows, 0, 0, config), *mix(pixels, rows, 8, rows, 0, 0, config)
     assert states() == before
     assert random.getstate() == plain
     torch.manual_seed(99)
-    again = augment(pixels, rows, 0, 0, said), *mix(pixels, rows, 8, rows, 0, 0, said)
+    again = augment(pixels, rows, 0, 0, config), *mix(pixels, rows, 8, rows, 0, 0, config)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 # --- what each key does ----------------------------------------------------------------------
 
 
-def test_nothing_said_changes_nothing():
-    pixels, said = pictures(4), Augmentation()
-    assert not augmentation.active(said)
-    assert not augmentation.mixes(said)
-    assert augment(pixels, torch.arange(4), 0, 0, said) is pixels
+def test_an_empty_config_changes_nothing():
+    pixels, config = images(4), Augmentation()
+    assert not augmentation.active(config)
+    assert not augmentation.mixes(config)
+    assert augment(pixels, torch.arange(4), 0, 0, config) is pixels
 
 
 @pytest.mark.parametrize(
@@ -162,13 +146,13 @@ def test_nothing_said_changes_nothing():
 )
 @pytest.mark.parametrize("channels", [1, 3], ids=["grey", "colour"])
 def test_every_key_is_active_and_stays_in_range(key, value, channels):
-    said = Augmentation(**{key: value})
-    assert augmentation.active(said)
-    assert not augmentation.mixes(said)
-    # Only black and white, where any overshoot shows; sides that differ, where a mix-up does.
-    pixels = pictures(64, channels, height=20, width=26, levels=2)
+    config = Augmentation(**{key: value})
+    assert augmentation.active(config)
+    assert not augmentation.mixes(config)
+    # Only black and white, where any overshoot shows; sides that differ, where confusing them does.
+    pixels = images(64, channels, height=20, width=26, levels=2)
     before = pixels.clone()
-    out = augment(pixels, torch.arange(64), 0, 0, said)
+    out = augment(pixels, torch.arange(64), 0, 0, config)
     assert torch.equal(pixels, before)
     assert out.shape == pixels.shape
     assert out.dtype == pixels.dtype
@@ -178,7 +162,7 @@ def test_every_key_is_active_and_stays_in_range(key, value, channels):
 
 
 def test_flip():
-    pixels, rows = pictures(400, 3, 4, 4), torch.arange(400)
+    pixels, rows = images(400, 3, 4, 4), torch.arange(400)
     always = augment(pixels, rows, 0, 0, Augmentation(flip=1))
     assert torch.equal(always, pixels.flip(-1))
     some = augment(pixels, rows, 0, 0, Augmentation(flip=0.25))
@@ -188,28 +172,28 @@ def test_flip():
 
 
 @pytest.mark.parametrize("key", ["rotate", "translate", "scale", "shear"])
-def test_a_tiny_warp_is_nearly_the_picture(key):
-    pixels = pictures(16, 3, height=20, width=26)
+def test_a_tiny_warp_is_nearly_the_image(key):
+    pixels = images(16, 3, height=20, width=26)
     out = augment(pixels, torch.arange(16), 0, 0, replace(Augmentation(), **{key: 1e-5}))
     torch.testing.assert_close(out, pixels, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
-    "said", [Augmentation(crop_area=0.3), Augmentation(rotate=30)], ids=["crop", "rotate"]
+    "config", [Augmentation(crop_area=0.3), Augmentation(rotate=30)], ids=["crop", "rotate"]
 )
-def test_white_stays_no_more_than_white(said):
+def test_white_stays_no_more_than_white(config):
     # Interpolation weights add up to one and a rounding error.
-    assert augment(torch.ones(256, 1, 29, 37), torch.arange(256), 0, 0, said).max() == 1
+    assert augment(torch.ones(256, 1, 29, 37), torch.arange(256), 0, 0, config).max() == 1
 
 
 def test_rotate_turns_about_the_centre_and_no_further():
-    said, rows = Augmentation(rotate=30), torch.arange(200)
-    turned = augment(dot(200), rows, 0, 0, said)
+    config, rows = Augmentation(rotate=30), torch.arange(200)
+    turned = augment(dot(200), rows, 0, 0, config)
     torch.testing.assert_close(turned[:, 0, 14, 14], torch.ones(200))
     torch.testing.assert_close(centres(turned), torch.full((200, 2), 14.0))
     column = torch.zeros(200, 1, 29, 41)
     column[:, :, 5:24, 20] = 1
-    at = centres(augment(column, rows, 0, 0, said)[:, :, :14])
+    at = centres(augment(column, rows, 0, 0, config)[:, :, :14])
     angles = torch.rad2deg(torch.atan2(at[:, 1] - 20, 14 - at[:, 0]))
     assert angles.min() < -24
     assert angles.max() > 24
@@ -297,10 +281,10 @@ def test_the_operations_are_drawn_evenly(monkeypatch):
         ways.append(direction)
         return pixels
 
-    monkeypatch.setattr(augmentation, "_operation", note)
-    said = Augmentation(randaugment_ops=2)
-    augment(torch.zeros(7000, 1, 1, 1), torch.arange(7000), 0, 0, said)
-    counts = dict.fromkeys(augmentation.OPERATIONS, 0)
+    monkeypatch.setattr(randaugment, "operation", note)
+    config = Augmentation(randaugment_ops=2)
+    augment(torch.zeros(7000, 1, 1, 1), torch.arange(7000), 0, 0, config)
+    counts = dict.fromkeys(randaugment.OPERATIONS, 0)
     for name, count in drawn:
         counts[name] += count
     assert counts.pop("identity") == 0
@@ -311,13 +295,13 @@ def test_the_operations_are_drawn_evenly(monkeypatch):
     assert torch.cat(ways).mean().abs() < 0.03
 
 
-@pytest.mark.parametrize("name", augmentation.OPERATIONS[3:])
+@pytest.mark.parametrize("name", randaugment.OPERATIONS[3:])
 def test_an_operation_grows_from_nothing_with_its_strength(name):
     from kornia import enhance
 
-    pixels, way = pictures(8, 3) * 0.8, torch.tensor([-1.0, 1.0]).repeat(4).double()
+    pixels, way = images(8, 3) * 0.8, torch.tensor([-1.0, 1.0]).repeat(4).double()
     change = [
-        (augmentation._operation(name, pixels, strength, way, enhance) - pixels).abs().mean()
+        (randaugment.operation(name, pixels, strength, way, enhance) - pixels).abs().mean()
         for strength in (0.0, 0.4, 1.0)
     ]
     assert change[0] < 1e-5
@@ -328,14 +312,14 @@ def test_an_operation_grows_from_nothing_with_its_strength(name):
 def test_an_operation_goes_both_ways(name):
     from kornia import enhance
 
-    pixels = pictures(1, 3).expand(2, -1, -1, -1) * 0.5
+    pixels = images(1, 3).expand(2, -1, -1, -1) * 0.5
     way = torch.tensor([-1.0, 1.0]).double()
-    less, more = augmentation._operation(name, pixels, 0.5, way, enhance)
+    less, more = randaugment.operation(name, pixels, 0.5, way, enhance)
     assert (less - more).abs().mean() > 0.01
 
 
-def test_magnitude_nothing_is_near_the_picture():
-    pixels, rows = pictures(300, 3, 20, 20), torch.arange(300)
+def test_magnitude_zero_is_near_the_image():
+    pixels, rows = images(300, 3, 20, 20), torch.arange(300)
     pixels[:, :, 0, 0], pixels[:, :, 0, 1] = 0, 1
     calm, strong = (
         augment(pixels, rows, 0, 0, Augmentation(randaugment_ops=2, randaugment_magnitude=m))
@@ -349,11 +333,11 @@ def test_magnitude_nothing_is_near_the_picture():
 
 
 def test_auto_contrast_stretches_and_leaves_a_blank():
-    pixels = torch.stack([pictures(1)[0] * 0.5 + 0.2, torch.full((1, 28, 28), 0.3)])
+    pixels = torch.stack([images(1)[0] * 0.5 + 0.2, torch.full((1, 28, 28), 0.3)])
     from kornia import enhance
 
     way = torch.ones(2).double()
-    out = augmentation._operation("auto-contrast", pixels, 1.0, way, enhance)
+    out = randaugment.operation("auto-contrast", pixels, 1.0, way, enhance)
     assert (out[0].min(), out[0].max()) == (0, 1)
     assert torch.equal(out[1], pixels[1])
 
@@ -361,19 +345,19 @@ def test_auto_contrast_stretches_and_leaves_a_blank():
 def test_without_kornia_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
     with pytest.raises(UserError, match=r"pip install 'finetune\[vision\]'"):
-        augment(pictures(2), torch.arange(2), 0, 0, Augmentation(randaugment_ops=1))
+        augment(images(2), torch.arange(2), 0, 0, Augmentation(randaugment_ops=1))
 
 
 # --- mixing ----------------------------------------------------------------------------------
 
 
-def mixed(said, count=256, epoch=0, seed=0, rows=None):
-    """Pictures of one value each, a class each: what is mixed can be read off."""
+def mixed(config, count=256, epoch=0, seed=0, rows=None):
+    """Images of one value each, a class each: what is mixed can be read off."""
     rows = torch.arange(count) if rows is None else rows
     values = rows / (count - 1)
     pixels = values[:, None, None, None].expand(len(rows), 3, 12, 16)
-    assert augmentation.mixes(said)
-    return values, *mix(pixels, rows, count, rows, epoch, seed, said)
+    assert augmentation.mixes(config)
+    return values, *mix(pixels, rows, count, rows, epoch, seed, config)
 
 
 def test_mixup_blends_pixels_as_labels():
@@ -415,14 +399,14 @@ def test_with_both_half_the_images_get_either():
 
 
 def test_partners_are_others_and_depend_on_the_batch_alone():
-    said, rows = Augmentation(mixup=1.0), torch.arange(32)
-    _, pixels, shares = mixed(said, 32)
+    config, rows = Augmentation(mixup=1.0), torch.arange(32)
+    _, pixels, shares = mixed(config, 32)
     order = torch.randperm(32, generator=torch.Generator().manual_seed(1))
-    _, shuffled, shares_shuffled = mixed(said, 32, rows=rows[order])
+    _, shuffled, shares_shuffled = mixed(config, 32, rows=rows[order])
     assert torch.equal(shuffled, pixels[order])
     assert torch.equal(shares_shuffled, shares[order])
     partners = shares.clone().fill_diagonal_(0).argmax(1)
     assert sorted(partners.tolist()) == rows.tolist()
     assert (partners != rows).all()
-    for other in [mixed(said, 32, epoch=1)[2], mixed(said, 32, seed=1)[2]]:
+    for other in [mixed(config, 32, epoch=1)[2], mixed(config, 32, seed=1)[2]]:
         assert (shares - other).abs().amax(1).gt(0.01).float().mean() > 0.8

@@ -1,4 +1,4 @@
-"""Rows -> checked splits: what stops, what is set aside, and which rows land where."""
+"""Loading a corpus: what raises an error, which rows are rejected, labels, and splits."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def refusal(data: Data) -> str:
+def error_of(data: Data) -> str:
     with pytest.raises(UserError) as caught:
         corpus.load(data)
     message = str(caught.value)
@@ -131,7 +131,7 @@ def test_stopped_with_file_line_and_fix(here, case):
     file, content, options, begins, says = STOPPED[case]
     if content is not None:
         Path(file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    message = refusal(Data(train=file, **options))
+    message = error_of(Data(train=file, **options))
     assert message.startswith(begins)
     assert says in message
 
@@ -139,13 +139,13 @@ def test_stopped_with_file_line_and_fix(here, case):
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_label_only_in_another_split_is_stopped(here, split):
     rest = table([*reviews(8, start=100), ("a new one", "god")], f"{split}.csv")
-    message = refusal(Data(**{"train": table(reviews(40)), split: rest}))
+    message = error_of(Data(**{"train": table(reviews(40)), split: rest}))
     assert message == (f"{split}.csv:10: label 'god' does not occur in train; did you mean 'good'?")
 
 
 def test_a_test_split_labelled_differently_is_stopped(here):
     rest = table(reviews(10, start=100, names=("0", "1")), "test.csv")
-    message = refusal(Data(train=table(reviews(40)), test=rest))
+    message = error_of(Data(train=table(reviews(40)), test=rest))
     assert message.startswith("test.csv:2: label '0' does not occur in train; it can be bad, good")
 
 
@@ -164,22 +164,22 @@ def given(monkeypatch, labels: list, names: list[str] | None, **splits: list) ->
 
 
 def test_a_label_outside_the_label_map_is_stopped(monkeypatch):
-    message = refusal(given(monkeypatch, [0, 1] * 10 + [2], ["no", "yes"]))
+    message = error_of(given(monkeypatch, [0, 1] * 10 + [2], ["no", "yes"]))
     assert message.startswith("a/b [train]:21: label 2 is outside 0 to 1")
 
 
 def test_a_label_of_minus_one_with_a_fraction_is_stopped(monkeypatch):
     data = given(monkeypatch, [0.0, 1.0] * 60, None, test=[0.0, -1.0])
-    assert refusal(data).startswith("a/b [test]:2: label -1 means unlabelled")
+    assert error_of(data).startswith("a/b [test]:2: label -1 means unlabelled")
 
 
 def test_an_unlabelled_test_split_is_stopped(monkeypatch):
-    message = refusal(given(monkeypatch, [0, 1] * 10, ["no", "yes"], test=[-1] * 5))
+    message = error_of(given(monkeypatch, [0, 1] * 10, ["no", "yes"], test=[-1] * 5))
     assert message.startswith("a/b [test]:1: label -1 means unlabelled")
 
 
 def test_one_class_of_a_label_map_only_is_stopped(monkeypatch):
-    message = refusal(given(monkeypatch, [1] * 10, ["no", "yes"]))
+    message = error_of(given(monkeypatch, [1] * 10, ["no", "yes"]))
     assert message == "a/b [train]: every label is 'yes'; a classifier needs two classes"
 
 
@@ -188,7 +188,7 @@ def test_one_class_of_a_label_map_only_is_stopped(monkeypatch):
 )
 def test_a_wrong_split_name_is_stopped_with_the_splits_that_exist(monkeypatch, wanted, key):
     data = given(monkeypatch, [0, 1] * 10, None, test=[0, 1], extra=[0, 1])
-    message = refusal(Data(dataset=data.dataset, **wanted))
+    message = error_of(Data(dataset=data.dataset, **wanted))
     assert f"no split '{wanted[key]}'; it has train, test, extra" in message
     assert f"(set `{key}:`; did you mean '{key}'?)" in message
 
@@ -196,8 +196,8 @@ def test_a_wrong_split_name_is_stopped_with_the_splits_that_exist(monkeypatch, w
 def test_the_same_text_in_train_and_test_is_counted_and_stopped(here):
     train = table(reviews(40))
     test = table([*reviews(9, start=100), ("review number 3 ", "good")], "test.csv")
-    message = refusal(Data(train=train, test=test))
-    assert message.startswith("train.csv, test.csv: 1 of 10 test rows also stand in train")
+    message = error_of(Data(train=train, test=test))
+    assert message.startswith("train.csv, test.csv: 1 of 10 test rows are also in train")
     assert "test-11" in message
     assert "allow_overlap" in message
     found = corpus.load(Data(train=train, test=test, allow_overlap=True, validation_size=0))
@@ -213,7 +213,7 @@ def test_a_thousandth_of_overlap_is_counted_only(here):
 
 # --- ROW ---------------------------------------------------------------------------------------
 
-SET_ASIDE = {
+REJECTED = {
     "missing label": ({"text": "fine"}, "empty label"),
     "null label": ({"text": "fine", "label": None}, "empty label"),
     "empty text": ({"text": "", "label": "good"}, "empty text"),
@@ -234,9 +234,9 @@ def spoiled(bad: int, total: int, row: dict | str) -> str:
     return "train.jsonl"
 
 
-@pytest.mark.parametrize("case", SET_ASIDE)
-def test_a_row_is_set_aside_with_its_reason(here, case):
-    row, reason = SET_ASIDE[case]
+@pytest.mark.parametrize("case", REJECTED)
+def test_a_row_is_rejected_with_its_reason(here, case):
+    row, reason = REJECTED[case]
     found = corpus.load(Data(train=spoiled(1, 100, row)))
     assert len(everything(found)) == 99
     assert len(found.rejected) == found.report["rejected"] == 1
@@ -245,15 +245,15 @@ def test_a_row_is_set_aside_with_its_reason(here, case):
     assert rejected["reason"].startswith(reason)
 
 
-@pytest.mark.parametrize("case", SET_ASIDE)
-def test_more_than_a_hundredth_set_aside_is_stopped(here, case):
-    row, reason = SET_ASIDE[case]
-    message = refusal(Data(train=spoiled(2, 199, row)))
+@pytest.mark.parametrize("case", REJECTED)
+def test_more_than_a_hundredth_rejected_is_stopped(here, case):
+    row, reason = REJECTED[case]
+    message = error_of(Data(train=spoiled(2, 199, row)))
     assert message.startswith(f"train.jsonl:198: {reason}")
     assert "2 of 199 rows cannot be used" in message
 
 
-def test_rows_set_aside_in_csv_and_in_folders_name_their_file_and_line(here):
+def test_rows_rejected_in_csv_and_in_folders_name_their_file_and_line(here):
     table([*reviews(150), ("", "good")], "a.csv")
     found = corpus.load(Data(train="a.csv"))
     assert found.rejected == [{"source": "a.csv", "line": 152, "reason": "empty text"}]
@@ -341,7 +341,7 @@ def test_sets_of_labels(here):
 def test_a_label_of_a_set_only_in_test_is_stopped(here):
     train = lines([{"text": f"t {i}", "label": [["a", "b"][i % 2]]} for i in range(20)])
     test = lines([{"text": "u", "label": ["a", "c"]}], "test.jsonl")
-    message = refusal(Data(train=train, test=test, problem_type="multi_label_classification"))
+    message = error_of(Data(train=train, test=test, problem_type="multi_label_classification"))
     assert message.startswith("test.jsonl:1: label 'c' does not occur in train")
 
 
@@ -437,7 +437,7 @@ def test_pairs_of_texts(here):
     assert list(found.train.columns) == ["id", "text", "text_pair", "label"]
     assert len(found.test) == 8
     assert found.report["duplicates_in_train"] == 0
-    message = refusal(Data(train="train.jsonl", text="a", text_pair="c"))
+    message = error_of(Data(train="train.jsonl", text="a", text_pair="c"))
     assert "no column 'c'" in message
     assert "`text_pair:`" in message
 
@@ -489,7 +489,7 @@ def test_a_folder_of_splits_is_not_one_table(here):
     Path("both").mkdir()
     table(reviews(20), "both/train.csv")
     table(reviews(20, 20), "both/test.csv")
-    assert "give it as `dataset:`" in refusal(Data(train="both"))
+    assert "give it as `dataset:`" in error_of(Data(train="both"))
     assert len(corpus.load(Data(dataset="both")).test) == 20
 
 
@@ -498,7 +498,7 @@ def test_a_folder_of_splits_is_not_one_table(here):
 
 def test_texts_need_no_labels_where_the_task_needs_none(here) -> None:
     lines([{"text": f"review number {i}"} for i in range(40)] + [{"text": " "}] * 9)
-    assert "no column 'label'" in refusal(Data(train="train.jsonl"))
+    assert "no column 'label'" in error_of(Data(train="train.jsonl"))
     found = corpus.load(Data(train="train.jsonl"), labelled=False)
     assert found.problem_type == corpus.UNLABELLED
     assert found.label_names == []
@@ -520,13 +520,13 @@ def test_good_labels_hold_out_the_rows_that_a_classifier_holds_out(here) -> None
 
 def test_labels_that_no_classifier_could_use_are_left_out(here) -> None:
     data = Data(train=table([(text, "-1") for text, _ in reviews(50)]))
-    refusal(data)
+    error_of(data)
     found = corpus.load(data, labelled=False)
     assert "label" not in found.test
     assert len(everything(found)) == 50
 
 
-def test_what_is_wrong_beside_the_labels_is_still_refused(here) -> None:
+def test_what_is_wrong_beside_the_labels_still_raises_an_error(here) -> None:
     lines([{"texts": f"review number {i}"} for i in range(40)])
     with pytest.raises(UserError, match="no column 'text'"):
         corpus.load(Data(train="train.jsonl"), labelled=False)
@@ -543,8 +543,8 @@ def documents(**options) -> Corpus:
 
 def test_a_document_is_a_chat_a_prompt_with_its_completion_or_a_text(here) -> None:
     rows = [{"text": f"t{i}", "prompt": f"p{i}", "completion": f"c{i}"} for i in range(20)]
-    said = {"role": "user", "name": "x"}
-    lines([row | {"messages": [said | {"content": row["text"]}, CHAT[1]]} for row in rows])
+    asked = {"role": "user", "name": "x"}
+    lines([row | {"messages": [asked | {"content": row["text"]}, CHAT[1]]} for row in rows])
     chats = documents().test
     assert list(chats.columns) == ["id", "messages"]
     first = json.loads(chats["messages"].iloc[0])
@@ -573,13 +573,13 @@ def texts_of(found: Corpus) -> set[str]:
         ([], "is not a list of messages"),
         ("hello", "is not a list of messages"),
         (7, "is not a list of messages"),
-        (["hello"], "holds a message that is not"),
-        ([{"from": "human", "value": "hello"}], "holds a message that is not"),
+        (["hello"], "has a message that is not"),
+        ([{"from": "human", "value": "hello"}], "has a message that is not"),
         ([{"role": "assistant", "content": None}], "not a text"),
         (CHAT[:1], "no message of the assistant"),
     ],
 )
-def test_a_broken_chat_is_set_aside_with_its_reason(here, cell, reason: str) -> None:
+def test_a_broken_chat_is_rejected_with_its_reason(here, cell, reason: str) -> None:
     good = [{"messages": [{"role": "user", "content": str(i)}, CHAT[1]]} for i in range(199)]
     lines([*good, {"messages": cell}])
     (row,) = documents().rejected
@@ -587,8 +587,8 @@ def test_a_broken_chat_is_set_aside_with_its_reason(here, cell, reason: str) -> 
     assert reason in row["reason"]
 
 
-def test_splits_of_different_documents_are_refused(here) -> None:
+def test_splits_of_different_documents_raise_an_error(here) -> None:
     lines([{"text": f"t{i}"} for i in range(20)], "test.jsonl")
     lines([{"prompt": f"p{i}", "completion": "c"} for i in range(20)])
-    with pytest.raises(UserError, match="holds text where train has prompt, completion"):
+    with pytest.raises(UserError, match="has text where train has prompt, completion"):
         documents(test="test.jsonl")

@@ -1,4 +1,4 @@
-"""Image files -> one kind of picture, and folders and tables of them -> checked splits."""
+"""Image files: decoding, unusable files, folders and tables of images, and their splits."""
 
 import io
 import random
@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageFile
 from pyarrow import parquet
 
-from finetune.data import corpus, image_files, sources
+from finetune.data import corpus, image_files, row_checks, sources
 from finetune.data.corpus import Corpus
 from finetune.data.image_files import Unusable
 from finetune.errors import UserError
@@ -59,12 +59,12 @@ def row_of(image: Image.Image) -> list:
     return [image.getpixel((x, 0)) for x in range(image.width)]
 
 
-def unusable(picture: str | bytes) -> str:
-    """The reason, the same from both functions."""
+def unusable(file: str | bytes) -> str:
+    """Why an image is unusable; both functions raise the same reason."""
     with pytest.raises(Unusable) as decoding:
-        image_files.decode(picture)
+        image_files.decode(file)
     with pytest.raises(Unusable) as inspecting:
-        image_files.inspect(picture)
+        image_files.inspect(file)
     assert str(decoding.value) == str(inspecting.value)
     assert "\n" not in str(decoding.value)
     return str(decoding.value)
@@ -146,7 +146,7 @@ def test_without_pillow_one_line_says_what_to_install(monkeypatch):
 def test_between_the_two_limits_pil_does_not_warn(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(png(10000, 10000, 8, 2, []))
-    code = f"from finetune import pictures\npictures.decode({str(file)!r})"
+    code = f"from finetune.data import image_files\nimage_files.decode({str(file)!r})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stderr.strip().endswith("Unusable: has 100 megapixels, 40 are the most")
     assert "Warning" not in run.stderr
@@ -291,7 +291,7 @@ TURNED = {
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", TURNED)
-def test_a_picture_is_turned_as_its_exif_says(kind, orientation):
+def test_a_image_is_turned_as_its_exif_says(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.new("RGB", (3, 2), WHITE)
@@ -342,7 +342,7 @@ def load(**options) -> Corpus:
     return corpus.load(Data(**options), corpus.IMAGES)
 
 
-def refusal(**options) -> str:
+def error_of(**options) -> str:
     with pytest.raises(UserError) as caught:
         load(**options)
     message = str(caught.value)
@@ -442,12 +442,12 @@ def one_class(root: Path) -> None:
 
 
 STOPPED = {
-    empty_class: "own/fox: a class folder without an image; fill it, or remove it",
-    no_class: "own: holds images but no class folders; sort them into a folder a class, own/NAME/",
-    one_loose: "own/z.png: lies beside the class folders; move it into one of them",
-    nothing: "own: holds no images; sort them into a folder a class",
-    splits: "own: holds folders of several splits; give it as `dataset:`",
-    table_beside_images: "own: holds labels.csv beside images; give the table itself",
+    empty_class: "own/fox: a class folder without images; add some, or remove it",
+    no_class: "own: has images but no class folders; make a folder for each class, own/NAME/",
+    one_loose: "own/z.png: is not in a class folder; move it into one",
+    nothing: "own: has no images; make a folder for each class",
+    splits: "own: has folders of several splits; give it as `dataset:`",
+    table_beside_images: "own: has both labels.csv and images; give the table itself",
     one_class: "own: every label is 'cat'; a classifier needs two classes",
     lambda root: None: "own: no such file or folder",
 }
@@ -456,7 +456,7 @@ STOPPED = {
 @pytest.mark.parametrize("make", STOPPED, ids=lambda make: make.__name__)
 def test_a_folder_that_is_no_set_of_classes_is_stopped(here, make):
     make(here)
-    assert refusal(train="own").startswith(STOPPED[make])
+    assert error_of(train="own").startswith(STOPPED[make])
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "deeper/rows.csv"])
@@ -479,7 +479,7 @@ def test_absolute_paths_stay_and_other_columns_can_be_named(here):
     pandas.DataFrame(rows).to_json("elsewhere/rows.jsonl", orient="records", lines=True)
     found = load(train="elsewhere/rows.jsonl", image="photo", label="animal")
     assert labels_by_image(found) == {row["photo"]: row["animal"] for row in rows}
-    message = refusal(train="elsewhere/rows.jsonl", image="phot", label="animal")
+    message = error_of(train="elsewhere/rows.jsonl", image="phot", label="animal")
     assert message.endswith("it has photo, animal (set `image:`; did you mean 'photo'?)")
 
 
@@ -513,7 +513,7 @@ def test_parquet_may_name_files_and_lack_some(here):
 
 
 def test_a_column_of_something_else_is_stopped(here):
-    message = refusal(train=parquet_file("a.parquet", [[1, 2], [3]], ["cat", "dog"]))
+    message = error_of(train=parquet_file("a.parquet", [[1, 2], [3]], ["cat", "dog"]))
     assert message.startswith("a.parquet:1: image is list; an image is a path, or the bytes")
 
 
@@ -545,14 +545,14 @@ def test_given_folders_and_files_are_taken_as_they_are(here):
 def test_a_class_only_in_test_is_stopped_by_its_file(here):
     class_folders("own/train", 40)
     class_folders("own/test", 4, start=100, names=("cat", "dogs"))
-    assert refusal(dataset="own") == (
+    assert error_of(dataset="own") == (
         "own/test/dogs/101.png: label 'dogs' does not occur in train; did you mean 'dog'?"
     )
 
 
 def test_a_folder_of_nothing_is_no_dataset(here):
     class_folders("own", 10)
-    assert refusal(dataset="own").endswith("and no train/")
+    assert error_of(dataset="own").endswith("and no train/")
 
 
 def test_a_cached_hub_dataset_of_images_keeps_its_files_and_label_names(here, monkeypatch):
@@ -596,19 +596,19 @@ def test_embedded_digits():
 
 
 def test_embedded_images_are_no_texts_and_texts_no_images():
-    with pytest.raises(UserError, match="embedded:mnist: holds images, not texts"):
+    with pytest.raises(UserError, match="embedded:mnist: has images, not texts"):
         corpus.load(Data(dataset="embedded:mnist"))
-    assert refusal(dataset="embedded:imdb").startswith("embedded:imdb: no column 'image'; it has")
+    assert error_of(dataset="embedded:imdb").startswith("embedded:imdb: no column 'image'; it has")
 
 
-# --- rows set aside, counted, and the same twice ----------------------------------------------
+# --- rows rejected, counted, and the same twice ----------------------------------------------
 
 # cases of UNUSABLE
 REASONS = ["zero bytes", "truncated JPEG", "HTML", "above 40 megapixels"]
 
 
 @pytest.mark.parametrize("case", REASONS)
-def test_an_image_that_cannot_be_used_is_set_aside_by_its_file(here, case):
+def test_an_image_that_cannot_be_used_is_rejected_by_its_file(here, case):
     content, reason = UNUSABLE[case]
     class_folders("own", 99)
     (here / "own/cat/bad.jpg").write_bytes(content)
@@ -619,12 +619,12 @@ def test_an_image_that_cannot_be_used_is_set_aside_by_its_file(here, case):
     assert (rejected["source"], rejected["line"]) == ("own/cat/bad.jpg", None)
     assert rejected["reason"].startswith(reason)
     (here / "own/dog/bad.jpg").write_bytes(content)
-    message = refusal(train="own")
+    message = error_of(train="own")
     assert message.startswith(f"own/cat/bad.jpg: {reason}")
-    assert message.endswith("; 2 of 101 rows cannot be used, mend or remove them")
+    assert message.endswith("; 2 of 101 rows cannot be used, fix or remove them")
 
 
-def test_rows_of_a_table_are_set_aside_by_line_and_name_their_file(here):
+def test_rows_of_a_table_are_rejected_by_line_and_name_their_file(here):
     rows = [*loose(297), ("files/gone.png", "cat"), ("", "dog"), ("files/cut.png", "dog")]
     (here / "files/cut.png").write_bytes(noise(7)[:-60])
     found = load(train=table(rows, "rows.csv"))
@@ -635,11 +635,11 @@ def test_rows_of_a_table_are_set_aside_by_line_and_name_their_file(here):
     ]
     assert {r["source"] for r in found.rejected} == {"rows.csv"}
     table([*rows, ("files/gone.png", "dog")], "rows.csv")
-    message = refusal(train="rows.csv")
+    message = error_of(train="rows.csv")
     assert message.startswith("rows.csv:300: empty image; 4 of 301 rows cannot be used")
 
 
-def test_bytes_that_cannot_be_used_are_set_aside_by_their_row(here):
+def test_bytes_that_cannot_be_used_are_rejected_by_their_row(here):
     files = [*(noise(i) for i in range(99)), HTML]
     found = load(train=parquet_file("a.parquet", files, ["cat", "dog"] * 50))
     assert (found.rejected[0]["source"], found.rejected[0]["line"]) == ("a.parquet", 100)
@@ -657,7 +657,7 @@ def test_what_was_normalised_is_counted_over_all_splits(here):
     assert load(dataset="own").report["fixed"] == {"grey to RGB": 2, "alpha on white": 1}
 
 
-def test_the_same_picture_in_two_files_is_a_duplicate_and_two_labels_are_listed(here):
+def test_the_same_image_in_two_files_is_a_duplicate_and_two_labels_are_listed(here):
     class_folders("own", 40)
     for place in ("cat/again.bmp", "dog/torn.bmp"):
         (here / "own" / place).write_bytes(noise(2, "BMP"))
@@ -672,18 +672,18 @@ def test_the_same_picture_in_two_files_is_a_duplicate_and_two_labels_are_listed(
     assert not set(found.train["digest"]) & set(found.test["digest"])
 
 
-def test_the_same_picture_in_train_and_test_is_stopped(here):
+def test_the_same_image_in_train_and_test_is_stopped(here):
     class_folders("own/train", 40)
     class_folders("own/test", 9, start=100)
     (here / "own/test/cat/copy.bmp").write_bytes(noise(4, "BMP"))
-    message = refusal(dataset="own")
-    assert message.startswith("own: 1 of 10 test rows also stand in train, the first is test-cat")
+    message = error_of(dataset="own")
+    assert message.startswith("own: 1 of 10 test rows are also in train, the first is test-cat")
     assert "`allow_overlap: true`" in message
     found = load(dataset="own", allow_overlap=True, validation_size=0)
     assert found.report["overlapping_rows"] == ["test-cat/copy.bmp"]
 
 
-def test_the_fingerprint_is_of_pictures_and_not_of_where_they_lie(here, monkeypatch):
+def test_the_fingerprint_is_of_images_and_not_of_where_they_lie(here, monkeypatch):
     for root in ("one", "two/deeper"):
         class_folders(f"{root}/own", 40)
     monkeypatch.chdir(here / "one")
@@ -736,7 +736,7 @@ def noisy_folders(folder: Path, count: int, side: int) -> None:
 
 def test_what_is_checked_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 3 kB each: neither images nor what is asked for at once may add up.
-    monkeypatch.setattr(corpus, "WINDOW", 100)
+    monkeypatch.setattr(row_checks, "WINDOW", 100)
     peaks = []
     for count in (200, 200, 2000):
         folder = tmp_path / f"{count}-{len(peaks)}"
@@ -751,7 +751,7 @@ def test_what_is_checked_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
-    """Whole runs in one process, on ten times the images in the second: how its peak rises."""
+    """Two runs in one process, the second with ten times the images: how peak memory grows."""
     side = 200
     words = []
     for count in ("100", "1000"):

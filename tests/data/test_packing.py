@@ -1,4 +1,4 @@
-"""Documents in one block: as good as alone, for the loss, the logits and the gradient."""
+"""Packed documents: the same loss, logits and gradient as each document alone."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = make_writer(tmp_path_factory.mktemp(request.param), request.param)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     loaded.config.use_cache = False
-    # Weights at random are all alike; these attend to something.
+    # Freshly initialized weights hardly attend to anything; these do.
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in loaded.parameters():
@@ -67,7 +67,7 @@ def test_packed_and_unpacked_losses_agree(model: Any) -> None:
 
 def test_packed_and_unpacked_losses_agree_on_real_reviews(model: Any) -> None:
     rows = readers.dataset("embedded:imdb", None, None, "label", "utf-8")[0]["train"].rows
-    # Bytes stand for tokens here, and a review goes on in pieces where the positions end.
+    # Bytes are the tokens here, and long reviews are cut into pieces.
     ids = [[b % 250 + 1 for b in text.encode()] for text in rows["text"][:12]]
     pieces = [row[i : i + SIZE] for row in ids for i in range(0, len(row), SIZE)]
     found = [{"input_ids": piece, "labels": list(piece)} for piece in pieces if len(piece) > 1]
@@ -110,7 +110,7 @@ def test_a_prompts_labels_change_nothing_in_the_gradient(model: Any) -> None:
     gradients = []
     for replaced in (IGNORED, 7):
         batch = packing.Collator(0)([packing.block(found)])
-        # What stands where no label is learned says nothing, at the first token too.
+        # The label at position 0 is never used.
         batch["labels"][:, 0] = replaced
         gradients.append(gradient(model, batch))
     assert torch.equal(*gradients)
@@ -124,9 +124,9 @@ def gradient(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def test_a_model_that_leaks_is_found_out(model: Any) -> None:
+def test_a_model_that_leaks_is_detected(model: Any) -> None:
     assert packing.is_kept_apart(model)
-    # With a cache transformers takes a block for one document.
+    # With a cache, transformers treats a block as one document.
     model.config.use_cache = True
     assert not packing.is_kept_apart(model)
     model.config.use_cache = False
@@ -137,3 +137,11 @@ def test_a_model_without_positions_is_not_packed() -> None:
         def forward(self, input_ids: torch.Tensor) -> None: ...
 
     assert not packing.is_kept_apart(Recurrent())
+
+
+def test_byte_counts_reach_the_batch() -> None:
+    rows = [{"input_ids": [1] * n, "labels": [1] * n, "bytes": 3 * n} for n in (2, 5)]
+    batch = packing.Collator(0, packs=False)(rows)
+    assert batch["bytes"].tolist() == [6, 15]
+    assert set(batch) == {"input_ids", "labels", "bytes"}
+    assert "bytes" not in packed()[1]

@@ -1,4 +1,4 @@
-"""Tables and folders of them: what is read, and what is refused in one line."""
+"""Reading tables and folders of tables, and the one-line errors for those that are invalid."""
 
 import pandas
 import pyarrow
@@ -9,7 +9,7 @@ from finetune.data import readers
 from finetune.errors import UserError
 
 
-def refusal(function, *args) -> str:
+def error_of(function, *args) -> str:
     with pytest.raises(UserError) as caught:
         function(*args)
     message = str(caught.value)
@@ -66,7 +66,7 @@ def test_a_folder_of_files_is_one_table_whose_rows_know_their_file(tmp_path):
 def test_a_folder_of_unlike_files_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\none,0\n", encoding="utf-8")
     (tmp_path / "b.csv").write_text("label,text\n1,three\n", encoding="utf-8")
-    message = refusal(readers.read_table, tmp_path)
+    message = error_of(readers.read_table, tmp_path)
     assert message.startswith(f"{tmp_path}/b.csv:1: ")
     assert "a.csv" in message
 
@@ -83,7 +83,7 @@ def test_another_encoding_is_read_when_named(tmp_path):
     file = tmp_path / "a.csv"
     file.write_bytes("text,label\ncafé,1\n".encode("latin-1"))
     assert readers.read_table(file, "latin-1").rows["text"].tolist() == ["café"]
-    assert "utf-9" in refusal(readers.read_table, file, "utf-9")
+    assert "utf-9" in error_of(readers.read_table, file, "utf-9")
 
 
 STOPPED = {
@@ -92,7 +92,7 @@ STOPPED = {
     "header only": (b"text,label\n", "", "no rows"),
     "not UTF-8": (b"text,label\ncaf\xe9,1\n", "", "at byte 14; say what it is, for example `enco"),
     "not UTF-8 after a mark": (b"\xef\xbb\xbftext\ncaf\xe9\n", "", "at byte 11"),
-    "duplicated column": (b"text,text,label\na,b,1\n", ":1", "column 'text' stands twice"),
+    "duplicated column": (b"text,text,label\na,b,1\n", ":1", "column 'text' occurs twice"),
     "ragged row, too long": (b"text,label\nok,1\nwell, yes,1\n", ":3", "3 cells"),
     "ragged row, too short": (b"text,label\nok\n", ":2", "1 cells where the header has 2"),
     "open quote": (b'text,label\nok,1\n"never,1\nok,1\n', ":3", "not CSV"),
@@ -106,7 +106,7 @@ def test_a_broken_table_is_refused_with_its_line(tmp_path, case):
     file = tmp_path / "a.csv"
     if content is not None:
         file.write_bytes(content)
-    message = refusal(readers.read_table, file)
+    message = error_of(readers.read_table, file)
     assert message.startswith(f"{file}{line}: ")
     assert says in message
 
@@ -114,9 +114,9 @@ def test_a_broken_table_is_refused_with_its_line(tmp_path, case):
 def test_duplicated_parquet_column_and_broken_parquet_are_refused(tmp_path):
     file = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table([[1], [2]], names=["text", "text"]), file)
-    assert "column 'text' stands twice" in refusal(readers.read_table, file)
+    assert "column 'text' occurs twice" in error_of(readers.read_table, file)
     file.write_bytes(b"PAR1 and nothing else")
-    assert refusal(readers.read_table, file).startswith(f"{file}: not Parquet")
+    assert error_of(readers.read_table, file).startswith(f"{file}: not Parquet")
 
 
 def test_a_broken_json_line_is_set_aside(tmp_path):
@@ -135,13 +135,13 @@ def test_a_broken_json_line_is_set_aside(tmp_path):
 def test_json_lines_without_a_single_row_are_refused_by_their_first_line(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("[\n1]\n", encoding="utf-8")
-    assert refusal(readers.read_table, file).startswith(f"{file}:1: not JSON")
+    assert error_of(readers.read_table, file).startswith(f"{file}:1: not JSON")
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path):
     file = tmp_path / "a.xlsx"
     file.write_bytes(b"x")
-    message = refusal(readers.read_table, file)
+    message = error_of(readers.read_table, file)
     assert message.startswith(f"{file}: .xlsx is not read; .csv, ")
 
 
@@ -173,11 +173,11 @@ def test_a_folder_with_folders_of_files_is_a_dataset(tmp_path):
 def test_wrong_datasets_are_refused(tmp_path):
     file = tmp_path / "reviews.csv"
     file.write_text("text,label\na,0\n", encoding="utf-8")
-    assert "train.csv" in refusal(readers.dataset, str(tmp_path), None, None, "label", "utf-8")
-    assert "`train:`" in refusal(readers.dataset, str(file), None, None, "label", "utf-8")
-    message = refusal(readers.dataset, "embedded:imbd", None, None, "label", "utf-8")
+    assert "train.csv" in error_of(readers.dataset, str(tmp_path), None, None, "label", "utf-8")
+    assert "`train:`" in error_of(readers.dataset, str(file), None, None, "label", "utf-8")
+    message = error_of(readers.dataset, "embedded:imbd", None, None, "label", "utf-8")
     assert message == "embedded dataset 'imbd' is unknown; did you mean 'imdb'?"
-    message = refusal(readers.dataset, "./no/such/folder", None, None, "label", "utf-8")
+    message = error_of(readers.dataset, "./no/such/folder", None, None, "label", "utf-8")
     assert message.startswith("./no/such/folder: no such folder")
 
 

