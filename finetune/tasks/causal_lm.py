@@ -147,7 +147,7 @@ def build(recipe: Recipe) -> Job:
         difference=lambda ours, theirs, _: scoring.bootstrap(
             _less(scoring.bits_per_byte(ours), scoring.bits_per_byte(theirs)), len(ours)
         ),
-        reduce=losses.document_sums,
+        reduce=lambda logits, labels: losses.document_sums(logits, labels, labels[:, 0]),
         untuned=True,
         samples=lambda: samples(learner, tokenizer, data.test),
         tokens=found["tokens"],

@@ -170,7 +170,7 @@ def build(recipe: Recipe) -> Job:
         collator=MaskCollator(tokenizer, recipe, only_hidden(model)),
         splits=splits,
         data=data,
-        loss=losses.hidden_token_loss,
+        loss=losses.masked_token_loss,
         score=lambda sums, _, resamples: scoring.masked(sums, resamples),
         headline=HEADLINE,
         baselines=dict,
@@ -184,7 +184,7 @@ def build(recipe: Recipe) -> Job:
             ),
             len(ours),
         ),
-        reduce=losses.hidden_sums,
+        reduce=losses.masked_sums,
         untuned=True,
         blocks=True,
     )
