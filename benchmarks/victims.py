@@ -1,6 +1,6 @@
-"""Tiny trainings for torture.py to break: this project's, and the plain Trainer's on the same job.
+"""Tiny trainings for torture.py to break, with this project and with the plain Trainer.
 
-A training runs in a forked child, so that a kill costs no new interpreter; the parent never
+Each training runs in a forked child, which saves the time to start an interpreter. The parent never
 computes with torch, which does not survive a fork.
 """
 
@@ -36,7 +36,7 @@ from finetune.training import arguments, checkpoints, run_results, runner
 
 WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot", "the", "a", "was", "cast"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# Dropout makes every step depend on where the random numbers stand.
+# Dropout makes every step depend on the random state.
 TRAINING = """\
 training:
   learning_rate: 2.0e-3
@@ -82,7 +82,7 @@ KINDS = {
 
 
 def prepare() -> None:
-    """Checkpoint, data and recipes in the working directory."""
+    """Writes the checkpoint, data and recipes into the working directory."""
     Path("tiny").mkdir()
     Path("tiny/vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n", encoding="utf-8")
     transformers.set_seed(0)
@@ -118,7 +118,7 @@ def prepare() -> None:
 
 
 def fork(action: Callable[[], object], log: str = "log.txt") -> int:
-    """Do something in a child; its pid. Its status is that of its SystemExit, 0, or 70."""
+    """Runs an action in a child and returns its pid; it exits with 70 on an exception."""
     pid = os.fork()
     if pid:
         return pid
@@ -128,7 +128,7 @@ def fork(action: Callable[[], object], log: str = "log.txt") -> int:
         os.dup2(1, 2)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-        # Ours is a copy of a process that never trained: nothing may be left of another child's.
+        # The parent's handlers are not for the child.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         action()
@@ -144,7 +144,7 @@ def fork(action: Callable[[], object], log: str = "log.txt") -> int:
 
 
 def wait(pid: int, seconds: float = 120) -> int:
-    """A child's status, negative for a signal; one that hangs is killed and says -99."""
+    """Returns a child's exit status, negative for a signal; -99 if it hangs and is killed."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -180,7 +180,7 @@ class Ours:
         cli.main(["resume", run])
 
     def end(self, run: str) -> Any:
-        """All that has to be the same to the bit; None for a run that did not finish."""
+        """Returns what has to be equal bit for bit; None if the run did not finish."""
         done = run_directory.Run(run)
         if not done.is_finished:
             return None
@@ -197,7 +197,7 @@ class Ours:
     def save_of(self) -> tuple[Any, str]:
         from finetune.training.resumable import ResumableTrainer
 
-        return ResumableTrainer, "_write_whole"
+        return ResumableTrainer, "write_files"
 
     def trainer(self) -> Any:
         from finetune.training.trainer import StepTrainer
@@ -205,7 +205,7 @@ class Ours:
         return StepTrainer
 
     def stops_early(self) -> None:
-        """Let every training from here on stop when two evaluations are no better."""
+        """Makes the following trainings stop when two evaluations are no better."""
         made = runner._trainer
 
         def stopping(*args: Any) -> Any:
@@ -220,7 +220,7 @@ class Ours:
 
 
 class Plain:
-    """The same job through ``transformers.Trainer`` as it comes, its SIGTERM handling on."""
+    """The same job with the plain ``transformers.Trainer`` and its SIGTERM handling."""
 
     name = "plain Trainer"
 
@@ -284,7 +284,7 @@ class Plain:
             model = folder / "model" / "adapter_model.safetensors"
         if not model.is_file():
             return None
-        # Its history lacks what was between two logs; the weights alone are asked of it.
+        # Its history lacks the steps between two logs, so only the weights are compared.
         return [tensors(model)]
 
     def save_of(self) -> tuple[Any, str]:
@@ -298,7 +298,7 @@ class Plain:
 
 
 def tensors(file: Path) -> dict[str, str]:
-    """A digest of each tensor of a file."""
+    """Returns a digest of each tensor of a file."""
     with safe_open(file, "numpy") as held:
         return {
             name: hashlib.sha256(
@@ -309,7 +309,7 @@ def tensors(file: Path) -> dict[str, str]:
 
 
 def wrapped(owner: Any, method: str, before: Callable[[int], object]) -> None:
-    """Call ``before`` with the number of the call, from 1, before each call of a method."""
+    """Calls ``before`` with the number of the call, from 1, before each call of a method."""
     kept, calls = getattr(owner, method), []
 
     def counted(*args: Any, **kwargs: Any) -> Any:

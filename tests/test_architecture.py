@@ -111,7 +111,7 @@ def sources_with(text: str) -> list[str]:
 
 
 def test_there_is_one_trainer() -> None:
-    assert sources_with("(Trainer)") == ["finetune.training.resumable"]
+    assert sources_with("(Trainer)") == ["finetune.training.hooks"]
 
 
 def test_peft_is_imported_in_three_places() -> None:

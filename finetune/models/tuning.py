@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from finetune.data.sources import Checkpoint
 from finetune.errors import UserError, refuse_unknown
+from finetune.models import prompt_cache
 from finetune.recipe import Recipe, Tuning, typed_as
 
 # Methods that save a plain checkpoint; the others save an adapter folder.
@@ -201,6 +202,8 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
     if getattr(model, "is_quantized", False):
         checkpointing = bool(recipe.training.get("activation_checkpointing", False))
         model = prepare_model_for_kbit_training(model, checkpointing)
+    if issubclass(cls, PromptLearningConfig):
+        prompt_cache.accept_past_key_values(model)
     config: Any = fitting(lambda: cls(**defaults | options), recipe, checkpoint)
     adapted = fitting(lambda: get_peft_model(model, config), recipe, checkpoint)
     if checkpoint.gguf:
@@ -255,7 +258,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
     from peft import PeftModel
 
     adapter_methods()
-
+    prompt_cache.accept_past_key_values(base)
     return PeftModel.from_pretrained(base, str(folder))
 
 

@@ -115,7 +115,7 @@ class CausalLM(Task):
                 "per_device_eval_batch_size": 4,
             },
             difference=_difference,
-            reduce=losses.document_sums,
+            reduce=lambda logits, labels: losses.document_sums(logits, *labels),
             untuned=True,
             samples=lambda: samples(tuned, tokenizer, data.test),
             tokens=found["tokens"],

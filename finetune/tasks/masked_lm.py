@@ -160,7 +160,7 @@ class MaskedLM(Task):
             collator=MaskCollator(tokenizer, recipe, only_hidden(model)),
             splits=splits,
             data=data,
-            loss=losses.hidden_token_loss,
+            loss=losses.masked_token_loss,
             score=lambda sums, _, resamples: scoring.masked(sums, resamples),
             headline=HEADLINE,
             baselines=dict,
@@ -174,7 +174,7 @@ class MaskedLM(Task):
                 ),
                 len(ours),
             ),
-            reduce=losses.hidden_sums,
+            reduce=losses.masked_sums,
             untuned=True,
             blocks=True,
         )

@@ -1,4 +1,4 @@
-"""What AdaLoRA (Zhang et al. 2023) needs of the training loop beside its adapter."""
+"""AdaLoRA (Zhang et al. 2023): the parts of it that run in the training loop."""
 
 from typing import Any
 
@@ -9,15 +9,17 @@ from transformers import TrainerCallback
 from finetune.errors import UserError
 from finetune.models.tuning import learning
 
-# What peft's allocator remembers of the steps: importance, its mean and its deviation.
-WEIGHED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+# The allocator's statistics in peft: importance, its running mean and its uncertainty.
+STATISTICS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 class RankBudget(TrainerCallback):
-    """What AdaLoRA has to hear every step: gradients to weigh its directions by, and the step.
+    """Lowers AdaLoRA's ranks after each step; does nothing for other methods.
 
-    Nothing happens for other methods. The orthogonality of its factors (Zhang et al. 2023,
-    equation 4) is the model's own loss in peft, and here a gradient of its own, once a step.
+    - After the optimizer's step, peft's allocator updates the importance of each singular value
+      from the gradients, and masks the least important ones.
+    - The regularization of the factors towards orthogonality (Zhang et al. 2023, equation 4) is
+      part of the model's loss in peft. Here its gradient is added once a step.
     """
 
     tuner: Any = None
@@ -25,8 +27,8 @@ class RankBudget(TrainerCallback):
     def __init__(self, model: nn.Module) -> None:
         if hasattr(getattr(model, "base_model", None), "rankallocator"):
             self.tuner = model.base_model
-        self.kept: dict[str, Any] | None = None
-        self.skips = False
+        self.rank_pattern: dict[str, Any] | None = None
+        self.skipped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.tuner is None:
@@ -36,19 +38,20 @@ class RankBudget(TrainerCallback):
         if config.tinit + config.tfinal >= config.total_step:
             raise UserError(
                 f"adalora: tinit {config.tinit} and tfinal {config.tfinal} leave none of the "
-                f"{config.total_step} steps to lower the rank in"
+                f"{config.total_step} steps to lower the rank; lower them, or train for longer"
             )
 
-    def state(self) -> dict[str, Any] | None:
-        """How much each direction mattered so far, for a checkpoint; None for other methods."""
+    def state_dict(self) -> dict[str, Any] | None:
+        """Returns the allocator's statistics and the rank pattern; None for other methods."""
         if self.tuner is None:
             return None
-        return {"kept": self.kept, **{name: vars(self._allocator())[name] for name in WEIGHED}}
+        statistics = {name: vars(self._allocator())[name] for name in STATISTICS}
+        return {"rank_pattern": self.rank_pattern, **statistics}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state`` told."""
-        self.kept = state["kept"]
-        for name in WEIGHED:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Sets what ``state_dict`` returned."""
+        self.rank_pattern = state["rank_pattern"]
+        for name in STATISTICS:
             device = next(self.tuner.parameters()).device
             vars(self._allocator())[name] = {n: t.to(device) for n, t in state[name].items()}
 
@@ -63,28 +66,28 @@ class RankBudget(TrainerCallback):
             for n, p in learning(self.tuner.model)
             if "lora_A" in n or "lora_B" in n
         ]
-        # A step that is skipped has no gradients, and is to change nothing.
-        self.skips = all(p.grad is None for p, _ in factors)
-        if self.skips:
+        # A skipped step has no gradients, and must change nothing.
+        self.skipped = all(p.grad is None for p, _ in factors)
+        if self.skipped:
             return
         gaps = [
             torch.linalg.norm(c - torch.eye(len(c), out=torch.empty_like(c))) for _, c in factors
         ]
         weighted = self._config().orth_reg_weight * torch.stack(gaps).mean()
-        learners = [p for p, _ in factors]
-        # Not backward(): the processes' gradients are one already, and their hooks must not run.
-        for p, gradient in zip(learners, torch.autograd.grad(weighted, learners), strict=True):
+        parameters = [p for p, _ in factors]
+        # Not backward(): DDP has reduced the gradients already, and its hooks must not run again.
+        for p, gradient in zip(parameters, torch.autograd.grad(weighted, parameters), strict=True):
             p.grad = gradient if p.grad is None else p.grad + gradient
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.tuner is None or self.skips:
+        if self.tuner is None or self.skipped:
             return
         config = self._config()
-        config.rank_pattern = self.kept
+        config.rank_pattern = self.rank_pattern
         self.tuner.update_and_allocate(state.global_step + 1)
-        # With a pattern peft saves smaller matrices, which no later step can go on from; without,
-        # the directions that were dropped are saved as the zeros they are.
-        self.kept, config.rank_pattern = config.rank_pattern, None
+        # With a rank pattern in the config, peft would save smaller matrices, which later steps
+        # cannot continue from. Without it, masked singular values are saved as zeros.
+        self.rank_pattern, config.rank_pattern = config.rank_pattern, None
 
     def _config(self) -> Any:
         return self.tuner.peft_config[self.tuner.trainable_adapter_name]

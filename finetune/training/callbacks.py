@@ -1,4 +1,4 @@
-"""What listens to a training: the bar, history.jsonl, the epoch's number for collators."""
+"""Callbacks: the progress bar, history.jsonl, and the epoch's number for collators."""
 
 import sys
 from typing import Any
@@ -12,7 +12,7 @@ from finetune import run_directory
 
 
 class Progress(ProgressCallback):
-    """A bar with the running loss, and one line for each evaluation."""
+    """Shows a progress bar with the running loss, and one line for each evaluation."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -39,17 +39,17 @@ class Progress(ProgressCallback):
 
 
 class History(TrainerCallback):
-    """history.jsonl: what was logged, without clock times, so that equal runs have equal lines."""
+    """Writes the logs to history.jsonl, without times, so that equal runs have equal files."""
 
     def __init__(self, run: run_directory.Run) -> None:
         self.run = run
 
-    def state(self) -> list[dict[str, Any]]:
-        """The lines so far, for a checkpoint."""
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Returns the lines so far."""
         return self.run.history()
 
-    def restore(self, state: list[dict[str, Any]]) -> None:
-        """Go back to these lines: what a killed run logged after its checkpoint comes again."""
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Drops the lines that a killed run logged after its checkpoint: they are logged again."""
         if PartialState().is_main_process:
             self.run.rewrite_history(state)
 
@@ -61,11 +61,11 @@ class History(TrainerCallback):
 
 
 class Epochs(TrainerCallback):
-    """Tells a collator which epoch starts, before the epoch's workers do."""
+    """Calls the collator's ``set_epoch``, if it has one, before the epoch's workers start."""
 
     def __init__(self, collator: Any) -> None:
-        self.tell = getattr(collator, "set_epoch", None)
+        self.set_epoch = getattr(collator, "set_epoch", None)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.tell:
-            self.tell(int(state.epoch))
+        if self.set_epoch:
+            self.set_epoch(int(state.epoch))

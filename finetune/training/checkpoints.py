@@ -1,9 +1,11 @@
-"""Checkpoints on disk: staged, fsynced, hashed, renamed into place; verified before use.
+"""Checkpoints on disk: written atomically, verified before use.
 
-A checkpoint is a folder ``checkpoint-STEP`` whose ``manifest.json`` has the size and SHA-256 of
-every file in it. It comes into being by one rename of a folder that is complete, so a process that
-is killed at any moment leaves whole checkpoints and, at most, a ``.tmp-`` folder that the next one
-clears. State is safetensors for arrays and JSON for the rest; nothing is pickled.
+- A checkpoint is a folder ``checkpoint-STEP``. Its ``manifest.json`` has the size and SHA-256 of
+  every other file.
+- Files are written to a ``.tmp-`` folder, hashed and synced; one rename makes it the checkpoint. A
+  process that is killed at any moment leaves only complete checkpoints, and at most a ``.tmp-``
+  folder that the next process deletes.
+- Arrays are stored as safetensors and everything else as JSON; nothing is pickled.
 """
 
 import hashlib
@@ -20,22 +22,22 @@ import numpy
 import torch
 from safetensors.torch import load_file, save_file
 
-MANIFEST, FORMAT = "manifest.json", 1
-# Bytes from which on a tensor is not copied before it is written.
+MANIFEST, FORMAT = "manifest.json", 2
+# Tensors of at least so many bytes are not copied before they are written.
 LARGE = 2**16
-# A checkpoint from before its step was evaluated gives way to one from after.
+# Suffix of a checkpoint whose evaluation was interrupted; the same step without it is newer.
 UNEVALUATED = "-unevaluated"
 NAME = re.compile(rf"checkpoint-(\d+)({UNEVALUATED})?")
 STAGED = re.compile(r"\.tmp-\d+-\d+")
 
 
-class Damaged(Exception):  # noqa: N818 - says what a folder is
-    """Why a folder cannot be resumed from, in a few words."""
+class InvalidCheckpoint(Exception):  # noqa: N818 - describes a folder
+    """Raised for a folder that cannot be resumed from; the message completes "FOLDER ..."."""
 
 
 @dataclass
 class Checkpoint:
-    """A folder that verifies. ``best`` is the step of the checkpoint that it needs beside it."""
+    """A verified checkpoint. ``best`` is the step of the best checkpoint, which it refers to."""
 
     folder: Path
     step: int
@@ -44,37 +46,39 @@ class Checkpoint:
 
 
 def name(step: int, evaluated: bool = True) -> str:
+    """Returns the name of a step's folder."""
     return f"checkpoint-{step}{'' if evaluated else UNEVALUATED}"
 
 
-# --- values ------------------------------------------------------------------------------------
+# --- state -------------------------------------------------------------------------------------
 
 
 def write(folder: Path, part: str, tree: Any) -> None:
-    """Write a tree of dicts, lists, tuples, numbers, strings, tensors and numpy arrays.
+    """Writes a tree of dicts, lists, tuples, numbers, strings, tensors and numpy arrays.
 
-    Its arrays go to ``PART.safetensors``, the rest to ``PART.json``; a flat dict of tensors needs
-    no JSON.
+    Arrays go to ``PART.safetensors``, everything else to ``PART.json``. A flat dict of tensors
+    needs no JSON file.
 
     Raises:
-        TypeError: a value is of another type; names its place in the tree.
+        TypeError: a value has another type; the message has its path in the tree.
     """
     tensors: dict[str, torch.Tensor] = {}
     if _is_flat(tree):
         tensors = {key: value.detach().cpu().contiguous() for key, value in tree.items()}
     else:
-        said = _packed(tree, "", tensors)
-        (folder / f"{part}.json").write_text(json.dumps(said) + "\n", encoding="utf-8")
+        encoded = _encode(tree, "", tensors)
+        (folder / f"{part}.json").write_text(json.dumps(encoded) + "\n", encoding="utf-8")
     if tensors:
         save_file(tensors, folder / f"{part}.safetensors", metadata={"format": "pt"})
 
 
 def read(folder: Path, part: str) -> Any:
-    """What ``write`` wrote, to the bit; tensors on the CPU."""
-    arrays = folder / f"{part}.safetensors"
+    """Returns what ``write`` wrote, bit for bit; tensors on the CPU."""
+    arrays, values = folder / f"{part}.safetensors", folder / f"{part}.json"
     tensors = load_file(arrays) if arrays.is_file() else {}
-    said = folder / f"{part}.json"
-    return _unpacked(json.loads(said.read_text("utf-8")), tensors) if said.is_file() else tensors
+    if not values.is_file():
+        return tensors
+    return _decode(json.loads(values.read_text("utf-8")), tensors)
 
 
 def _is_flat(tree: Any) -> bool:
@@ -85,44 +89,44 @@ def _is_flat(tree: Any) -> bool:
     )
 
 
-def _packed(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """``value`` as JSON can say it; containers are tagged, because JSON has fewer of them."""
+def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Returns ``value`` as JSON, with tagged containers, and adds its arrays to ``tensors``."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return float(value)
     if isinstance(value, torch.Tensor):
-        whole = value.detach().cpu().contiguous()
-        # safetensors takes no view of a larger tensor, and none twice; what is large and owns all
-        # of its memory is an optimizer's, and stands in one place.
-        if whole.nbytes < LARGE or whole.nbytes != whole.untyped_storage().nbytes():
-            whole = whole.clone()
-        tensors[place] = whole
-        return {"tensor": place}
+        owned = value.detach().cpu().contiguous()
+        # safetensors cannot write a view of a larger tensor, nor the same memory twice. Large
+        # tensors that own all of their memory are an optimizer's, and occur once.
+        if owned.nbytes < LARGE or owned.nbytes != owned.untyped_storage().nbytes():
+            owned = owned.clone()
+        tensors[path] = owned
+        return {"tensor": path}
     if isinstance(value, numpy.ndarray):
-        tensors[place] = torch.from_numpy(value.copy())
-        return {"array": place}
+        tensors[path] = torch.from_numpy(value.copy())
+        return {"array": path}
     if isinstance(value, dict):
         pairs = value.items()
-        return {"dict": [[k, _packed(v, f"{place}.{k}".lstrip("."), tensors)] for k, v in pairs]}
+        return {"dict": [[k, _encode(v, f"{path}.{k}".lstrip("."), tensors)] for k, v in pairs]}
     if isinstance(value, list | tuple):
         kind = "tuple" if isinstance(value, tuple) else "list"
         items = enumerate(value)
-        return {kind: [_packed(v, f"{place}.{i}".lstrip("."), tensors) for i, v in items]}
-    raise TypeError(f"{place}: {type(value).__name__} has no place in a checkpoint")
+        return {kind: [_encode(v, f"{path}.{i}".lstrip("."), tensors) for i, v in items]}
+    raise TypeError(f"{path}: {type(value).__name__} cannot be saved in a checkpoint")
 
 
-def _unpacked(said: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if not isinstance(said, dict):
-        return said
-    ((kind, value),) = said.items()
+def _decode(encoded: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if not isinstance(encoded, dict):
+        return encoded
+    ((kind, value),) = encoded.items()
     if kind == "tensor":
         return tensors[value]
     if kind == "array":
         return tensors[value].numpy()
     if kind == "dict":
-        return {k: _unpacked(v, tensors) for k, v in value}
-    items = [_unpacked(v, tensors) for v in value]
+        return {k: _decode(v, tensors) for k, v in value}
+    items = [_decode(v, tensors) for v in value]
     return tuple(items) if kind == "tuple" else items
 
 
@@ -130,7 +134,7 @@ def _unpacked(said: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def stage(parent: Path, step: int) -> Path:
-    """An empty folder to write a checkpoint into; ``seal`` makes it one."""
+    """Creates an empty folder to write a checkpoint into; ``seal`` completes it."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f".tmp-{step}-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -139,30 +143,30 @@ def stage(parent: Path, step: int) -> Path:
 
 
 def seal(staged: Path, final: str, best: int | None, run: dict[str, Any]) -> Path:
-    """Make a staged folder the checkpoint of that name: all of it reaches the disk, or none.
+    """Completes a staged folder: writes its manifest, syncs it and renames it to ``final``.
 
     Args:
-        best: step of the checkpoint that this one cannot do without, if it is not itself.
-        run: what the run is of, for whoever resumes it.
+        best: step of the best checkpoint, if it is another one: this one refers to it.
+        run: identifies the run, to be compared when it is resumed.
     """
     files = [p for p in sorted(staged.rglob("*")) if p.is_file()]
     with ThreadPoolExecutor(4) as pool:
         digests = pool.map(_digest_and_sync, files)
-        known = {
+        entries = {
             p.relative_to(staged).as_posix(): {"size": p.stat().st_size, "sha256": digest}
             for p, digest in zip(files, digests, strict=True)
         }
     step = int(re.findall(r"\d+", final)[0])
-    body = {"format": FORMAT, "step": step, "best": best, "run": run, "files": known}
+    body = {"format": FORMAT, "step": step, "best": best, "run": run, "files": entries}
     with (staged / MANIFEST).open("w", encoding="utf-8") as stream:
-        stream.write(_rendered(body))
+        stream.write(_render(body))
         stream.flush()
         os.fsync(stream.fileno())
     for folder in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
         _sync(folder)
     target = staged.parent / final
     if target.exists():
-        # Nothing that verifies: that would have been resumed from, and its step not come again.
+        # It is not valid: the run would have resumed from it, and not reached its step again.
         _set_aside(target)
     staged.rename(target)
     _sync(staged.parent)
@@ -183,57 +187,60 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _rendered(body: dict[str, Any]) -> str:
-    """The manifest's one possible text, with its own checksum: a changed byte cannot go unseen."""
+def _render(body: dict[str, Any]) -> str:
+    """Returns the manifest's text with its own checksum, so that every changed byte is noticed."""
     text = json.dumps(body, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return json.dumps({"manifest": body, "sha256": digest}, sort_keys=True, indent=1) + "\n"
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest; the files it lists are not read.
+    """Reads a checkpoint's manifest.
 
     Raises:
-        Damaged: there is none, or it is not as it was written.
+        InvalidCheckpoint: it is missing, or its checksum is wrong.
     """
     try:
         text = (folder / MANIFEST).read_bytes().decode()
         body = json.loads(text)["manifest"]
     except FileNotFoundError:
-        raise Damaged(f"has no {MANIFEST}; it is not whole, or not of this program") from None
+        raise InvalidCheckpoint(
+            f"has no {MANIFEST}: it is incomplete, or another program wrote it"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise Damaged(f"{MANIFEST} cannot be read") from None
-    if text != _rendered(body):
-        raise Damaged(f"{MANIFEST} is not as it was written")
+        raise InvalidCheckpoint(f"{MANIFEST} cannot be read") from None
+    if text != _render(body):
+        raise InvalidCheckpoint(f"{MANIFEST} does not match its checksum")
     if body["format"] != FORMAT:
-        raise Damaged(f"has format {body['format']}, and this program reads {FORMAT}")
+        raise InvalidCheckpoint(f"has format {body['format']}, and this program reads {FORMAT}")
     found = NAME.fullmatch(folder.name)
     if not found or int(found[1]) != body["step"]:
-        raise Damaged(f"is of step {body['step']}")
+        raise InvalidCheckpoint(f"is of step {body['step']}")
     return body
 
 
 def verify(folder: Path) -> Checkpoint:
-    """Read every file of a checkpoint and compare it with the manifest.
+    """Compares every file of a checkpoint with the manifest.
 
     Raises:
-        Damaged: something is missing or differs.
+        InvalidCheckpoint: a file is missing or differs.
     """
     body = manifest(folder)
-    for file, said in body["files"].items():
+    for file, expected in body["files"].items():
         path = folder / file
         if not path.is_file():
-            raise Damaged(f"{file} is missing")
-        if path.stat().st_size != said["size"]:
-            raise Damaged(f"{file} has {path.stat().st_size} bytes, and should have {said['size']}")
+            raise InvalidCheckpoint(f"{file} is missing")
+        size = path.stat().st_size
+        if size != expected["size"]:
+            raise InvalidCheckpoint(f"{file} has {size} bytes, and should have {expected['size']}")
         with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != said["sha256"]:
-                raise Damaged(f"{file} is not as it was written")
+            if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
+                raise InvalidCheckpoint(f"{file} does not match its checksum")
     return Checkpoint(folder, body["step"], body["best"], body["run"])
 
 
 def candidates(parent: Path) -> list[Path]:
-    """The folders that are named like checkpoints, newest first; links are not ours."""
+    """Returns the folders named like checkpoints, newest first, without symbolic links."""
     if not parent.is_dir():
         return []
     found = [
@@ -245,10 +252,10 @@ def candidates(parent: Path) -> list[Path]:
 
 
 def newest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, with the best one it needs; and why newer ones do not.
+    """Finds the newest checkpoint that is valid and whose best checkpoint is valid, too.
 
     Returns:
-        The checkpoint, or None; for each folder skipped, one line.
+        The checkpoint, or None; and for each newer folder one line: why it was skipped.
     """
     skipped = []
     for folder in candidates(parent):
@@ -257,9 +264,9 @@ def newest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
             if found.best is not None:
                 try:
                     verify(parent / name(found.best))
-                except Damaged as why:
-                    raise Damaged(f"needs {name(found.best)}, which {why}") from None
-        except Damaged as why:
+                except InvalidCheckpoint as why:
+                    raise InvalidCheckpoint(f"needs {name(found.best)}, which {why}") from None
+        except InvalidCheckpoint as why:
             skipped.append(f"{folder}: {why}")
         else:
             return found, skipped
@@ -267,24 +274,24 @@ def newest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder has nothing in it but what this program wrote there."""
+    """Returns whether a folder has a valid manifest, and no file that is not in it."""
     try:
-        known = {*manifest(folder)["files"], MANIFEST}
-    except Damaged:
+        files = {*manifest(folder)["files"], MANIFEST}
+    except InvalidCheckpoint:
         return False
-    return all(p.is_dir() or p.relative_to(folder).as_posix() in known for p in folder.rglob("*"))
+    return all(p.is_dir() or p.relative_to(folder).as_posix() in files for p in folder.rglob("*"))
 
 
-def clear(parent: Path, keep: set[str]) -> None:
-    """Delete checkpoints that are not to be kept, and what killed processes staged.
+def delete_except(parent: Path, keep: set[str]) -> None:
+    """Deletes checkpoints that are not in ``keep``, and the ``.tmp-`` folders of killed processes.
 
-    A folder without our manifest, or with a file that the manifest does not list, stays.
+    Keeps folders without a valid manifest, and those with files that it does not list.
     """
     if not parent.is_dir():
         return
     for folder in candidates(parent):
         if folder.name not in keep and is_ours(folder):
-            # Renamed first: what is deleted by half must not look like a checkpoint.
+            # Renamed first: a half-deleted folder must not look like a checkpoint.
             gone = parent / f".tmp-{NAME.fullmatch(folder.name)[1]}-{os.getpid()}"  # pyright: ignore
             shutil.rmtree(gone, ignore_errors=True)
             folder.rename(gone)
@@ -301,5 +308,5 @@ def _set_aside(folder: Path) -> None:
 
 
 def size(folder: Path) -> int:
-    """Bytes of a folder's files."""
+    """Returns the total size of a folder's files in bytes."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

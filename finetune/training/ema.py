@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights that learn, beside the weights themselves."""
+"""An exponential moving average (EMA) of the trainable weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ from transformers import TrainerCallback
 from finetune.models.tuning import learning
 
 
-class Averages(TrainerCallback):
-    """The averages of a model's weights: followed every step, and the model's own in the end.
+class EMA(TrainerCallback):
+    """Updates the EMA after every step, and puts it into the model at the end of training.
 
-    After t updates the decay is min(``decay``, (1 + t) / (10 + t)), as TensorFlow's
-    ``ExponentialMovingAverage`` has it: a short run does not average over its random start. Only
-    weights that learn are averaged; what the model counts by itself (batch norm) stays its own.
+    - After t updates the decay is min(``decay``, (1 + t) / (10 + t)), as in TensorFlow's
+      ``ExponentialMovingAverage``, so that short runs do not average over their random start.
+    - Only trainable weights are averaged. Buffers such as batch norm's statistics are not.
 
     Args:
-        decay: share of the average that a step keeps; 0 averages nothing.
+        decay: share of the average that each update keeps; 0 turns the EMA off.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
         self.names = [name for name, _ in learning(model)] if decay else []
-        self.kept = AveragedModel(self._weights())
+        self.averaged = AveragedModel(self._weights())
 
     def _weights(self) -> nn.ParameterList:
         weights = dict(self.model.named_parameters())
@@ -35,35 +35,36 @@ class Averages(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.names:
             return
-        count = int(self.kept.n_averaged)
+        count = int(self.averaged.n_averaged)
         decay = min(self.decay, (1 + count) / (10 + count))
-        self.kept.multi_avg_fn = get_ema_multi_avg_fn(decay)
-        self.kept.update_parameters(self._weights())
+        self.averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self.averaged.update_parameters(self._weights())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # By now the best epoch's averages are back, if there was a choice.
-        self._exchange()
+        # By now the EMA is the best checkpoint's, if the best one is loaded at the end.
+        self._swap()
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model answer with the averages for a while; its weights come back to the bit."""
-        self._exchange()
+        """Swaps the EMA into the model for a while; its weights come back bit for bit."""
+        self._swap()
         try:
             yield
         finally:
-            self._exchange()
+            self._swap()
 
     @torch.no_grad()
-    def _exchange(self) -> None:
-        for ours, theirs in zip(self.kept.module.parameters(), self._weights(), strict=True):
-            before = theirs.clone()
-            theirs.copy_(ours)
-            ours.copy_(before)
+    def _swap(self) -> None:
+        pairs = zip(self.averaged.module.parameters(), self._weights(), strict=True)
+        for average, weight in pairs:
+            previous = weight.clone()
+            weight.copy_(average)
+            average.copy_(previous)
 
-    def state(self) -> dict[str, torch.Tensor] | None:
-        """The averages for a checkpoint; None without any."""
-        return self.kept.state_dict() if self.names else None
+    def state_dict(self) -> dict[str, torch.Tensor] | None:
+        """Returns the averages and the number of updates; None if the EMA is off."""
+        return self.averaged.state_dict() if self.names else None
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from what ``state`` told."""
-        self.kept.load_state_dict(state)
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Sets what ``state_dict`` returned."""
+        self.averaged.load_state_dict(state)

@@ -1,8 +1,8 @@
-"""Losses that stay right under accumulation, uneven last batches and several processes.
+"""Losses that do not depend on how a step is divided into micro-batches and processes.
 
-The models' own losses average over the micro-batch they see. The Trainer passes how many labels
-the whole optimizer batch holds; dividing a sum by that number gives the same gradient however the
-batch was cut up.
+- Models average their loss over one micro-batch, which weights uneven micro-batches wrongly.
+- The losses here are sums, divided by the number of labels in the whole optimizer step, which the
+  Trainer passes as ``num_items_in_batch``. The gradient is the same for every division.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,13 @@ Loss = Callable[..., torch.Tensor]
 
 
 def classification_loss(problem_type: str, label_smoothing: float = 0.0) -> Loss:
-    """The loss of a head with K outputs, as the Trainer's ``compute_loss_func``.
+    """Returns the loss of a head with K outputs, as the Trainer's ``compute_loss_func``.
 
-    Cross-entropy (labels (B,) int, or (B, K) float where mixup blended classes), binary
-    cross-entropy (labels (B, K) float) or squared error (labels (B,) float), averaged over all
-    labels of the optimizer batch.
+    Averaged over all labels of the optimizer step:
+
+    - single label: cross-entropy; labels (B,) int, or (B, K) float after mixup.
+    - multiple labels: binary cross-entropy; labels (B, K) float.
+    - otherwise: squared error; labels (B,) float.
     """
 
     def loss(
@@ -31,7 +33,7 @@ def classification_loss(problem_type: str, label_smoothing: float = 0.0) -> Loss
                 logits, labels, reduction="sum", label_smoothing=label_smoothing
             )
             if labels.ndim == 2:
-                # The Trainer counts every entry of the labels as an item.
+                # The Trainer counts K items for each row.
                 total = total * labels.shape[1]
         elif problem_type == "multi_label_classification":
             target = labels * (1 - label_smoothing) + label_smoothing / 2
@@ -46,58 +48,64 @@ def classification_loss(problem_type: str, label_smoothing: float = 0.0) -> Loss
 def next_token_loss(
     outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Cross-entropy of each token given those before it, over all learned ones of the batch.
+    """Returns the causal LM loss: cross-entropy of each token given the tokens before it.
 
-    Labels (B, T) int are the tokens themselves, or -100 where nothing is learned. What they say of
-    position 0 is not looked at: nothing comes before it.
+    Labels (B, T) int are the tokens, or -100 for tokens without loss. ``labels[:, 0]`` is not used:
+    no token comes before it. Averaged over all tokens with loss of the optimizer step.
     """
     logits, target = _shifted(outputs["logits"], labels)
     total = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
     return total / ((target != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-def document_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(B, T, V) -> (B, 3): each row's loss in nats, its tokens that count, and ``labels[:, 0]``.
+def document_sums(
+    logits: torch.Tensor, labels: torch.Tensor, byte_counts: torch.Tensor
+) -> torch.Tensor:
+    """Reduces logits (B, T, V) to (B, 3): each row's loss in nats, its tokens, and its bytes.
 
-    Rows' logits are too many to keep; these are what perplexity and bits per byte are made of.
+    Perplexity and bits per byte need no more, and all logits would not fit into memory.
+
+    Args:
+        byte_counts: (B,), the length in bytes of the text that has a loss.
     """
     shifted, target = _shifted(logits, labels)
     nats = functional.cross_entropy(shifted.transpose(1, 2), target, reduction="none")
-    return torch.stack([nats.sum(1), (target != -100).sum(1), labels[:, 0]], 1)
+    return torch.stack([nats.sum(1), (target != -100).sum(1), byte_counts], 1)
 
 
-def hidden_token_loss(
+def masked_token_loss(
     outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Cross-entropy of the hidden tokens: labels (B, T) int, -100 where nothing is hidden.
+    """Returns the masked LM loss: cross-entropy of the masked tokens.
 
-    Logits are those of all tokens (B, T, V), or of the M hidden ones alone (1, M, V).
+    Labels (B, T) int are the masked tokens, or -100 for all others. Logits are those of all tokens
+    (B, T, V), or of the M masked tokens only (1, M, V).
     """
-    hidden = labels != -100
+    masked = labels != -100
     total = functional.cross_entropy(
-        _of_hidden(outputs["logits"], hidden).float(), labels[hidden], reduction="sum"
+        _of_masked(outputs["logits"], masked).float(), labels[masked], reduction="sum"
     )
-    return total / (hidden.sum() if num_items_in_batch is None else num_items_in_batch)
+    return total / (masked.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-def hidden_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Logits as above -> (B, 3): a row's loss in nats, its hidden tokens, those guessed right."""
-    hidden = labels != -100
-    chosen = _of_hidden(logits, hidden)
+def masked_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Reduces logits to (B, 3): each row's loss in nats, its masked and its correct tokens."""
+    masked = labels != -100
+    of_masked = _of_masked(logits, masked)
     nats = torch.zeros(labels.shape, device=logits.device)
-    right = torch.zeros_like(nats)
-    nats[hidden] = functional.cross_entropy(chosen.float(), labels[hidden], reduction="none")
-    right[hidden] = (chosen.argmax(-1) == labels[hidden]).float()
-    return torch.stack([nats.sum(1), hidden.sum(1), right.sum(1)], 1)
+    correct = torch.zeros_like(nats)
+    nats[masked] = functional.cross_entropy(of_masked.float(), labels[masked], reduction="none")
+    correct[masked] = (of_masked.argmax(-1) == labels[masked]).float()
+    return torch.stack([nats.sum(1), masked.sum(1), correct.sum(1)], 1)
 
 
-def _of_hidden(logits: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    return logits[hidden] if logits.shape[:2] == hidden.shape else logits[0]
+def _of_masked(logits: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    return logits[masked] if logits.shape[:2] == masked.shape else logits[0]
 
 
 def _shifted(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, T - 1, V) and the tokens (B, T - 1) that follow them.
+    """Returns logits (B, T - 1, V) and the tokens (B, T - 1) that they predict.
 
-    Virtual tokens before the text have logits too; those are left out.
+    Leaves out the logits of virtual tokens before the text.
     """
     return logits[:, -labels.shape[1] : -1].float(), labels[:, 1:]

@@ -112,14 +112,14 @@ def train(
         rows = (state.epoch or 0) * len(job.splits["train"])
         tokens = (state.epoch or 0) * job.tokens or state.num_input_tokens_seen
         seen = {"rows": rows, "tokens": tokens}
-        seconds = trainer.seconds_before
+        seconds = trainer.train_seconds
         outputs, labels = test(trainer, job)
         _save(trainer, job, run)
         if main:
             results = run_results.results(recipe, job, trainer.state, args, outputs, labels, start)
             if recipe.tuning.skip_non_finite:
-                results["skipped_steps"] = trainer.counted["skipped"]
-            since = started - trainer.seconds_elsewhere
+                results["skipped_steps"] = trainer.counters["skipped"]
+            since = started - trainer.earlier_seconds
             results["cost"] = run_results.cost(job.model, run, seconds, seen, since)
             run_results.write(job, run, results, outputs)
             trainer.tidy()
@@ -159,7 +159,7 @@ def _last(
         return None
     run_directory.refuse_changes(str(last.folder), run_results.changes(last.run, identity), allowed)
     every = checkpoints.candidates(run.checkpoints)
-    checkpoints.clear(run.checkpoints, {c.name for c in every[every.index(last.folder) :]})
+    checkpoints.delete_except(run.checkpoints, {c.name for c in every[every.index(last.folder) :]})
     print(f"finetune: resumes {run} from {last.folder.name}", file=sys.stderr)
     return last
 
@@ -184,8 +184,8 @@ def _trainer(
     trainer = StepTrainer(
         signals=signals,
         run=identity,
-        parts={"adalora": budget, "history": history},
-        changed=changed,
+        stateful={"adalora": budget, "history": history},
+        changed_keys=changed,
         layer_decay=recipe.tuning.layer_decay,
         ema_decay=recipe.tuning.ema_decay,
         skip_non_finite=recipe.tuning.skip_non_finite,

@@ -1,4 +1,4 @@
-"""Which rows make up which optimizer step, and who computes them."""
+"""Divides the rows into optimizer steps, and each step between processes and micro-batches."""
 
 from collections.abc import Generator, Sequence
 
@@ -7,28 +7,29 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from finetune.errors import UserError
 
-# Rows are sorted by length inside windows of so many batches: long enough to make batches of one
-# length, short enough that every epoch still mixes. The same figure as transformers'.
+# Rows are sorted by length within windows of so many steps: large enough for steps of equal
+# lengths, small enough to shuffle every epoch. The same number as in transformers.
 WINDOW = 50
 
 
 class StepSampler(BatchRebalanceSampler):
-    """This process's micro-batches, such that a step's rows depend on the seed and epoch alone.
+    """Yields this process's micro-batches; a step's rows depend on the seed and epoch only.
 
-    However many processes and accumulation steps share an optimizer batch, it holds the same
-    rows: one process at batch 32, two at 16 and four times 8 see the same loss. Nothing is
-    repeated to fill the last batch; a rest of fewer rows than processes joins the batch before.
+    - A step has the same rows for any number of processes and accumulation steps: one process at
+      batch 32, two at 16 and two at 8 with two accumulation steps have the same loss.
+    - No row is repeated to fill the last step. If it has fewer rows than there are processes, they
+      join the step before.
 
-    A subclass of ``BatchRebalanceSampler`` because that is the Trainer's sign for a sampler that
-    deals rows to processes by itself.
+    It is a subclass of ``BatchRebalanceSampler`` because the Trainer takes those for samplers that
+    divide rows between processes by themselves.
 
     Args:
-        lengths: tokens of each row. Those of a step are dealt longest first, so that the
-            micro-batches that share it are padded little.
-        grouped: whether steps, too, are made of rows of about one length, or at random.
+        lengths: number of tokens of each row. The rows of a step are sorted longest first, so that
+            its micro-batches have little padding.
+        grouped: whether a step consists of rows of similar lengths, or of random rows.
         step_rows: rows of an optimizer step over all processes and accumulation steps.
         accumulation: micro-batches of a step.
-        rank: this process among ``processes``.
+        rank: index of this process among ``processes``.
 
     Raises:
         UserError: there are fewer rows than processes.
@@ -46,52 +47,57 @@ class StepSampler(BatchRebalanceSampler):
         seed: int,
     ) -> None:
         if rows < processes:
-            raise UserError(f"{rows} training rows cannot feed {processes} processes; start fewer")
+            raise UserError(
+                f"{rows} training rows are too few for {processes} processes; start fewer processes"
+            )
         self.rows, self.lengths, self.grouped = rows, numpy.asarray(lengths), grouped
         self.step_rows, self.accumulation = step_rows, accumulation
         self.processes, self.rank, self.seed = processes, rank, seed
         self.epoch = 0
 
     def rows_of(self, epoch: int, step: int) -> numpy.ndarray:
-        """The row indices, over all processes, of a step of an epoch; both count from 0."""
+        """Returns the rows of a step over all processes; ``epoch`` and ``step`` count from 0."""
         before, self.epoch = self.epoch, epoch
         rows = self._steps()[step]
         self.epoch = before
         return rows
 
     def _steps(self) -> list[numpy.ndarray]:
-        """The row indices of each optimizer step of this epoch, in order."""
+        """Returns the rows of each optimizer step of this epoch, in order."""
         generator = numpy.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(self.rows)
         cuts = range(self.step_rows, self.rows, self.step_rows)
         if not self.grouped:
-            return self._without_sliver(numpy.split(order, cuts))
+            return self._merge_small_rest(numpy.split(order, cuts))
         window = WINDOW * self.step_rows
-        parts = [order[i : i + window] for i in range(0, self.rows, window)]
-        order = numpy.concatenate([self._longest_first(p) for p in parts])
+        windows = [order[i : i + window] for i in range(0, self.rows, window)]
+        order = numpy.concatenate([self._longest_first(w) for w in windows])
         steps = numpy.split(order, cuts)
-        # The rest keeps its place at the end, so that every other step is full.
+        # The incomplete step stays last, so that all others are full.
         shuffled = generator.permutation(len(steps) - 1)
-        return self._without_sliver([*(steps[i] for i in shuffled), steps[-1]])
+        return self._merge_small_rest([*(steps[i] for i in shuffled), steps[-1]])
 
     def _longest_first(self, rows: numpy.ndarray) -> numpy.ndarray:
         return rows[numpy.argsort(-self.lengths[rows], kind="stable")]
 
-    def _without_sliver(self, steps: list[numpy.ndarray]) -> list[numpy.ndarray]:
-        """``steps`` with a rest too small for every process to get a row joined to the last."""
+    def _merge_small_rest(self, steps: list[numpy.ndarray]) -> list[numpy.ndarray]:
+        """Joins a last step with fewer rows than processes to the step before."""
         if len(steps) > 1 and len(steps[-1]) < self.processes:
             return [*steps[:-2], numpy.concatenate(steps[-2:])]
         return steps
 
     def _micro_batches(self, count: int) -> int:
-        """How many micro-batches a step of ``count`` rows is cut into, none too small to deal."""
+        """Returns the number of micro-batches of a step of ``count`` rows.
+
+        Each has a row for every process.
+        """
         size = -(-self.step_rows // self.accumulation)
         return min(self.accumulation, -(-count // size), count // self.processes)
 
     def __iter__(self) -> Generator[list[int], None, None]:
         for step in map(self._longest_first, self._steps()):
-            for part in numpy.array_split(step, self._micro_batches(len(step))):
-                yield part[self.rank :: self.processes].tolist()
+            for micro_batch in numpy.array_split(step, self._micro_batches(len(step))):
+                yield micro_batch[self.rank :: self.processes].tolist()
 
     def __len__(self) -> int:
         return sum(self._micro_batches(len(step)) for step in self._steps())

@@ -1,4 +1,4 @@
-"""A run's checkpoints on disk: sealed while it trains on, deleted once nothing needs them."""
+"""Saves and rotates a run's checkpoints; hashing and fsync run in the background."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,113 +14,115 @@ from finetune.training import checkpoints
 
 
 class Saver:
-    """Knows which checkpoint is the last whole one, and keeps what it needs.
+    """Writes checkpoints, and deletes those that nothing needs any more.
+
+    - ``save`` gives a staged folder to write into. When it is left, a thread hashes the files,
+      syncs them and renames the folder while the training goes on.
+    - The next call that needs the result waits for it, and raises its error.
 
     Args:
-        folder: the run's checkpoints.
-        limit: how many to keep, those that are needed among them; None for all.
-        run: what the run is of, for the manifest.
+        folder: the run's folder of checkpoints.
+        limit: how many checkpoints to keep, including the best and the last; None for all.
+        run: identifies the run in each manifest.
     """
 
     def __init__(self, folder: Path, limit: int | None, run: dict[str, Any]) -> None:
         self.folder, self.limit, self.run = folder, limit, run
-        # The last checkpoint that is known to be whole, and the step of the best one it needs.
-        self._saved: str | None = None
-        self._needed: int | None = None
-        # What is written but still to be hashed, to reach the disk and to get its name; that goes
-        # on beside the next steps.
-        self._sealer = ThreadPoolExecutor(1)
+        # The last complete checkpoint, and the step of the best one that it refers to.
+        self._last: str | None = None
+        self._best: int | None = None
+        self._executor = ThreadPoolExecutor(1)
         self._sealing: tuple[Future[Path], str, int | None] | None = None
 
     @property
-    def saved(self) -> str | None:
-        """The last checkpoint that is whole."""
-        self.settle()
-        return self._saved
+    def last(self) -> str | None:
+        """Name of the last complete checkpoint."""
+        self.finish()
+        return self._last
 
-    def note(self, final: str, best: int | None) -> None:
-        """Take this checkpoint for the last whole one; ``best`` is the step of one it needs."""
-        self._saved, self._needed = final, best
+    def set_last(self, name: str, best: int | None) -> None:
+        """Sets the last complete checkpoint, and the step of the best one that it refers to."""
+        self._last, self._best = name, best
 
     def wait(self) -> None:
-        """Wait until what was written last is sealed, or failed to be."""
+        """Waits until the last save is complete or has failed."""
         if self._sealing:
             wait([self._sealing[0]])
 
-    def settle(self) -> None:
-        """Wait until what was written last is sealed.
+    def finish(self) -> None:
+        """Waits until the last save is complete.
 
         Raises:
-            TrainingError: it could not be; older checkpoints stay valid.
+            TrainingError: it failed; older checkpoints stay valid.
         """
         if self._sealing is None:
             return
-        (sealed, final, best), self._sealing = self._sealing, None
+        (sealed, name, best), self._sealing = self._sealing, None
         try:
             sealed.result()
         except OSError as error:
-            raise TrainingError(self.unwritten(final, error)) from None
-        self.note(final, best)
+            raise TrainingError(self.failure(name, error)) from None
+        self.set_last(name, best)
 
-    def unwritten(self, final: str, error: OSError | SafetensorError | str) -> str:
-        """The message that this checkpoint cannot be written."""
+    def failure(self, name: str, error: OSError | SafetensorError | str) -> str:
+        """Returns the message for a checkpoint that cannot be written."""
         why = error.strerror if isinstance(error, OSError) else error
-        kept = f"{self._saved} stays the last" if self._saved else "there is none before it"
-        return f"{self.folder / final}: cannot be written: {why}; {kept}"
+        kept = f"the last one is {self._last}" if self._last else "there is no earlier one"
+        return f"{self.folder / name}: cannot be written: {why}; {kept}"
 
     @contextmanager
-    def save(self, step: int, final: str, best: int | None, expected: int) -> Iterator[Path]:
-        """A folder to write a checkpoint into, which is sealed behind the caller's back.
+    def save(self, step: int, name: str, best: int | None, expected: int) -> Iterator[Path]:
+        """Yields a folder to write a checkpoint into; it is completed in the background.
 
         Args:
-            final: the checkpoint's name.
+            name: the checkpoint's name.
             best: the step of the best checkpoint so far, which may be this one.
-            expected: bytes that it will take, if there is none to go by.
+            expected: its size in bytes, if there is no earlier checkpoint to measure.
 
         Raises:
-            TrainingError: it does not fit on the disk, or the one before could not be sealed.
+            TrainingError: the disk is too small, or the previous save failed.
         """
-        # Before the save, so that a disk that holds two checkpoints stays large enough; what the
-        # last one needs stays until the new one is whole.
-        needed = {checkpoints.name(step) for step in (best, self._needed) if step}
-        self.clear({self.saved, *needed}, 1)
-        if small := self.shortage(1, expected):
-            raise TrainingError(self.unwritten(final, small))
+        # Rotates before the save, so that a disk with room for two checkpoints is enough. What the
+        # last checkpoint refers to stays until the new one is complete.
+        needed = {checkpoints.name(step) for step in (best, self._best) if step}
+        self.rotate({self.last, *needed}, 1)
+        if shortage := self.shortage(1, expected):
+            raise TrainingError(self.failure(name, shortage))
         staged = checkpoints.stage(self.folder, step)
         try:
             yield staged
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
-        sealed = self._sealer.submit(self._seal, staged, final, None if best == step else best)
-        self._sealing = sealed, final, best
+        other = None if best == step else best
+        self._sealing = self._executor.submit(self._seal, staged, name, other), name, best
 
-    def _seal(self, staged: Path, final: str, best: int | None) -> Path:
+    def _seal(self, staged: Path, name: str, best: int | None) -> Path:
         try:
-            return checkpoints.seal(staged, final, best, self.run)
+            return checkpoints.seal(staged, name, best, self.run)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
 
-    def clear(self, keep: set[str | None], coming: int) -> None:
-        """Delete the oldest checkpoints, none of ``keep``, until ``coming`` more fit the limit."""
+    def rotate(self, keep: set[str | None], incoming: int) -> None:
+        """Deletes the oldest checkpoints, except ``keep``, so that ``incoming`` more fit."""
         if self.limit is None:
             return
-        names = {name for name in keep if name}
+        kept = {name for name in keep if name}
         for folder in checkpoints.candidates(self.folder):
-            if len(names) + coming < self.limit:
-                names.add(folder.name)
-        checkpoints.clear(self.folder, names)
+            if len(kept) + incoming < self.limit:
+                kept.add(folder.name)
+        checkpoints.delete_except(self.folder, kept)
 
     def shortage(self, count: int, expected: int) -> str | None:
-        """What is wrong if so many checkpoints do not fit on the disk; None if they do."""
-        need = expected
-        if self.saved and (self.folder / self.saved).is_dir():
-            need = checkpoints.size(self.folder / self.saved)
+        """Returns an error message if ``count`` checkpoints do not fit on the disk."""
+        size = expected
+        if self.last and (self.folder / self.last).is_dir():
+            size = checkpoints.size(self.folder / self.last)
         free = shutil.disk_usage(self.folder.parent).free
-        if free >= count * need:
+        if free >= count * size:
             return None
         return (
-            f"the disk has {free / 1e6:,.1f} MB left, and {count} x {need / 1e6:,.1f} MB of "
-            "checkpoints have to fit; make room"
+            f"the disk has {free / 1e6:,.1f} MB left, and needs room for {count} checkpoints of "
+            f"{size / 1e6:,.1f} MB; free some space"
         )

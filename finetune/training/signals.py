@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: heard at once, acted on when the step is done."""
+"""SIGTERM and SIGINT: received at any time, acted on when the current step is done."""
 
 import os
 import signal
@@ -7,76 +7,78 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
-HEARD = (signal.SIGTERM, signal.SIGINT)
-# Seconds within which a launcher passes on a signal that its processes heard themselves.
-ECHO = 5.0
+HANDLED = (signal.SIGTERM, signal.SIGINT)
+# A launcher passes on a signal to processes that received it themselves. Within so many seconds it
+# counts as the same signal.
+REPEAT_SECONDS = 5.0
 
 
 class Signals:
-    """While entered, a signal is kept in ``received`` if ``patient``, and else ends the process.
+    """Handles SIGTERM and SIGINT while entered.
 
-    Either way the status is 128 + its number: 143 for SIGTERM, 130 for SIGINT. A second signal
-    stops the process at once, but not what torch's launcher passes on of the same one: a scheduler
-    tells every process.
+    - ``deferred``: the signal is kept in ``received``. Otherwise it ends the process.
+    - The exit status is 128 + its number: 143 for SIGTERM, 130 for SIGINT.
+    - A second signal stops the process at once, unless torch's launcher passes on the first one.
     """
 
     def __init__(self) -> None:
-        self.received, self.since = 0, 0.0
-        self.patient = False
+        self.received, self.received_at = 0, 0.0
+        self.deferred = False
 
     def __enter__(self) -> Self:
-        self.before: dict[int, Any] = {number: signal.getsignal(number) for number in HEARD}
-        # Python lets only the main thread set handlers; elsewhere signals end the process as ever.
+        self.previous: dict[int, Any] = {number: signal.getsignal(number) for number in HANDLED}
+        # Only the main thread can set handlers; elsewhere signals keep their default action.
         if threading.current_thread() is threading.main_thread():
-            for number in HEARD:
-                signal.signal(number, self._hear)
+            for number in HANDLED:
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number, handler in self.before.items():
+            for number, handler in self.previous.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         again = bool(self.received)
-        if again and time.monotonic() - self.since < ECHO:
+        if again and time.monotonic() - self.received_at < REPEAT_SECONDS:
             return
         if again or "TORCHELASTIC_RUN_ID" not in os.environ:
-            for each in HEARD:
+            for each in HANDLED:
                 signal.signal(each, signal.SIG_DFL)
         if again:
             os.kill(os.getpid(), number)
-        self.received, self.since = number, time.monotonic()
-        if not self.patient:
-            leave(number, "stopped")
+        self.received, self.received_at = number, time.monotonic()
+        if not self.deferred:
+            exit_for_signal(number, "stopped")
 
 
-def leave(number: int, what: str) -> None:
-    """End the process for a signal, saying what became of the run.
+def exit_for_signal(number: int, outcome: str) -> NoReturn:
+    """Exits the process because of a signal; prints what became of the run.
 
     Raises:
         SystemExit: always.
     """
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"finetune: {signal.Signals(number).name}: {what}", file=sys.stderr, flush=True)
+        print(f"finetune: {signal.Signals(number).name}: {outcome}", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
 
 
-def outlive_one(then: Callable[[int], None] | None, worker: int) -> None:
-    """For a data loader's worker: the first signal is meant for the main process.
+def ignore_first_signal(worker_init: Callable[[int], None] | None, worker: int) -> None:
+    """Initializes a data loader's worker such that it ignores the first signal.
 
-    A terminal's Ctrl-C and a scheduler's SIGTERM go to every process of the group.
+    A terminal's Ctrl-C and a scheduler's SIGTERM reach every process of the group, and the main
+    process needs its workers until the step is done.
 
     Args:
-        then: what else a worker starts with.
+        worker_init: the loader's own ``worker_init_fn``.
     """
 
-    def once(number: int, frame: FrameType | None) -> None:
+    def ignore_once(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
 
-    for number in HEARD:
-        signal.signal(number, once)
-    if then is not None:
-        then(worker)
+    for number in HANDLED:
+        signal.signal(number, ignore_once)
+    if worker_init is not None:
+        worker_init(worker)

@@ -168,10 +168,10 @@ def test_the_head_sees_hidden_tokens_alone_and_learns_the_same(given: Any) -> No
     def learned(**more: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         model.zero_grad()
         out = model(input_ids=ids, **more)
-        loss = losses.hidden_token_loss(out, labels)
+        loss = losses.masked_token_loss(out, labels)
         loss.backward()
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-        return loss, losses.hidden_sums(out.logits, labels), gradients
+        return loss, losses.masked_sums(out.logits, labels), gradients
 
     whole = learned()
     assert masked_lm.only_hidden(model)

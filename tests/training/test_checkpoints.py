@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, every byte checked, nothing foreign deleted."""
+"""Checkpoints on disk: complete or absent, every byte verified, no other folder deleted."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import torch
 
 from finetune.models import tuning
 from finetune.training import checkpoints
-from finetune.training.checkpoints import Damaged
+from finetune.training.checkpoints import InvalidCheckpoint
 from finetune.training.saver import Saver
 
 
@@ -29,7 +29,7 @@ def names(parent: Path) -> set[str]:
     return {path.name for path in parent.iterdir()}
 
 
-def test_what_is_written_reads_back_to_the_bit(tmp_path: Path) -> None:
+def test_state_reads_back_bit_for_bit(tmp_path: Path) -> None:
     tree = {
         "python": random.getstate(),
         "numpy": numpy.random.get_state(),
@@ -45,20 +45,20 @@ def test_what_is_written_reads_back_to_the_bit(tmp_path: Path) -> None:
     assert back["numpy"][0] == tree["numpy"][0]
     assert numpy.array_equal(back["numpy"][1], tree["numpy"][1])
     assert back["numpy"][1].dtype == tree["numpy"][1].dtype
-    for said, read in [(tree["torch"], back["torch"]), (tree["half"], back["half"])]:
-        assert said.dtype == read.dtype
-        assert torch.equal(said, read)
+    for written, read in [(tree["torch"], back["torch"]), (tree["half"], back["half"])]:
+        assert written.dtype == read.dtype
+        assert torch.equal(written, read)
     assert torch.equal(back["state"][0]["exp_avg"], tree["state"][0]["exp_avg"])
     assert back["state"][7] == {}
     assert back["groups"] == tree["groups"]
     assert isinstance(back["groups"][0]["betas"], tuple)
     assert back["tie"] == tree["tie"]
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors"}
-    with pytest.raises(TypeError, match=r"a\.1: object has no place"):
+    with pytest.raises(TypeError, match=r"a\.1: object cannot be saved"):
         checkpoints.write(tmp_path, "odd", {"a": [1, object()]})
 
 
-def test_the_newest_that_verifies_is_found(tmp_path: Path) -> None:
+def test_the_newest_valid_checkpoint_is_found(tmp_path: Path) -> None:
     assert checkpoints.newest(tmp_path / "none") == (None, [])
     for step in (2, 10, 9):
         save(tmp_path, step)
@@ -73,7 +73,7 @@ def test_the_newest_that_verifies_is_found(tmp_path: Path) -> None:
     assert found.folder.name == "checkpoint-10-unevaluated"
 
 
-def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     save(tmp_path, 1)
     folder = save(tmp_path, 2)
     draw, seen = random.Random(0), 0
@@ -106,27 +106,29 @@ def damage(folder: Path, how: str) -> None:
     elif how == "plain":
         (folder / "manifest.json").unlink()
     elif how == "newer":
-        body = checkpoints.manifest(folder) | {"format": 2}
-        (folder / "manifest.json").write_text(checkpoints._rendered(body), encoding="utf-8")
+        body = checkpoints.manifest(folder) | {"format": checkpoints.FORMAT + 1}
+        (folder / "manifest.json").write_text(checkpoints._render(body), encoding="utf-8")
     elif how == "text":
         (folder / "manifest.json").write_text("[]", encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ("missing", "optimizer.json is missing"),
         ("cut", r"optimizer.json has \d+ bytes, and should have \d+"),
         ("renamed", "is of step 2"),
-        ("plain", "has no manifest.json; it is not whole, or not of this program"),
-        ("newer", "has format 2, and this program reads 1"),
+        ("plain", "has no manifest.json: it is incomplete, or another program wrote it"),
+        ("newer", "has format 3, and this program reads 2"),
         ("text", "manifest.json cannot be read"),
     ],
 )
-def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path, how: str, said: str) -> None:
+def test_the_message_names_what_is_wrong_with_a_checkpoint(
+    tmp_path: Path, how: str, message: str
+) -> None:
     damage(save(tmp_path, 2), how)
     (folder,) = checkpoints.candidates(tmp_path)
-    with pytest.raises(Damaged, match=said):
+    with pytest.raises(InvalidCheckpoint, match=message):
         checkpoints.verify(folder)
 
 
@@ -148,15 +150,15 @@ class Killed(BaseException):
     pass
 
 
-def test_a_save_that_is_cut_off_at_any_call_leaves_what_was_there(
+def test_a_save_killed_at_any_call_leaves_a_valid_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left: list[float] = []
+    remaining: list[float] = []
 
     def counted(kept: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            left[0] -= 1
-            if not left[0]:
+            remaining[0] -= 1
+            if not remaining[0]:
                 raise Killed
             return kept(*args, **kwargs)
 
@@ -165,33 +167,33 @@ def test_a_save_that_is_cut_off_at_any_call_leaves_what_was_there(
     for name in ("mkdir", "open", "fsync", "rename", "close"):
         monkeypatch.setattr(os, name, counted(getattr(os, name)))
     monkeypatch.setattr(checkpoints, "save_file", counted(checkpoints.save_file))
-    left[:] = [numpy.inf]
+    remaining[:] = [numpy.inf]
     save(tmp_path, 1)
     for call in range(1, 100):
-        left[:] = [call]
+        remaining[:] = [call]
         try:
             save(tmp_path, 2)
         except Killed:
-            left[:] = [numpy.inf]
+            remaining[:] = [numpy.inf]
             found, skipped = checkpoints.newest(tmp_path)
             assert found is not None
             assert skipped == []
             if found.step == 2:
-                # Renamed, and killed before the folder above was synced.
+                # It was renamed, and killed before the parent folder was synced.
                 shutil.rmtree(found.folder)
         else:
             break
-    left[:] = [numpy.inf]
+    remaining[:] = [numpy.inf]
     assert 10 < call < 100
     found, _ = checkpoints.newest(tmp_path)
     assert found is not None
     assert found.step == 2
-    checkpoints.clear(tmp_path, {"checkpoint-2"})
+    checkpoints.delete_except(tmp_path, {"checkpoint-2"})
     assert names(tmp_path) == {"checkpoint-2"}
 
 
-def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:
-    """Random folders, ours and others': the best, the last and the foreign ones stay."""
+def test_only_own_checkpoints_are_deleted(tmp_path: Path) -> None:
+    """Random folders: the best checkpoint, the last one and folders of others stay."""
     draw = random.Random(0)
     for trial in range(25):
         parent = tmp_path / str(trial)
@@ -209,7 +211,7 @@ def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:
         noted.write_text("mine", encoding="utf-8")
         best, limit = draw.choice(steps), draw.randint(1, 4)
         keep: set[str | None] = {checkpoints.name(best), checkpoints.name(steps[-1])}
-        Saver(parent, limit, {}).clear(keep, 1)
+        Saver(parent, limit, {}).rotate(keep, 1)
         ours = {name for name in names(parent) if name.startswith("checkpoint-")} - foreign
         ours -= {"checkpoint-77"}
         assert foreign | {"checkpoint-77"} <= names(parent)
@@ -219,7 +221,7 @@ def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:
         assert ".tmp-3-99999" not in names(parent)
 
 
-def test_a_folder_that_stands_in_the_way_is_set_aside(tmp_path: Path) -> None:
+def test_an_invalid_folder_of_the_same_name_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-4").mkdir(parents=True)
     (tmp_path / "checkpoint-4" / "mine").write_text("mine", encoding="utf-8")
     save(tmp_path, 4)
@@ -228,7 +230,7 @@ def test_a_folder_that_stands_in_the_way_is_set_aside(tmp_path: Path) -> None:
     assert checkpoints.verify(tmp_path / "checkpoint-4").step == 4
 
 
-def test_weights_of_another_model_are_not_half_read() -> None:
+def test_weights_of_another_model_are_not_loaded_in_part() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     model[0].bias.requires_grad_(False)
     held = {name: tensor.clone() for name, tensor in tuning.learned(model).items()}
@@ -249,7 +251,7 @@ def test_weights_of_another_model_are_not_half_read() -> None:
     assert all(torch.equal(t, held[n] + 1) for n, t in tuning.learned(model).items())
 
 
-def test_a_manifest_can_be_read_by_anyone(tmp_path: Path) -> None:
-    said = json.loads((save(tmp_path, 5, best=3) / "manifest.json").read_text("utf-8"))["manifest"]
-    assert (said["step"], said["best"], said["run"]) == (5, 3, {"data": "abc"})
-    assert set(said["files"]) == {"model.safetensors", "optimizer.json", "optimizer.safetensors"}
+def test_a_manifest_is_plain_json(tmp_path: Path) -> None:
+    body = json.loads((save(tmp_path, 5, best=3) / "manifest.json").read_text("utf-8"))["manifest"]
+    assert (body["step"], body["best"], body["run"]) == (5, 3, {"data": "abc"})
+    assert set(body["files"]) == {"model.safetensors", "optimizer.json", "optimizer.safetensors"}

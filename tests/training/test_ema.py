@@ -1,4 +1,4 @@
-"""Averaged weights: what they are, that they answer, and that a resumed run has the same."""
+"""The EMA: its values, its use in evaluations and the saved model, and resumed runs."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def checkpoints(run: run_directory.Run) -> list[Path]:
 
 
 def log_loss(run: run_directory.Run, path: Path) -> float:
-    """That of the run's model on the validation rows, by the command that users have."""
+    """Returns the log loss of the run's model on the validation rows, through ``inference``."""
     data = corpus.load(recipe.load(path).data).validation
     rows = [{"text": text} for text in data["text"]]
     found = inference.outputs(*inference.load(run), rows)
@@ -40,26 +40,26 @@ def log_loss(run: run_directory.Run, path: Path) -> float:
     return scores["metrics"]["log_loss"]["value"]
 
 
-def test_the_decay_warms_up_and_what_does_not_learn_is_left_alone() -> None:
+def test_the_decay_warms_up_and_frozen_weights_and_buffers_stay() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     model[0].bias.requires_grad = False
-    averages = ema.Averages(model, 0.25)
+    average = ema.EMA(model, 0.25)
     expected: dict[str, torch.Tensor] = {}
-    told: Any = None
+    unused: Any = None
     for step in range(6):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(torch.randn_like(parameter))
         model(torch.randn(8, 3))
-        # The first step's weights, not the random start; 2/11, 3/12 and from then on 0.25.
+        # The EMA starts with the first step's weights, not the random start; then 2/11, 3/12, 0.25.
         decay = min(0.25, (1 + step) / (10 + step)) if step else 0.0
-        averages.on_step_end(told, told, told)
+        average.on_step_end(unused, unused, unused)
         for name, value in model.named_parameters():
             before = expected.get(name, value.detach())
             expected[name] = decay * before + (1 - decay) * value.detach()
     raw = {name: value.clone() for name, value in model.state_dict().items()}
-    with averages.in_place():
+    with average.in_place():
         state = model.state_dict()
         for name in ("0.weight", "1.weight", "1.bias"):
             assert torch.allclose(state[name], expected[name], atol=1e-6)
@@ -69,7 +69,7 @@ def test_the_decay_warms_up_and_what_does_not_learn_is_left_alone() -> None:
     assert all(torch.equal(value, raw[name]) for name, value in model.state_dict().items())
 
 
-def test_the_model_saved_is_the_average_of_the_steps(tiny_recipe: Path) -> None:
+def test_the_saved_model_is_the_ema_of_the_steps(tiny_recipe: Path) -> None:
     run = train(tiny_recipe, *EMA, *EVERY_STEP)
     steps = [load_file(folder / "model.safetensors") for folder in checkpoints(run)]
     assert len(steps) == 12
@@ -85,12 +85,12 @@ def test_the_model_saved_is_the_average_of_the_steps(tiny_recipe: Path) -> None:
     plain = train(tiny_recipe, *EVERY_STEP, "--output_dir", "runs/plain")
     last = load_file(plain.model / "model.safetensors")
     assert all(torch.equal(weight, steps[-1][name]) for name, weight in last.items())
-    assert not list(plain.folder.rglob("averages.*"))
+    assert not list(plain.folder.rglob("ema.*"))
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "p_tuning"])
-def test_validation_and_the_best_epoch_are_of_the_averages(tiny_recipe: Path, method: str) -> None:
-    # Steps so large that the last epoch is not the best one.
+def test_validation_and_the_best_epoch_use_the_ema(tiny_recipe: Path, method: str) -> None:
+    # The learning rate is so high that the last epoch is not the best one.
     flags = ["--method", method, "--learning_rate", "0.03", "--num_train_epochs", "5"]
     run = train(tiny_recipe, *EMA, *flags, "--metric_for_best_model", "eval_log_loss")
     curve = {r["step"]: r["eval_log_loss"] for r in run.history() if "eval_log_loss" in r}
@@ -101,8 +101,7 @@ def test_validation_and_the_best_epoch_are_of_the_averages(tiny_recipe: Path, me
 
 
 def resume(path: Path, *flags: str) -> run_directory.Run:
-    """A run stopped at its second evaluation, and resumed."""
-
+    """Returns a run that was stopped at its second evaluation and resumed."""
     with pytest.raises(KeyboardInterrupt):
         runner.train(recipe.load(path, flags), interrupted(text_classification.TASK.build))
     run = runner.train(recipe.load(path, flags), text_classification.TASK.build, resume=True)
@@ -111,9 +110,7 @@ def resume(path: Path, *flags: str) -> run_directory.Run:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_resumed_run_ends_with_the_same_weights_and_averages(
-    tiny_recipe: Path, method: str
-) -> None:
+def test_a_resumed_run_ends_with_the_same_weights_and_ema(tiny_recipe: Path, method: str) -> None:
     flags = [*EMA, *LAST, "--method", method, "--num_train_epochs", "3"]
     whole = train(tiny_recipe, *flags, "--output_dir", "runs/whole")
     resumed = resume(tiny_recipe, *flags)
@@ -130,11 +127,11 @@ def test_a_resumed_run_ends_with_the_same_weights_and_averages(
             assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
             compared += len(a)
     assert compared > 20
-    averages = load_file(checkpoints(resumed)[-1] / "averages.safetensors")
-    assert int(averages["n_averaged"]) == resumed.results()["steps"] == 18
+    saved = load_file(checkpoints(resumed)[-1] / "ema.safetensors")
+    assert int(saved["n_averaged"]) == resumed.results()["steps"] == 18
 
 
-def test_two_processes_average_alike(tiny_recipe: Path) -> None:
+def test_two_processes_have_the_same_ema(tiny_recipe: Path) -> None:
     one = train(tiny_recipe, *EMA, "--output_dir", "runs/one")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     words = ["-m", "finetune.sentiment", "tiny.yaml", *EMA, "--output_dir", "runs/two"]
@@ -152,6 +149,6 @@ def test_two_processes_average_alike(tiny_recipe: Path) -> None:
     assert log_loss(two, tiny_recipe) == pytest.approx(log_loss(one, tiny_recipe), abs=1e-5)
 
 
-def test_a_decay_of_one_is_refused(tiny_recipe: Path) -> None:
+def test_a_decay_of_one_is_rejected(tiny_recipe: Path) -> None:
     with pytest.raises(UserError, match=r"ema_decay: 1\.0 has to be from 0 to 0\.99999"):
         recipe.load(tiny_recipe, ["--ema_decay", "1.0"])

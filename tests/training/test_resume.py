@@ -1,4 +1,4 @@
-"""Runs that are stopped and resumed end as those that were not; runs that break say so."""
+"""Interrupted runs resume bit for bit; runs that break have an error message."""
 
 import errno
 import os
@@ -17,13 +17,21 @@ from finetune import cli, recipe, run_directory
 from finetune.errors import TrainingError, UserError
 from finetune.recipe import Recipe
 from finetune.tasks import text_classification
-from finetune.training import checkpoints, resumable, run_results, runner, saver, signals
+from finetune.training import (
+    checkpoints,
+    random_state,
+    resumable,
+    run_results,
+    runner,
+    saver,
+    signals,
+)
 from finetune.training.job import Job
 from tests.conftest import interrupted, train
 
 
 def end(run: run_directory.Run) -> dict[str, Any]:
-    """What has to be equal to the bit: the model, the newest checkpoint, history and metrics."""
+    """Returns what has to be equal bit for bit: model, newest checkpoint, history, metrics."""
     newest, skipped = checkpoints.newest(run.checkpoints)
     assert newest is not None
     assert not skipped
@@ -44,7 +52,7 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 
 class Stop:
-    """Sends this process a signal at the n-th call of a method, before it does its work."""
+    """Sends this process a signal at the n-th call of a method, before its body runs."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, call: int, number: int
@@ -79,7 +87,7 @@ def stop_and_resume(
     return train(path, *flags, resume=True)
 
 
-# Dropout makes every step depend on where the random numbers stand.
+# Dropout makes every step depend on the random state.
 DROPS = ["--config", "{hidden_dropout_prob: 0.1}", "--logging_steps", "4"]
 
 
@@ -95,43 +103,43 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
         (("training_step", 3), signal.SIGINT),
         (("training_step", 6), signal.SIGTERM),
         (("prediction_step", 1), signal.SIGTERM),
-        (("_write_whole", 1), signal.SIGTERM),
-        (("_load_best_model", 1), signal.SIGTERM),
+        (("write_files", 1), signal.SIGTERM),
+        (("load_best_weights", 1), signal.SIGTERM),
     ],
     ids=["mid-epoch", "last-of-epoch", "evaluation", "save", "best"],
 )
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+def test_a_stopped_and_resumed_run_ends_like_an_uninterrupted_one(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int], number: int
 ) -> None:
     whole = end(train(tiny_recipe, *DROPS, "--output_dir", "runs/whole"))
     run = stop_and_resume(monkeypatch, tiny_recipe, *DROPS, at=at, number=number)
     assert_same(whole, end(run))
     assert run.results()["cost"]["train_seconds"] > 0
-    # The checkpoint from before the evaluation gave way to the one from after.
+    # The checkpoint after the evaluation replaced the one before it.
     assert not list(run.checkpoints.glob("*-unevaluated"))
 
 
-def test_a_resumed_run_counts_what_it_cost_before(
+def test_a_resumed_run_adds_the_training_time_before(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resumable.ResumableTrainer, "seconds", 100.0)
+    monkeypatch.setattr(resumable.ResumableTrainer, "train_seconds", 100.0)
     run = stop_and_resume(monkeypatch, tiny_recipe, at=("training_step", 3))
     cost = run.results()["cost"]
     assert cost["total_seconds"] > cost["train_seconds"] == 100
 
 
-def test_without_the_random_numbers_a_resume_differs(
+def test_without_the_random_state_a_resumed_run_differs(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = end(train(tiny_recipe, *DROPS, "--output_dir", "runs/whole"))
-    monkeypatch.setattr(resumable, "restore_random", lambda state, device: None)
+    monkeypatch.setattr(random_state, "restore", lambda state, device: None)
     run = stop_and_resume(monkeypatch, tiny_recipe, *DROPS, at=("training_step", 3))
     with pytest.raises(AssertionError):
         assert_same(whole, end(run))
 
 
 @pytest.mark.parametrize("kind", ["second epoch, accumulated, workers", "masks", "adalora"])
-def test_every_kind_of_batches_and_methods_resumes(
+def test_all_kinds_of_batches_and_methods_resume(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     flags = [*DROPS, "--eval_strategy", "steps", "--eval_steps", "3"]
@@ -150,7 +158,9 @@ def test_every_kind_of_batches_and_methods_resumes(
     assert_same(whole, end(run))
 
 
-def test_early_stopping_keeps_count(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_resumes_its_count(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = runner._trainer
 
     def stopping(*args: Any) -> Any:
@@ -165,15 +175,15 @@ def test_early_stopping_keeps_count(tiny_recipe: Path, monkeypatch: pytest.Monke
     whole = train(tiny_recipe, *flags, "--output_dir", "runs/whole")
     steps = whole.results()["steps"]
     assert 3 < steps < 24
-    # Between the last evaluations, when patience is half used up; and after the very last.
+    # Stopped before the last evaluation, and during the save after it.
     run = stop_and_resume(monkeypatch, tiny_recipe, *flags, at=("training_step", steps - 1))
     assert_same(end(whole), end(run))
     flags += ["--output_dir", "runs/last"]
-    last = stop_and_resume(monkeypatch, tiny_recipe, *flags, at=("_write_whole", steps))
+    last = stop_and_resume(monkeypatch, tiny_recipe, *flags, at=("write_files", steps))
     assert_same(end(whole), end(last))
 
 
-def test_a_damaged_checkpoint_is_skipped_and_said(
+def test_an_invalid_checkpoint_is_skipped_and_reported(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [*DROPS, "--eval_strategy", "steps", "--eval_steps", "1"]
@@ -191,15 +201,15 @@ def test_a_damaged_checkpoint_is_skipped_and_said(
     (newer / "trainer_state.json").write_text("{}", encoding="utf-8")
     capsys.readouterr()
     assert_same(whole, end(train(tiny_recipe, *flags, resume=True)))
-    said = capsys.readouterr().err
-    assert "skipped runs/tiny/seed-0/checkpoints/checkpoint-6: has no manifest.json" in said
-    assert "checkpoint-5-unevaluated: optimizer.safetensors has" in said
-    assert "resumes runs/tiny/seed-0 from checkpoint-4" in said
-    # Not of this program as far as anyone can tell: kept.
+    errors = capsys.readouterr().err
+    assert "skipped runs/tiny/seed-0/checkpoints/checkpoint-6: has no manifest.json" in errors
+    assert "checkpoint-5-unevaluated: optimizer.safetensors has" in errors
+    assert "resumes runs/tiny/seed-0 from checkpoint-4" in errors
+    # Another program may have written it, so it is kept.
     assert (run.checkpoints / "checkpoint-6.aside-1" / "trainer_state.json").is_file()
 
 
-def test_a_checkpoint_of_the_plain_trainer_is_refused(
+def test_a_checkpoint_without_a_manifest_is_rejected(
     tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -213,7 +223,7 @@ def test_a_checkpoint_of_the_plain_trainer_is_refused(
     assert "no checkpoint to resume from; --overwrite starts anew" in capsys.readouterr().err
 
 
-def test_what_a_resume_differs_in_is_shown_and_can_be_insisted_on(
+def test_changes_of_a_resumed_run_are_listed_and_can_be_allowed(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -272,7 +282,7 @@ def test_a_run_without_a_checkpoint_starts_from_its_beginning(
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """Let the loss of these steps be no number."""
+    """Makes the loss of these steps NaN."""
     kept, calls = runner.StepTrainer.compute_loss, []
 
     def spoiled(trainer: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -300,12 +310,12 @@ def test_a_step_that_is_not_finite_ends_the_run_and_names_its_rows(
     named = str(caught.value).split("its rows: ")[1].split(".")[0].split(", ")
     assert len(named) == len(set(named)) == 16
     assert set(named) < set(jobs[0].data.train["id"])
-    assert "checkpoint-6 is what there is from before" in str(caught.value)
+    assert "the last checkpoint is checkpoint-6" in str(caught.value)
     found, _ = checkpoints.newest(Path("runs/tiny/seed-0/checkpoints"))
     assert found is not None
     weights = checkpoints.read(found.folder, "model")
     assert all(bool(torch.isfinite(w).all()) for w in weights.values())
-    # The weights were not touched by the step that broke.
+    # The step did not change the weights.
     assert all(bool(torch.isfinite(p).all()) for p in jobs[0].model.parameters())
 
     with pytest.raises(SystemExit) as left:
@@ -314,7 +324,7 @@ def test_a_step_that_is_not_finite_ends_the_run_and_names_its_rows(
     assert "finetune: step " in capsys.readouterr().err
 
 
-def test_steps_that_are_not_finite_can_be_left_out(
+def test_steps_that_are_not_finite_can_be_skipped(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--method", "adalora", "--tinit", "1", "--tfinal", "2", "--deltaT", "1"]
@@ -337,9 +347,9 @@ def test_a_metric_that_is_not_finite_ends_the_run(tiny_recipe: Path) -> None:
         kept = job.score
 
         def score(*args: Any) -> dict[str, Any]:
-            said = kept(*args)
-            said["metrics"]["accuracy"]["value"] = float("nan")
-            return said
+            scores = kept(*args)
+            scores["metrics"]["accuracy"]["value"] = float("nan")
+            return scores
 
         job.score = score
         return job
@@ -348,21 +358,22 @@ def test_a_metric_that_is_not_finite_ends_the_run(tiny_recipe: Path) -> None:
         runner.train(recipe.load(tiny_recipe), build)
 
 
-def test_damaged_best_weights_are_not_the_ones_saved(
+def test_invalid_best_weights_are_not_loaded(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = runner.StepTrainer._finalize_training
+    kept = runner.StepTrainer.load_best_weights
 
-    def damaged(trainer: Any, *args: Any) -> Any:
+    def damaged(trainer: Any) -> None:
+        trainer.saver.finish()
         file = Path(str(trainer.state.best_model_checkpoint)) / "model.safetensors"
         spoiled = bytearray(file.read_bytes())
         spoiled[-1] ^= 1
         file.write_bytes(spoiled)
-        return kept(trainer, *args)
+        kept(trainer)
 
-    monkeypatch.setattr(runner.StepTrainer, "_finalize_training", damaged)
+    monkeypatch.setattr(runner.StepTrainer, "load_best_weights", damaged)
     with pytest.raises(
-        TrainingError, match=r"model.safetensors is not as it was written; `finetune"
+        TrainingError, match=r"model.safetensors does not match its checksum; `finetune"
     ):
         train(tiny_recipe)
     assert not Path("runs/tiny/seed-0/model").exists()
@@ -379,11 +390,11 @@ def test_out_of_memory_names_the_batch_that_would_fit(
         train(tiny_recipe)
     assert str(caught.value).startswith(
         "step 1: out of memory with per_device_train_batch_size 16; "
-        "--per_device_train_batch_size 8 --gradient_accumulation_steps 2 learns the same"
+        "use --per_device_train_batch_size 8 --gradient_accumulation_steps 2, which trains the same"
     )
 
 
-def test_a_full_disk_is_seen_before_training_and_before_a_save(
+def test_a_full_disk_is_found_before_training_and_before_a_save(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage, free = saver.shutil.disk_usage, [300_000, 100_000_000, 1000]
@@ -391,12 +402,12 @@ def test_a_full_disk_is_seen_before_training_and_before_a_save(
         saver.shutil, "disk_usage", lambda place: usage(place)._replace(free=free.pop(0))
     )
     with pytest.raises(
-        UserError, match=r"the disk has 0\.3 MB left, and 2 x 0\.3 MB of checkpoints"
+        UserError, match=r"the disk has 0\.3 MB left, and needs room for 2 checkpoints of 0\.3 MB"
     ):
         train(tiny_recipe)
     assert not Path("runs/tiny/seed-0/recipe.yaml").exists()
     with pytest.raises(
-        TrainingError, match=r"checkpoint-6: cannot be written: .*; there is none before it"
+        TrainingError, match=r"checkpoint-6: cannot be written: .*; there is no earlier one"
     ):
         train(tiny_recipe)
     monkeypatch.undo()
@@ -410,7 +421,7 @@ def test_a_full_disk_is_seen_before_training_and_before_a_save(
         train(tiny_recipe, overwrite=True)
 
 
-def test_a_checkpoint_that_cannot_be_sealed_ends_the_run_and_the_one_before_stays(
+def test_a_save_that_fails_in_the_background_ends_the_run_and_keeps_the_last_checkpoint(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = end(train(tiny_recipe, *DROPS, "--output_dir", "runs/whole"))
@@ -422,10 +433,10 @@ def test_a_checkpoint_that_cannot_be_sealed_ends_the_run_and_the_one_before_stay
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return kept(*args)
 
-    # It is sealed beside the next steps, and found out by the next who asks.
+    # The save runs beside the next steps; whoever needs its result next raises its error.
     monkeypatch.setattr(checkpoints, "seal", failing)
-    said = "checkpoint-12: cannot be written: Input/output error; checkpoint-6 stays the last"
-    with pytest.raises(TrainingError, match=said):
+    message = "checkpoint-12: cannot be written: Input/output error; the last one is checkpoint-6"
+    with pytest.raises(TrainingError, match=message):
         train(tiny_recipe, *DROPS)
     (folder,) = Path("runs/tiny/seed-0/checkpoints").iterdir()
     assert folder.name == "checkpoint-6"
@@ -433,40 +444,43 @@ def test_a_checkpoint_that_cannot_be_sealed_ends_the_run_and_the_one_before_stay
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    with signals.Signals() as heard:
-        heard.patient = True
+    with signals.Signals() as handler:
+        handler.deferred = True
         os.kill(os.getpid(), signal.SIGTERM)
-        assert heard.received == signal.SIGTERM
+        assert handler.received == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     with pytest.raises(SystemExit) as left, signals.Signals():
         os.kill(os.getpid(), signal.SIGINT)
     assert left.value.code == 130
 
 
-def test_what_a_launcher_passes_on_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_that_a_launcher_passes_on_is_not_a_second_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     killed = []
-    with signals.Signals() as heard:
-        heard.patient = True
+    with signals.Signals() as handler:
+        handler.deferred = True
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert heard.received == signal.SIGTERM
-        heard.since -= signals.ECHO
+        assert handler.received == signal.SIGTERM
+        handler.received_at -= signals.REPEAT_SECONDS
         monkeypatch.setattr(signals.os, "kill", lambda pid, number: killed.append(number))
-        heard._hear(signal.SIGTERM, None)
+        handler._handle(signal.SIGTERM, None)
     assert killed == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize("key", ["save_only_model", "enable_jit_checkpoint"])
-def test_keys_that_would_undo_it_are_refused(tiny_recipe: Path, key: str) -> None:
+def test_keys_that_conflict_with_resuming_are_rejected(tiny_recipe: Path, key: str) -> None:
     with pytest.raises(UserError, match=f"{key} is not offered"):
         train(tiny_recipe, f"--{key}", "true")
 
 
-# Rank 1 alone hears a signal, in its eighth step.
-TOLD = """
+# Only rank 1 receives a signal, in its eighth step.
+SIGNALLED = """
 import os, signal, sys
-from finetune import cli, trainer
+from finetune import cli
+from finetune.training import trainer
 kept, calls = trainer.StepTrainer.training_step, []
 def step(*args, **kwargs):
     calls.append(1)
@@ -480,7 +494,7 @@ cli.main(sys.argv[1:])
 
 @pytest.mark.slow
 def test_two_processes_agree_on_the_step_to_stop_at(tiny_recipe: Path) -> None:
-    Path("told.py").write_text(TOLD, encoding="utf-8")
+    Path("signalled.py").write_text(SIGNALLED, encoding="utf-8")
     launch = [
         sys.executable,
         "-m",
@@ -496,7 +510,7 @@ def test_two_processes_agree_on_the_step_to_stop_at(tiny_recipe: Path) -> None:
         return subprocess.run([*launch, *words], capture_output=True, text=True)
 
     assert done("-m", "finetune", *train_it, "runs/whole").returncode == 0
-    stopped = done("told.py", *train_it, "runs/two")
+    stopped = done("signalled.py", *train_it, "runs/two")
     assert stopped.returncode == 143
     assert stopped.stderr.count("SIGTERM: step 8 is saved") == 1
     assert "Traceback" not in stopped.stderr

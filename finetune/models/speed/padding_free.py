@@ -158,7 +158,10 @@ class Doors:
         given = dict(zip(self.names, arguments, strict=False)) | options
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         self.kept = None
-        if ids is None or mask is None or mask.shape != ids.shape or given.get("past_key_values"):
+        if ids is None or mask is None or mask.shape != ids.shape:
+            return None
+        # Named ``cache`` from transformers 5.24 on.
+        if given.get("past_key_values") or given.get("cache"):
             return None
         self.used = True
         index, self.shape = mask.flatten().nonzero().squeeze(1), ids.shape
