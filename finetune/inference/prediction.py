@@ -39,7 +39,7 @@ def load(
             adapter was trained on.
     """
     _quiet()
-    recipe = recipes.load(run.folder / run_directory.RECIPE)
+    recipe = recipes.read(run.folder / run_directory.RECIPE)
     task = tasks.find(recipe)
     processor = task.AUTO_PROCESSOR.from_pretrained(run.model)
     if recipe.tuning.method in tuning.PLAIN_METHODS:
@@ -88,7 +88,7 @@ def shared_base(runs: list[run_directory.Run]) -> PreTrainedModel:
         UserError: a run is no adapter, or its base is another than the first's, be it of the same
             shape.
     """
-    read = [recipes.load(run.folder / run_directory.RECIPE) for run in runs]
+    read = [recipes.read(run.folder / run_directory.RECIPE) for run in runs]
     configs = [AutoConfig.from_pretrained(run.model).to_dict() for run in runs]
     for run, recipe, config in zip(runs, read, configs, strict=True):
         method, kind = recipe.tuning.method, recipe.model.quantization
@@ -131,7 +131,7 @@ def read_rows(given: list[str], file: str | None, run: run_directory.Run) -> lis
     Raises:
         UserError: no rows, or not of the kind that the run labels.
     """
-    recipe = recipes.load(run.folder / run_directory.RECIPE)
+    recipe = recipes.read(run.folder / run_directory.RECIPE)
     if recipe.task not in LABELLING:
         other = "; finetune generate writes with it" if recipe.task == WRITING else ""
         raise UserError(f"{run}: {recipe.task} gives no labels{other}")
@@ -146,7 +146,7 @@ def generate(
     Raises:
         UserError: the run is of another task, or there is nothing to go on from.
     """
-    recipe = recipes.load(run.folder / run_directory.RECIPE)
+    recipe = recipes.read(run.folder / run_directory.RECIPE)
     if recipe.task != WRITING:
         raise UserError(f"{run}: {recipe.task} writes nothing; finetune predict answers")
     if not prompt.strip():
@@ -175,7 +175,7 @@ def merge(run: run_directory.Run, folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds files already; name another --output")
-    recipe = recipes.load(run.folder / run_directory.RECIPE)
+    recipe = recipes.read(run.folder / run_directory.RECIPE)
     method, kind = recipe.tuning.method, recipe.model.quantization
     if method in tuning.PLAIN_METHODS:
         raise UserError(f"{run}: {method} leaves a plain checkpoint already: {run.model}")

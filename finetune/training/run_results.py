@@ -213,7 +213,7 @@ def write(
         rows["probabilities"] = [list(answer["probabilities"].values()) for answer in said]
     run.write_predictions(rows.drop(columns="digest", errors="ignore"))
     for name, picture in job.pictures().items():
-        run.write_picture(name, picture)
+        run.write_image(name, picture)
     (run.model / "README.md").write_text(card.render(recipe, results), encoding="utf-8")
     run.write_results(results)
     run.write_report(page.render(run))

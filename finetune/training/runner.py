@@ -1,6 +1,5 @@
 """A recipe's run: train, choose, test once, save."""
 
-import dataclasses
 import errno
 import os
 import sys
@@ -25,7 +24,7 @@ from finetune.models.speed import cpu
 from finetune.recipe import Recipe
 from finetune.report import wording
 from finetune.training import adalora, checkpoints, run_results
-from finetune.training.arguments import DEFAULTS, checked, has_accelerator, training_arguments
+from finetune.training.arguments import has_accelerator, training_arguments
 from finetune.training.callbacks import Epochs, History, Progress
 from finetune.training.job import Job
 from finetune.training.signals import Signals
@@ -42,6 +41,7 @@ def train(
     """Train a recipe into its run directory and test it once.
 
     Args:
+        recipe: resolved, as ``recipe.load`` returns it.
         build: the task's; called after the directory is claimed.
         overwrite, resume: what to do with a directory that holds a run. A run that was killed
             before its first checkpoint starts from its beginning; a finished one is left alone.
@@ -59,11 +59,6 @@ def train(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     started = time.time()
-    if recipe.tuning.method not in tuning.PLAIN_METHODS:
-        tuning.claim_flags(recipe, {f.name for f in dataclasses.fields(TrainingArguments)})
-    recipe.training = checked(recipe)
-    recipe.training.setdefault("seed", DEFAULTS["seed"])
-    recipe.training.setdefault("output_dir", f"runs/{recipe.name}/seed-{recipe.training['seed']}")
     run = run_directory.Run(recipe.training["output_dir"])
     on_cpu = bool(recipe.training.get("use_cpu", not has_accelerator()))
     main = PartialState(cpu=on_cpu).is_main_process
