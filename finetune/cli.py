@@ -17,7 +17,7 @@ from typing import Any
 
 from finetune import recipe, run_directory
 from finetune.data import sources
-from finetune.errors import TrainingError, UserError, refuse_unknown
+from finetune.errors import UserError, refuse_unknown
 from finetune.recipe import command_line
 from finetune.training import launching
 
@@ -219,7 +219,6 @@ def _parser(default: str | None) -> tuple[argparse.ArgumentParser, dict[str, Any
         metavar="RECIPE",
         help="a recipe file" + (f" [{default}]" if default else "; `finetune recipes` lists them"),
     )
-    command.add_argument("--task", action=command_line.Override, help="another task")
     command.add_argument(
         "--overwrite", action="store_true", help="replace the run that the directory holds"
     )
@@ -325,31 +324,9 @@ def _run(words: Sequence[str], default: str | None) -> None:
     options.go(options)
 
 
-def guarded(action: Callable[..., None], *arguments: Any) -> None:
-    """Calls ``action`` and turns the errors that it may end with into one line and an exit status.
-
-    2 for a user's mistake, 1 for a run that broke, 130 for Ctrl-C, 143 for SIGTERM.
-    """
-    try:
-        action(*arguments)
-    except (UserError, TrainingError) as error:
-        launching.wait_for_the_first(foreseen=True)
-        print(f"finetune: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        print("finetune: stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has closed it.
-        sys.stderr.close()
-    except Exception:
-        launching.wait_for_the_first(foreseen=False)
-        raise
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the console script."""
-    guarded(_run, sys.argv[1:] if arguments is None else arguments, None)
+    launching.guarded(_run, sys.argv[1:] if arguments is None else arguments, None)
 
 
 def launch(default: str) -> None:
@@ -358,4 +335,4 @@ def launch(default: str) -> None:
     Args:
         default: the recipe to train if none is named.
     """
-    guarded(_run, ["train", *sys.argv[1:]], default)
+    launching.guarded(_run, ["train", *sys.argv[1:]], default)

@@ -47,6 +47,8 @@ def new_namespace() -> argparse.Namespace:
 
 def add_recipe_keys(parser: argparse.ArgumentParser, in_help: bool = True) -> None:
     """Declares a flag for each key of a recipe, except the training keys."""
+    shown = "the recipe's task" if in_help else argparse.SUPPRESS
+    parser.add_argument("--task", action=Override, default=argparse.SUPPRESS, help=shown)
     for section, cls in SETTINGS.items():
         group = parser.add_argument_group(section)
         hints = get_type_hints(cls)
@@ -122,7 +124,6 @@ def parse_overrides(words: Sequence[str]) -> dict[str, str]:
         UserError: a word that belongs to no flag, a flag given twice, a missing value.
     """
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--task", action=Override, default=argparse.SUPPRESS)
     add_recipe_keys(parser)
     accepted = accept_training_keys(parser, words)
     options, extra = parser.parse_known_args(accepted, new_namespace())

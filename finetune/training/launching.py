@@ -1,11 +1,17 @@
-"""What changes when a launcher starts several processes: their number, and who reports an error."""
+"""Starts and ends the process of a command, which may be one of several that a launcher started.
+
+- ``check_processes`` finds out whether the launcher started as many as it was asked for.
+- ``guarded`` turns an error into one line, of one process, and an exit status.
+"""
 
 import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
-from finetune.errors import UserError
+from finetune.errors import TrainingError, UserError
 
 
 def check_processes() -> None:
@@ -25,7 +31,29 @@ def check_processes() -> None:
         )
 
 
-def wait_for_the_first(foreseen: bool) -> None:
+def guarded(action: Callable[..., None], *arguments: Any) -> None:
+    """Calls ``action`` and turns the errors that it may end with into one line and an exit status.
+
+    2 for a user's mistake, 1 for a run that broke, 130 for Ctrl-C, 143 for SIGTERM.
+    """
+    try:
+        action(*arguments)
+    except (UserError, TrainingError) as error:
+        _wait_for_the_first(foreseen=True)
+        print(f"finetune: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        print("finetune: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has closed it.
+        sys.stderr.close()
+    except Exception:
+        _wait_for_the_first(foreseen=False)
+        raise
+
+
+def _wait_for_the_first(foreseen: bool) -> None:
     """Delays the report of an error so that only one of several processes prints it.
 
     When a process ends, the others fail because they lose the connection to it, and the launcher

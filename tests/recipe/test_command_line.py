@@ -154,9 +154,21 @@ def test_the_help_of_train_shows_every_key_with_its_help(capsys, monkeypatch):
     assert "--seed 1" in shown
 
 
-def test_predict_takes_options_between_texts(capsys):
-    message = error_of(capsys, "predict", "nowhere", "a", "--format", "csv", "b", "- c")
-    assert message == "nowhere: no such run directory\n"
+def test_predict_takes_options_between_texts_and_texts_that_start_with_a_minus(monkeypatch, capsys):
+    from finetune import inference, run_directory
+
+    given = []
+
+    def read_rows(texts, file, run):
+        given.append((str(run), texts))
+        return [{"text": text} for text in texts]
+
+    monkeypatch.setattr(run_directory, "one", run_directory.Run)
+    monkeypatch.setattr(inference, "read_rows", read_rows)
+    monkeypatch.setattr(inference, "predict", lambda run, rows, base: [{"prediction": "x"}] * 5)
+    cli.main(["predict", "runs/a", "a", "--format", "csv", "b", "-5", "--", "--x", "- c"])
+    assert given == [("runs/a", ["a", "b", "-5", "--x", "- c"])]
+    assert capsys.readouterr().out.splitlines()[:2] == ["text,prediction", "a,x"]
 
 
 def launched(**environment: str) -> subprocess.CompletedProcess[str]:
