@@ -30,11 +30,11 @@ warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning
 warnings.filterwarnings("ignore", "Position ids are not supported for", UserWarning)
 
 DESCRIPTION = """\
-Fine-tune BERT, GPT and ViT checkpoints: a recipe goes in, a run directory comes out.
+Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
 
-  finetune train recipes/imdb/minilm.yaml          writes runs/imdb/minilm/seed-0
+  finetune train recipes/imdb/minilm.yaml       writes runs/imdb/minilm/seed-0
   finetune train recipes/your-data/text.yaml --train mine.csv --label stars
-  finetune resume runs/imdb/minilm/seed-0          continues a stopped run
+  finetune resume runs/imdb/minilm/seed-0       continues a stopped run
   finetune predict runs/imdb/minilm "A waste of two hours."
   finetune generate runs/reviews/smollm2-lora "This film"
   finetune compare runs/imdb/*

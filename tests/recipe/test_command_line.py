@@ -126,14 +126,15 @@ def test_resume_in_another_directory_is_an_error(trained, capsys):
     assert "leave it out" in error_of(capsys, "resume", "run", "--output_dir", "other")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_every_command_has_help(command, flag, capsys):
+def test_every_command_has_help(command, flag, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as left:
-        cli.main([command, flag])
+        cli.main([*command.split(), flag])
     assert left.value.code == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(f"usage: finetune {command}")
+    assert shown.startswith(f"usage: finetune {command}".rstrip())
     assert all(len(line) <= 80 for line in shown.splitlines())
 
 

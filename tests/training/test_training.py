@@ -167,7 +167,7 @@ def test_lora_leaves_the_base_alone_and_reloads_to_the_last_bit(
     rows = [{"text": text} for text in texts]
     expected = inference.logits(trained, jobs[0].processor, read, rows)
     code = (
-        "import json, sys, numpy; from finetune import inference, ledger\n"
+        "import json, sys, numpy; from finetune import inference, run_directory\n"
         "run = run_directory.Run(sys.argv[1]); model, tokenizer, recipe = inference.load(run)\n"
         "rows = [{'text': t} for t in json.loads(sys.argv[2])]\n"
         "numpy.save('logits.npy', inference.logits(model, tokenizer, recipe, rows))"
