@@ -65,7 +65,7 @@ METHODS: dict[str, dict[str, object]] = {
 TEXTS = [text for text, _ in sentences(8, seed=3)]
 RELOAD = """
 import json, sys, numpy
-from finetune import inference, ledger
+from finetune import inference, run_directory
 for folder in sys.argv[2:]:
     model, tokenizer, recipe = inference.load(run_directory.Run(folder))
     rows = [{"text": text} for text in json.loads(sys.argv[1])]
