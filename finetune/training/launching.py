@@ -41,7 +41,13 @@ def guarded(action: Callable[..., None], *arguments: Any) -> None:
     except (UserError, TrainingError) as error:
         _wait_for_the_first(foreseen=True)
         print(f"finetune: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        status = 2 if isinstance(error, UserError) else 1
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # Ends at once. Unloading libraries takes seconds on a busy machine, in which the other
+            # processes have lost the connection and the launcher does not know the reason yet.
+            sys.stdout.flush()
+            os._exit(status)
+        sys.exit(status)
     except KeyboardInterrupt:
         print("finetune: stopped", file=sys.stderr)
         sys.exit(130)
