@@ -156,7 +156,6 @@ training:
         encoding="utf-8",
     )
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    # Runs stay below the folder they are started in.
     os.chdir(folder)
     run = runner.train(recipe.load(words), text_classification.TASK.build)
     assert run is not None

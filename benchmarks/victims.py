@@ -236,8 +236,7 @@ class Plain:
     def _go(self, run: str, kind: str, flags: tuple[str, ...], resume: bool) -> None:
         read = recipe.load(f"{kind}.yaml", list(flags))
         transformers.logging.set_verbosity_error()
-        read.training = arguments.checked(read)
-        transformers.set_seed(read.training.get("seed", 0))
+        transformers.set_seed(read.training["seed"])
         job = tasks.find(read.task).build(read)
         folder = Path(run)
         values = vars(arguments.training_arguments(read, run_directory.Run(run), job))

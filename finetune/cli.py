@@ -1,93 +1,87 @@
 """The ``finetune`` command: train, resume, predict, generate, merge, compare, recipes, report.
 
-Imports torch only when a command needs it, so that help and tables are there at once.
+Commands import torch only when they need it, so that help and tables appear at once.
 """
 
 import argparse
 import csv
 import json
 import logging
+import re
 import sys
-import textwrap
 import warnings
-from collections.abc import Sequence
-from dataclasses import Field, fields
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune import recipe, run_directory
 from finetune.data import sources
-from finetune.errors import TrainingError, UserError
+from finetune.errors import UserError, refuse_unknown
+from finetune.recipe import command_line
 from finetune.training import launching
 
-# What a user can do nothing about: bitsandbytes asks for a kernel of the hub's at import and
-# complains; peft 0.21 asks transformers 5.23 by an old name, looks for the config of GGUF files,
-# and is told of positions by transformers wherever something is written.
+# Warnings that a user can do nothing about: bitsandbytes looks for a kernel of the hub's at import;
+# peft 0.21 calls transformers 5.23 by an old name and looks for the config of GGUF files; and
+# transformers warns peft about positions whenever text is generated.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)
 warnings.filterwarnings("ignore", "Position ids are not supported for", UserWarning)
 
 DESCRIPTION = """\
-Fine-tune BERT, GPT and ViT checkpoints. A recipe goes in, a run directory comes out.
+Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
 
-  finetune train recipes/imdb/minilm.yaml                 train a recipe into runs/imdb/minilm
-  finetune train recipes/your-data/text.yaml --train mine.csv --text review --label stars
-  finetune resume runs/imdb/minilm/seed-0                 go on with a run that was stopped
+  finetune train recipes/imdb/minilm.yaml       writes runs/imdb/minilm/seed-0
+  finetune train recipes/your-data/text.yaml --train mine.csv --label stars
+  finetune resume runs/imdb/minilm/seed-0       continues a stopped run
   finetune predict runs/imdb/minilm "A waste of two hours."
   finetune generate runs/reviews/smollm2-lora "This film"
   finetune compare runs/imdb/*
   finetune recipes
 """
+TRAIN = """\
+Trains a recipe into a run directory, tests it once and prints the results.
 
-RESUME_HELP = """\
-usage: finetune resume RUN [--allow-changed KEY ...] [--key value ...]
+Every key of a recipe is a flag, which takes precedence over the file.
+"""
+TRAINING_KEYS = """\
+Every field of transformers.TrainingArguments, by its own name:
+  --learning_rate 3e-5 --num_train_epochs 3 --per_device_train_batch_size 16
+  --bf16 true --seed 1 --output_dir runs/mine --report_to tensorboard
+"""
+RESUME = """\
+Continues RUN from its newest intact checkpoint, with the recipe in RUN. The
+result is the same, bit for bit, as that of a run that was never stopped. A run
+without a checkpoint starts from the beginning; a finished one is left alone.
 
-Goes on from the newest checkpoint of RUN whose every byte is as it was written, with RUN's own
-recipe, and ends with the weights, history.jsonl and metrics that the run would have had without
-the stop. A run without a checkpoint starts from its beginning; a finished one is left alone.
-
-Data, recipe, base weights, versions and number of processes have to be those of the run. What
-differs is shown; --allow-changed KEY goes on all the same: a recipe's key (training.learning_rate),
-data, base, versions or processes.
+Recipe, data, base weights, versions and number of processes have to be those
+of the run. Any key of a recipe can be given as a flag, as for `finetune train`;
+a difference is an error unless --allow-changed names it.
 """
 
 
-def train(arguments: Sequence[str], default: str | None = None) -> None:
-    """``[RECIPE] [--key value ...] [--overwrite | --resume]``: train a recipe and show its results.
-
-    Args:
-        default: the recipe where none is named: what a recipe module is launched with.
-
-    Raises:
-        UserError: anything the user has to mend.
-    """
-    words = list(arguments)
-    if {"-h", "--help"} & set(words):
-        print(train_help(default))
-        return
-    path = words.pop(0) if words and not words[0].startswith("--") else default
-    if path is None:
-        raise UserError("train needs a recipe; `finetune recipes` lists what there is")
-    allowed = _taken(words, "--allow-changed")
-    said = [word for word in ("--overwrite", "--resume") if word in words]
-    if len(said) == 2:
+def _train(options: argparse.Namespace) -> None:
+    if options.recipe is None:
+        raise UserError("train needs a recipe; `finetune recipes` lists them")
+    if options.overwrite and options.resume:
         raise UserError("--overwrite and --resume contradict each other; keep one")
-    if allowed and "--resume" not in said:
-        raise UserError("--allow-changed is for a run to resume; say --resume with it")
-    read = recipe.load(path, [word for word in words if word not in said])
+    if options.allow_changed and not options.resume:
+        raise UserError("--allow-changed is for a run to resume; add --resume")
+    read = recipe.read(options.recipe, options.overrides)
 
-    launching.start_dropped_processes()
-    # What cannot be found is said before torch takes its seconds to load.
+    # Mistakes that can be found before torch takes seconds to load.
+    launching.check_processes()
     sources.checkpoint(read.model.checkpoint, read.model.revision)
 
     from finetune import tasks
     from finetune.training import runner
 
-    build = tasks.find(read.task, read.where("task")).build
-    run = runner.train(read, build, "--overwrite" in said, "--resume" in said, allowed)
+    resolved = recipe.resolve(read)
+    build = tasks.find(resolved.task, resolved.where("task")).build
+    run = runner.train(resolved, build, options.overwrite, options.resume, options.allow_changed)
     if run:
-        finish(run, read)
+        finish(run, resolved)
 
 
 def finish(run: run_directory.Run, read: recipe.Recipe) -> None:
@@ -113,71 +107,17 @@ def finish(run: run_directory.Run, read: recipe.Recipe) -> None:
     print(tables.summary(run))
 
 
-def resume(arguments: Sequence[str]) -> None:
-    """``RUN [--allow-changed KEY ...] [--key value ...]``: go on with a run that was stopped.
-
-    Raises:
-        UserError: anything the user has to mend.
-    """
-    words = list(arguments)
-    if {"-h", "--help"} & set(words):
-        print(RESUME_HELP)
-        return
-    if not words or words[0].startswith("--"):
+def _resume(options: argparse.Namespace) -> None:
+    if options.run is None:
         raise UserError("resume needs a run directory, for example runs/imdb/minilm/seed-0")
-    folder = Path(words.pop(0))
-    if not (folder / run_directory.RECIPE).is_file():
-        raise UserError(f"{folder}: holds no run (no {run_directory.RECIPE})")
-    train([str(folder / run_directory.RECIPE), "--resume", "--output_dir", str(folder), *words])
-
-
-def _taken(words: list[str], flag: str) -> list[str]:
-    """The values of a flag that may be said more than once, taken out of ``words``."""
-    values = []
-    while flag in words:
-        place = words.index(flag)
-        if words[place + 1 : place + 2] in ([], *([w] for w in words if w.startswith("--"))):
-            raise UserError(f"{flag} needs a value, for example training.learning_rate")
-        values.append(words.pop(place + 1))
-        words.pop(place)
-    return values
-
-
-def train_help(default: str | None) -> str:
-    """Every key a recipe may have, as a flag, with its help."""
-    lines = [
-        f"usage: finetune train {'[RECIPE]' if default else 'RECIPE'} [--key value ...] "
-        "[--overwrite | --resume]",
-        *([f"RECIPE is {default} unless named."] if default else []),
-        "",
-        "Every key of a recipe is a flag, and a flag wins over the file.",
-    ]
-    for section in recipe.SETTINGS:
-        lines += ["", f"{section}:"]
-        for f in fields(recipe.SECTIONS[section]):
-            if not f.metadata.get("hidden"):
-                said = f.metadata["help"] + _default(f)
-                flag = f"  --{f.name:<20} "
-                lines.append(
-                    textwrap.fill(said, 79, initial_indent=flag, subsequent_indent=" " * 25)
-                )
-    lines += [
-        "",
-        "training: every field of transformers.TrainingArguments by its own name:",
-        "  --learning_rate 3e-5 --num_train_epochs 3 --per_device_train_batch_size 16",
-        "  --bf16 true --seed 1 --output_dir runs/mine --report_to tensorboard",
-        "",
-        "  --overwrite              start anew in a directory that holds a run",
-        "  --resume                 go on with the run that the directory holds",
-        "  --allow-changed KEY      resume though KEY differs: training.learning_rate, data,",
-        "                           versions, ...; may be said again",
-    ]
-    return "\n".join(lines)
-
-
-def _default(f: Field[Any]) -> str:
-    """The value a key has when a recipe is silent, as `--help` shows it."""
-    return f" [{f.default}]" if isinstance(f.default, str | int | float) and f.default != "" else ""
+    file = Path(options.run) / run_directory.RECIPE
+    if not file.is_file():
+        raise UserError(f"{options.run}: holds no run (no {run_directory.RECIPE})")
+    if "output_dir" in options.overrides:
+        raise UserError(f"--output_dir: resume continues in {options.run}; leave it out")
+    options.recipe, options.overwrite, options.resume = str(file), False, True
+    options.overrides["output_dir"] = options.run
+    _train(options)
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -197,17 +137,17 @@ def _predict(options: argparse.Namespace) -> None:
     from finetune import inference
 
     base = inference.shared_base(runs) if options.adapter else None
-    said: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
     for run, place in zip(runs, places, strict=True):
         rows = inference.read_rows(texts, file, run)
         named = {"adapter": place} if options.adapter else {}
         answers = inference.predict(run, rows, base)
-        said += [{**row, **named, **each} for row, each in zip(rows, answers, strict=True)]
+        predictions += [{**row, **named, **each} for row, each in zip(rows, answers, strict=True)]
     if options.format == "jsonl":
-        for row in said:
+        for row in predictions:
             print(json.dumps(row, ensure_ascii=False))
         return
-    flat = [_flat(row) for row in said]
+    flat = [_flat(row) for row in predictions]
     columns = list(dict.fromkeys(column for row in flat for column in row))
     writer = csv.writer(sys.stdout)
     writer.writerow([name for _, name in columns])
@@ -215,10 +155,14 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _flat(row: dict[str, Any]) -> dict[tuple[bool, str], Any]:
-    """A prediction as cells of CSV by (is it a probability, name): a label may be named `text`."""
-    said = row["prediction"]
+    """Returns a prediction as CSV cells by (is it a probability, name).
+
+    The pair keeps a label named "text" apart from the column of that name.
+    """
+    prediction = row["prediction"]
     cells = {(False, k): v for k, v in row.items() if k != "probabilities"}
-    cells[False, "prediction"] = ",".join(said) if isinstance(said, list) else said
+    if isinstance(prediction, list):
+        cells[False, "prediction"] = ",".join(prediction)
     return cells | {(True, k): v for k, v in row.get("probabilities", {}).items()}
 
 
@@ -260,95 +204,156 @@ def _report(options: argparse.Namespace) -> None:
     print(tables.summary(run))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="finetune",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser(default: str | None) -> tuple[argparse.ArgumentParser, dict[str, Any]]:
+    """Returns the parser of the command, and one parser per subcommand by its name."""
+    layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
+    parser = command_line.Parser(
+        prog="finetune", description=DESCRIPTION, formatter_class=layout, allow_abbrev=False
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    commands.add_parser("train", help="train a recipe; `finetune train --help` lists every key")
-    commands.add_parser("resume", help="go on with a run that was stopped")
+    def add(
+        name: str, run: Callable[[argparse.Namespace], None], help: str, **more: Any
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name,
+            help=help,
+            formatter_class=layout,
+            allow_abbrev=False,
+            **{"description": help[0].upper() + help[1:] + ".", **more},
+        )
+        made.set_defaults(go=run)
+        return made
 
-    command = commands.add_parser("predict", help="label texts or images with a run's model")
+    recipe_word = "[RECIPE]" if default else "RECIPE"
+    command = add(
+        "train",
+        _train,
+        "train a recipe; `finetune train --help` lists every key",
+        description=TRAIN,
+        usage=f"finetune train {recipe_word} [--key value ...] [--overwrite | --resume]",
+    )
     command.add_argument(
-        "text", nargs="*", metavar="RUN TEXT", help="a run directory, then texts, or image files"
+        "recipe",
+        nargs="?",
+        default=default,
+        metavar="RECIPE",
+        help="a recipe file" + (f" [{default}]" if default else "; `finetune recipes` lists them"),
+    )
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace the run that the directory holds"
+    )
+    command.add_argument(
+        "--resume", action="store_true", help="continue the run that the directory holds"
+    )
+    _add_allow_changed(command)
+    command_line.add_recipe_keys(command)
+    command.add_argument_group("training", TRAINING_KEYS)
+
+    command = add(
+        "resume",
+        _resume,
+        "continue a stopped run",
+        description=RESUME,
+        usage="finetune resume RUN [--allow-changed KEY ...] [--key value ...]",
+    )
+    command.add_argument("run", nargs="?", metavar="RUN", help="a run directory")
+    _add_allow_changed(command)
+    command_line.add_recipe_keys(command, in_help=False)
+
+    command = add("predict", _predict, "label texts or images with a run's model")
+    command.add_argument(
+        "text", nargs="*", metavar="RUN TEXT", help="a run directory, then texts or image files"
     )
     command.add_argument(
         "--adapter",
         action="append",
         metavar="RUN",
-        help="a run directory instead of the first word; several share one base in memory",
+        help="run directory of an adapter, instead of RUN; several share one base model in memory",
     )
     command.add_argument(
         "--file",
-        help="CSV, TSV, JSON lines or Parquet, or a folder of images; - reads lines",
+        help="CSV, TSV, JSON lines or Parquet file, or a folder of images; - reads lines",
     )
-    command.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
-    command.set_defaults(go=_predict)
+    command.add_argument("--format", choices=["jsonl", "csv"], default="jsonl", help="[jsonl]")
 
-    command = commands.add_parser("generate", help="go on with a text, or answer, word by word")
-    command.add_argument("run", help="the run directory of a language model")
-    command.add_argument("prompt", help="a text to go on with; for a run on chats, a question")
-    command.add_argument("--max_new_tokens", type=int, default=60, help="most to write [60]")
-    command.add_argument("--seed", type=int, default=0, help="another seed, another text [0]")
-    command.add_argument("--greedy", action="store_true", help="the likeliest token every time")
-    command.set_defaults(go=_generate)
-
-    command = commands.add_parser("merge", help="fold an adapter into a plain checkpoint")
-    command.add_argument("run", help="a run directory")
-    command.add_argument("--output", help="where to write it; merged/ in the run unless named")
-    command.set_defaults(go=_merge)
-
-    command = commands.add_parser("compare", help="one table of runs, best first")
-    command.add_argument("runs", nargs="+", help="run directories, or folders of them")
-    command.set_defaults(go=_compare)
-
-    command = commands.add_parser(
-        "recipes", help="what there is, with measured and published numbers"
+    command = add("generate", _generate, "generate text, streamed")
+    command.add_argument("run", metavar="RUN", help="the run directory of a causal LM")
+    command.add_argument(
+        "prompt", metavar="PROMPT", help="a text to continue; for a run on chats, a question"
     )
-    command.add_argument("folder", nargs="?", default="recipes")
-    command.set_defaults(go=_recipes)
-
-    command = commands.add_parser(
-        "report", help="show a run's results and write its report.html anew"
+    command.add_argument(
+        "--max_new_tokens", type=int, default=60, metavar="N", help="most tokens to generate [60]"
     )
-    command.add_argument("run", help="a run directory")
-    command.set_defaults(go=_report)
-    return parser
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="sampling seed [0]")
+    command.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+
+    command = add("merge", _merge, "merge an adapter into a plain checkpoint")
+    command.add_argument("run", metavar="RUN", help="a run directory")
+    command.add_argument(
+        "--output", metavar="FOLDER", help="where to write it [merged/ in the run directory]"
+    )
+
+    command = add("compare", _compare, "compare runs in one table, best first")
+    command.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or their folders")
+
+    command = add("recipes", _recipes, "list recipes, with measured and published numbers")
+    command.add_argument(
+        "folder", nargs="?", default="recipes", metavar="FOLDER", help="where they are [recipes]"
+    )
+
+    command = add("report", _report, "show a run's results and rewrite its report.html")
+    command.add_argument("run", metavar="RUN", help="a run directory")
+    return parser, dict(commands.choices)
 
 
-def guarded(action: object, *arguments: object) -> None:
-    """Call ``action``; one line and a status for what ends it early.
+def _add_allow_changed(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-changed",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="resume although KEY differs: training.learning_rate or another key of the recipe, "
+        "data, base, versions, processes; can be repeated",
+    )
 
-    2 for a user's mistake, 1 for a run that broke, 130 for Ctrl-C, 143 for SIGTERM.
+
+def _run(words: Sequence[str], default: str | None) -> None:
+    """Parses a command line and runs its command.
+
+    Args:
+        default: the recipe that `train` takes if none is named.
+
+    Raises:
+        UserError: anything the user has to correct.
     """
-    assert callable(action)
-    try:
-        action(*arguments)
-    except (UserError, TrainingError) as error:
-        launching.wait_for_the_first(foreseen=True)
-        print(f"finetune: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        print("finetune: stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has seen enough.
-        sys.stderr.close()
-    except Exception:
-        launching.wait_for_the_first(foreseen=False)
-        raise
+    parser, commands = _parser(default)
+    if not words or words[0] in {"-h", "--help"}:
+        parser.parse_args(words)
+    if words[0] not in commands:
+        refuse_unknown(words[0], list(commands), "command")
+    command = commands[words[0]]
+    rest = list(words[1:])
+    if words[0] in {"train", "resume"}:
+        rest = command_line.accept_training_keys(command, rest)
+    options, extra = command.parse_known_intermixed_args(rest, command_line.new_namespace())
+    if extra and extra[0].startswith("-"):
+        flags = re.findall(r"--[a-z_-]+", command.format_help())
+        refuse_unknown(extra[0].partition("=")[0], sorted(set(flags)), f"{words[0]}: option")
+    if extra:
+        raise UserError(f"{words[0]}: {extra[0]!r} is one argument too many")
+    options.go(options)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["train"]:
-        guarded(train, words[1:])
-    elif words[:1] == ["resume"]:
-        guarded(resume, words[1:])
-    else:
-        options = _parser().parse_args(words)
-        guarded(options.go, options)
+    """Runs the console script."""
+    launching.guarded(_run, sys.argv[1:] if arguments is None else arguments, None)
+
+
+def launch(default: str) -> None:
+    """Runs `finetune train` with the words of the command line, for a recipe module.
+
+    Args:
+        default: the recipe to train if none is named.
+    """
+    launching.guarded(_run, ["train", *sys.argv[1:]], default)

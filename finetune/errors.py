@@ -1,11 +1,11 @@
-"""The exceptions a user is meant to see."""
+"""The exceptions whose message is for the user, and suggestions for misspelt names."""
 
 from difflib import get_close_matches
 from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake that only the user can mend.
+    """A mistake that only the user can correct.
 
     The message is one line: what is wrong, where, and what to write instead. Commands print it
     without a traceback and exit with status 2.
@@ -13,14 +13,14 @@ class UserError(Exception):
 
 
 class TrainingError(Exception):
-    """What ended a run that was set up right: numbers that are not finite, a full disk or memory.
+    """A run that was set up correctly and broke: non-finite numbers, a full disk, no memory.
 
     The message is one line. Commands print it without a traceback and exit with status 1.
     """
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """A suggestion to end a message with: the closest of ``known``, or all of them if few."""
+    """Returns how a message ends: the closest name in ``known``, or all if they are few."""
     close = get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
@@ -28,5 +28,5 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def refuse_unknown(word: str, known: list[str], what: str) -> NoReturn:
-    """Raise the ``UserError`` for a name that does not exist, with the nearest that does."""
+    """Raises the ``UserError`` for a name that does not exist, with the nearest that does."""
     raise UserError(f"{what} {word!r} is unknown; {nearest(word, known)}".rstrip("; "))

@@ -1,6 +1,9 @@
-"""What a run directory holds; the only reader and writer of it.
+"""Reads and writes run directories, and decides what in them may be deleted.
 
-``results.json`` is written last and at once, so a directory that has it holds a finished run.
+- ``recipe.yaml`` is written first: a directory that has it holds a run.
+- ``results.json`` is written last and in one step: a directory that has it holds a finished run.
+- A run directory can be any writable folder. Only the files and folders in ``OURS`` are ever
+  deleted, and only from a folder that holds a run.
 """
 
 import json
@@ -29,26 +32,33 @@ OURS += [PICTURES, MODEL, MERGED, CHECKPOINTS, TENSORBOARD]
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new, never a part."""
+    """Replaces a file in one step: a reader sees the old text or the new, never a part."""
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     staged.write_text(text, encoding="utf-8")
     staged.replace(path)
 
 
 def refuse_changes(run: str, changes: dict[str, tuple[Any, Any]], allowed: Collection[str]) -> None:
-    """Stop a resume that is not of the same run.
+    """Checks that a run to resume is the same in all that its numbers depend on.
 
     Args:
-        changes: what was and what is, by key.
+        changes: (before, now) by key, for what differs.
 
     Raises:
-        UserError: a key that differs is not ``allowed``; shows each.
+        UserError: a key that differs is not ``allowed``; the message shows all of them.
     """
     left = {key: pair for key, pair in changes.items() if key not in allowed}
     if left:
         shown = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in left.items())
         insist = " ".join(f"--allow-changed {key}" for key in left)
-        raise UserError(f"{run}: is of another run: {shown}; undo that, or insist with {insist}")
+        raise UserError(f"{run}: is of another run: {shown}; undo that, or add {insist}")
+
+
+def _has_content(path: Path) -> bool:
+    """Returns whether there is a file, a link, or a folder that is not empty."""
+    if path.is_dir() and not path.is_symlink():
+        return any(path.iterdir())
+    return path.exists() or path.is_symlink()
 
 
 class Run:
@@ -80,21 +90,16 @@ class Run:
         resume: bool = False,
         allowed: Collection[str] = (),
     ) -> Iterator[None]:
-        """Hold the directory for one training process; nothing in it changes before ``begin``.
+        """Locks the directory for one training process; nothing in it changes before ``begin``.
 
         Args:
             allowed: keys in which the recipe of a run to resume may differ.
 
         Raises:
-            UserError: another process holds it, it holds a run and neither ``overwrite`` nor
-                ``resume`` was said, or the run to resume had another recipe.
+            UserError: the directory cannot be written, or another process trains in it; it holds a
+                run and neither ``overwrite`` nor ``resume`` is given; it holds no run but files
+                with the names of ours; the run to resume had another recipe.
         """
-        inside = Path.cwd().resolve()
-        if not self.folder.resolve().is_relative_to(inside):
-            raise UserError(
-                f"--output_dir {self}: lies outside {inside.name}/, where you started; "
-                "runs stay inside"
-            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.folder / LOCK, timeout=0)
@@ -109,8 +114,13 @@ class Run:
             held = (self.folder / RECIPE).is_file()
             if held and not (overwrite or resume):
                 raise UserError(
-                    f"{self}: holds a run already; --resume goes on with it, "
-                    "--overwrite starts anew"
+                    f"{self}: holds a run already; --resume continues it, --overwrite replaces it"
+                )
+            foreign = [] if held else [name for name in OURS if _has_content(self.folder / name)]
+            if foreign:
+                raise UserError(
+                    f"{self}: holds {foreign[0]}, but no run (no {RECIPE}), and training would "
+                    "replace it; name another --output_dir"
                 )
             if held and resume:
                 before = (self.folder / RECIPE).read_text(encoding="utf-8")
@@ -120,66 +130,67 @@ class Run:
             lock.release()
 
     def begin(self, recipe: str, resume: bool = False) -> None:
-        """Clear what an earlier run left, unless it is resumed, and write the resolved recipe.
+        """Deletes what an earlier run left, unless it is resumed, and writes the resolved recipe.
 
-        Only files of ours go. Called when nothing is left to refuse, so that a mistake in a
-        recipe neither costs the old run nor leaves half a new one.
+        Called after all checks, so that a mistake in a recipe neither deletes the old run nor
+        leaves half of a new one. A symbolic link is deleted, never what it leads to. The old
+        recipe is replaced last: a directory with files of a run always holds a recipe.
         """
         if not resume:
             for name in OURS:
                 path = self.folder / name
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
-                else:
+                elif name != RECIPE:
                     path.unlink(missing_ok=True)
         write_whole(self.folder / RECIPE, recipe)
 
     def rewrite_history(self, rows: list[dict[str, Any]]) -> None:
-        """Replace history.jsonl: a resumed run's goes back to where its checkpoint was."""
+        """Replaces history.jsonl: that of a resumed run goes back to its checkpoint's step."""
         write_whole(self.folder / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one line to history.jsonl."""
+        """Appends one line to history.jsonl."""
         with (self.folder / HISTORY).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """The logged steps, oldest first."""
+        """Returns the logged steps, oldest first."""
         path = self.folder / HISTORY
         if not path.is_file():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def write_rejected(self, rows: list[dict[str, Any]]) -> None:
-        """Write the rows set aside, if any, with their reasons."""
+        """Writes the rejected rows, if any, with their reasons."""
         if rows:
             write_whole(self.folder / REJECTED, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_predictions(self, rows: "pandas.DataFrame") -> None:
-        """Write the test rows' predictions."""
+        """Writes the predictions for the test rows."""
         rows.to_parquet(self.folder / PREDICTIONS, index=False)
 
     def predictions(self) -> "pandas.DataFrame":
-        """The test rows: id, text, label, prediction, probabilities."""
+        """Returns the test rows: id, text, label, prediction, probabilities."""
         import pandas
 
         return pandas.read_parquet(self.folder / PREDICTIONS)
 
-    def write_picture(self, name: str, png: bytes) -> None:
-        """Write a picture for the report, by its caption."""
+    def write_image(self, name: str, png: bytes) -> None:
+        """Writes a PNG image for the report; its caption is the file's name."""
         (self.folder / PICTURES).mkdir(exist_ok=True)
         (self.folder / PICTURES / f"{name}.png").write_bytes(png)
 
-    def pictures(self) -> dict[str, bytes]:
-        """The report's pictures by their captions."""
+    def images(self) -> dict[str, bytes]:
+        """Returns the report's PNG images by caption."""
         return {p.stem: p.read_bytes() for p in sorted((self.folder / PICTURES).glob("*.png"))}
 
     def write_results(self, results: dict[str, Any]) -> None:
-        """Write results.json, which makes the run a finished one."""
+        """Writes results.json, which marks the run as finished."""
         write_whole(self.folder / RESULTS, json.dumps(results, indent=2) + "\n")
 
     def results(self) -> dict[str, Any]:
-        """What the run measured.
+        """Returns the contents of results.json.
 
         Raises:
             UserError: the directory holds no finished run.
@@ -189,19 +200,19 @@ class Run:
         return json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
 
     def base_digest(self) -> str | None:
-        """sha256 of the weights that the run started from; None for runs of before it was kept."""
+        """Returns the sha256 of the weights the run started from; None if an old run has none."""
         return self.results()["checkpoint"].get("sha256")
 
     def write_report(self, html: str) -> None:
-        """Write report.html."""
+        """Writes report.html."""
         write_whole(self.folder / REPORT, html)
 
 
 def find(places: list[str]) -> list[Run]:
-    """The finished runs at or below some folders, in order and each once.
+    """Returns the finished runs at or below some folders, in order and each once.
 
     Raises:
-        UserError: a folder does not exist, or nothing finished is there.
+        UserError: a folder does not exist, or none holds a finished run.
     """
     found: dict[Path, Run] = {}
     for place in places:
@@ -211,12 +222,12 @@ def find(places: list[str]) -> list[Run]:
         for results in sorted(path.rglob(RESULTS)):
             found.setdefault(results.parent.resolve(), Run(results.parent))
     if not found:
-        raise UserError(f"{', '.join(places)}: no finished run there (no {RESULTS})")
+        raise UserError(f"{', '.join(places)}: no finished run in it (no {RESULTS})")
     return list(found.values())
 
 
 def one(place: str) -> Run:
-    """The one run meant by a folder: itself, or the only run below it.
+    """Returns the run that a folder is, or the only one below it.
 
     Raises:
         UserError: there is none, or more than one.

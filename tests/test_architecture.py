@@ -114,7 +114,7 @@ def test_there_is_one_trainer() -> None:
     assert sources_with("(Trainer)") == ["finetune.training.hooks"]
 
 
-def test_peft_is_imported_in_three_places() -> None:
+def test_peft_is_imported_in_four_places() -> None:
     importers = []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -124,6 +124,7 @@ def test_peft_is_imported_in_three_places() -> None:
             if any(name.split(".")[0] == "peft" for name in names):
                 importers.append(module_name(path))
     assert set(importers) == {
+        "finetune.recipe.adapters",
         "finetune.models.tuning",
         "finetune.models.bottleneck",
         "finetune.models.speed.cpu",

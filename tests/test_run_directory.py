@@ -17,15 +17,15 @@ RECIPE = "task: text-classification\n"
 HOLD = """
 import sys
 from finetune.errors import UserError
-from finetune.ledger import Run
+from finetune.run_directory import Run
 try:
     run = Run(sys.argv[1])
     with run.claim(sys.argv[2]):
         run.begin(sys.argv[2])
         print("runs", flush=True)
         sys.stdin.read()
-except UserError as refusal:
-    print(refusal, flush=True)
+except UserError as error:
+    print(error, flush=True)
     sys.exit(2)
 """
 
@@ -41,7 +41,7 @@ def claim(run: Run, recipe: str = RECIPE, **kwargs: bool) -> None:
         run.begin(recipe, kwargs.get("resume", False))
 
 
-def refusal(function, *args, **kwargs) -> str:
+def error_of(function, *args, **kwargs) -> str:
     with pytest.raises(UserError) as caught:
         function(*args, **kwargs)
     message = str(caught.value)
@@ -65,7 +65,7 @@ def test_a_run_begun_holds_the_recipe_and_frees_the_directory(run):
 def test_a_directory_that_holds_a_run_is_never_written_over(run):
     claim(run)
     run.log({"step": 1})
-    message = refusal(claim, run, "task: other\n")
+    message = error_of(claim, run, "task: other\n")
     assert message.startswith("runs/imdb/seed-0: holds a run already")
     assert "--resume" in message
     assert "--overwrite" in message
@@ -75,10 +75,10 @@ def test_a_directory_that_holds_a_run_is_never_written_over(run):
 
 def test_a_resume_with_another_recipe_is_refused(run):
     claim(run)
-    message = refusal(claim, run, "task: other\n", resume=True)
+    message = error_of(claim, run, "task: other\n", resume=True)
     assert message == (
         "runs/imdb/seed-0: is of another run: task was text-classification and is other; "
-        "undo that, or insist with --allow-changed task"
+        "undo that, or add --allow-changed task"
     )
     assert (run.folder / "recipe.yaml").read_text(encoding="utf-8") == RECIPE
 
@@ -118,7 +118,7 @@ def test_a_failed_run_frees_the_directory(run):
 
 def test_two_claims_in_one_process(run):
     with run.claim(RECIPE):
-        assert "another process trains there" in refusal(claim, run, resume=True)
+        assert "another process trains there" in error_of(claim, run, resume=True)
 
 
 @pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": True}], ids=str)
@@ -126,7 +126,7 @@ def test_a_directory_held_by_another_process_is_refused(run, how):
     other = hold(run)
     assert other.stdout is not None
     assert other.stdout.readline() == "runs\n"
-    message = refusal(claim, run, **how)
+    message = error_of(claim, run, **how)
     assert message.startswith("runs/imdb/seed-0: another process trains there")
     other.communicate()
     assert other.returncode == 0
@@ -137,35 +137,85 @@ def test_of_two_processes_that_start_at_once_exactly_one_runs(run):
     for race in range(3):
         raced = Run(f"runs/race-{race}")
         both = [hold(raced), hold(raced)]
-        said = []
+        printed = []
         for process in both:
             assert process.stdout is not None
-            said.append(process.stdout.readline())
+            printed.append(process.stdout.readline())
         for process in both:
             process.communicate()
         assert sorted(p.returncode for p in both) == [0, 2]
-        assert said.count("runs\n") == 1
-        assert sum("another process trains there" in line for line in said) == 1
+        assert printed.count("runs\n") == 1
+        assert sum("another process trains there" in line for line in printed) == 1
 
 
-@pytest.mark.parametrize("place", ["..", "../beside", "/tmp/elsewhere", "runs/../../beside"])
-def test_an_output_path_outside_the_working_tree_is_refused(run, place):
-    before = set(Path.cwd().parent.iterdir())
-    message = refusal(claim, Run(place))
-    assert message.startswith(f"--output_dir {place}: lies outside {Path.cwd().name}/")
-    assert set(Path.cwd().parent.iterdir()) == before
+def overwrite_beside_foreign_files(run: Run) -> None:
+    """Trains twice in a folder with foreign files, of which nothing may be lost."""
+    before = {p.name for p in run.folder.iterdir()} if run.folder.is_dir() else set()
+    notes = run.folder / "notes" / "mine.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine", encoding="utf-8")
+    claim(run)
+    run.log({"step": 1})
+    assert "holds a run already" in error_of(claim, run)
+    claim(run, overwrite=True)
+    assert notes.read_text(encoding="utf-8") == "mine"
+    left = {p.name for p in run.folder.iterdir()}
+    assert left - before - {".lock"} == {"notes", "recipe.yaml"}
 
 
-def test_a_link_that_leads_outside_is_refused(run, tmp_path_factory):
+@pytest.mark.parametrize("place", ["..", "../beside", "runs/../../beside"])
+def test_a_run_directory_can_be_outside_of_the_working_directory(tmp_path, monkeypatch, place):
+    inside = tmp_path / "project" / "inside"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    overwrite_beside_foreign_files(Run(place))
+    assert not [p for p in inside.rglob("*") if p.is_file()]
+
+
+def test_an_absolute_run_directory(run, tmp_path_factory):
+    overwrite_beside_foreign_files(Run(tmp_path_factory.mktemp("elsewhere") / "run"))
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_link_can_lead_to_the_run_directory(run, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside")
     Path("runs").symlink_to(outside)
-    assert "lies outside" in refusal(claim, run)
-    assert not list(outside.iterdir())
+    overwrite_beside_foreign_files(run)
+    assert (outside / "imdb/seed-0/recipe.yaml").is_file()
+
+
+def test_a_link_inside_a_run_is_removed_and_not_what_it_leads_to(run, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "weights").write_text("mine", encoding="utf-8")
+    claim(run)
+    run.model.symlink_to(outside)
+    (run.folder / "results.json").symlink_to(outside / "weights")
+    claim(run, overwrite=True)
+    assert (outside / "weights").read_text(encoding="utf-8") == "mine"
+    assert {p.name for p in run.folder.iterdir()} - {".lock"} == {"recipe.yaml"}
+
+
+@pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": True}], ids=str)
+@pytest.mark.parametrize("name", ["model/weights", "report.html", "checkpoints/a/b"])
+def test_a_folder_with_files_of_our_names_that_is_no_run_is_left_alone(run, how, name):
+    file = run.folder / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine", encoding="utf-8")
+    message = error_of(claim, run, **how)
+    assert message.startswith(f"runs/imdb/seed-0: holds {name.split('/')[0]}, but no run")
+    assert "name another --output_dir" in message
+    assert file.read_text(encoding="utf-8") == "mine"
+
+
+def test_an_empty_folder_of_our_names_is_no_obstacle(run):
+    # The Trainer makes it before a run begins.
+    run.checkpoints.mkdir(parents=True)
+    claim(run)
 
 
 def test_a_place_that_cannot_be_written_is_refused(run):
     Path("runs").write_text("a file", encoding="utf-8")
-    assert refusal(claim, run).startswith("runs/imdb/seed-0: cannot be written: ")
+    assert error_of(claim, run).startswith("runs/imdb/seed-0: cannot be written: ")
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -217,7 +267,7 @@ def test_finished_runs_are_found_once_and_in_order(run):
     found = [str(r) for r in run_directory.find(["runs", "runs/b"])]
     assert found == ["runs/a/seed-0", "runs/b/seed-0", "runs/b/seed-1"]
     assert str(run_directory.one("runs/a")) == "runs/a/seed-0"
-    assert "holds 2 runs; name one of runs/b/seed-0" in refusal(run_directory.one, "runs/b")
-    assert "no finished run" in refusal(run_directory.find, ["runs/unfinished"])
-    assert "no finished run" in refusal(Run("runs/unfinished").results)
-    assert "no such run directory" in refusal(run_directory.find, ["elsewhere"])
+    assert "holds 2 runs; name one of runs/b/seed-0" in error_of(run_directory.one, "runs/b")
+    assert "no finished run" in error_of(run_directory.find, ["runs/unfinished"])
+    assert "no finished run" in error_of(Run("runs/unfinished").results)
+    assert "no such run directory" in error_of(run_directory.find, ["elsewhere"])

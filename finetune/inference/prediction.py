@@ -13,6 +13,7 @@ from finetune.data import sources
 from finetune.errors import UserError
 from finetune.models import pretrained, tuning
 from finetune.recipe import Recipe
+from finetune.recipe.methods import PLAIN_METHODS
 
 BATCH = 32
 # Config keys in which two adapters of one base may differ: labels, and what acts in training only.
@@ -32,10 +33,10 @@ def load(
             adapter was trained on.
     """
     _quiet()
-    recipe = recipes.load(run.folder / run_directory.RECIPE)
+    recipe = recipes.read(run.folder / run_directory.RECIPE)
     task = tasks.find(recipe.task)
     processor = task.auto_processor.from_pretrained(run.model)
-    if recipe.tuning.method in tuning.PLAIN_METHODS:
+    if recipe.tuning.method in PLAIN_METHODS:
         model: torch.nn.Module = task.auto_model.from_pretrained(
             run.model, dtype=torch.float32, use_safetensors=True
         )
@@ -84,11 +85,11 @@ def shared_base(runs: list[run_directory.Run]) -> PreTrainedModel:
         UserError: a run is not an adapter, or its base differs from the first run's, even if it
             has the same shape.
     """
-    read = [recipes.load(run.folder / run_directory.RECIPE) for run in runs]
+    read = [recipes.read(run.folder / run_directory.RECIPE) for run in runs]
     configs = [AutoConfig.from_pretrained(run.model).to_dict() for run in runs]
     for run, recipe, config in zip(runs, read, configs, strict=True):
         method, kind = recipe.tuning.method, recipe.model.quantization
-        if method in tuning.PLAIN_METHODS:
+        if method in PLAIN_METHODS:
             raise UserError(f"{run}: {method} saves a whole model, not an adapter; name it alone")
         ours, first = run.base_digest(), runs[0].base_digest()
         if not ours or not first:
@@ -129,7 +130,7 @@ def read_rows(given: list[str], file: str | None, run: run_directory.Run) -> lis
     Raises:
         UserError: there are no rows, they are of another kind, or the task predicts nothing.
     """
-    recipe = recipes.load(run.folder / run_directory.RECIPE)
+    recipe = recipes.read(run.folder / run_directory.RECIPE)
     return tasks.find(recipe.task).read_rows(given, file, recipe)
 
 
@@ -154,7 +155,7 @@ def generate(
     Raises:
         UserError: the run's task generates nothing, or the prompt is empty.
     """
-    recipe = recipes.load(run.folder / run_directory.RECIPE)
+    recipe = recipes.read(run.folder / run_directory.RECIPE)
     task = tasks.find(recipe.task)
     if not task.generates:
         raise UserError(f"{run}: {task.name} generates no text; use `finetune predict`")
@@ -175,9 +176,9 @@ def merge(run: run_directory.Run, folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; name another --output")
-    recipe = recipes.load(run.folder / run_directory.RECIPE)
+    recipe = recipes.read(run.folder / run_directory.RECIPE)
     method, kind = recipe.tuning.method, recipe.model.quantization
-    if method in tuning.PLAIN_METHODS:
+    if method in PLAIN_METHODS:
         raise UserError(f"{run}: {method} saved a plain checkpoint already: {run.model}")
     if kind:
         raise UserError(

@@ -4,48 +4,19 @@ Two small layers with a nonlinearity between them, h + up(act(down(h))), behind 
 transformer layer. They start as the identity, and only they, the layer norms and the head learn.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from peft import PeftConfig
-from peft.mapping import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
-PEFT_TYPE = "BOTTLENECK"
+from finetune.recipe.adapters import BOTTLENECK, BottleneckConfig
+
 PREFIX = "bottleneck_"
-
-
-@dataclass
-class BottleneckConfig(PeftConfig):
-    """Where the adapters stand and how narrow they are.
-
-    ``houlsby``: behind attention and behind the feed-forward part; ``pfeiffer``: behind the
-    feed-forward part only (Pfeiffer et al. 2021); ``parallel``: beside the feed-forward part, from
-    its input to its output (He et al. 2022).
-    """
-
-    placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
-    reduction_factor: float = 16
-    activation: str = "gelu"
-    target_modules: list[str] | None = field(default=None)
-    exclude_modules: list[str] | None = field(default=None)
-    modules_to_save: list[str] | None = field(default=None)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PEFT_TYPE  # pyright: ignore[reportAttributeAccessIssue]
-        if self.reduction_factor < 1:
-            raise ValueError(f"reduction_factor has to be at least 1, not {self.reduction_factor}")
-        if self.activation not in ACT2FN:
-            raise ValueError(f"activation {self.activation!r} is none of transformers'")
 
 
 @dataclass
@@ -205,9 +176,8 @@ class BottleneckModel(BaseTuner):
 
 def register() -> None:
     """Make peft know the method by its name, as it knows its own."""
-    PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = BottleneckConfig  # pyright: ignore
-    PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = BottleneckModel  # pyright: ignore
-    PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = PREFIX  # pyright: ignore
+    PEFT_TYPE_TO_TUNER_MAPPING[BOTTLENECK] = BottleneckModel  # pyright: ignore
+    PEFT_TYPE_TO_PREFIX_MAPPING[BOTTLENECK] = PREFIX  # pyright: ignore
 
 
 register()

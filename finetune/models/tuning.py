@@ -13,18 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.data.sources import Checkpoint
-from finetune.errors import UserError, refuse_unknown
+from finetune.errors import UserError
 from finetune.models import prompt_cache
-from finetune.recipe import Recipe, Tuning, typed_as
+from finetune.recipe import Recipe, typed_as
+from finetune.recipe.methods import PLAIN_METHODS
 
-# Methods that save a plain checkpoint; the others save an adapter folder.
-PLAIN_METHODS = ["full", "head", "bitfit"]
-# What a recipe gets that names no learning rate. Adapters: see recipes/rotten_tomatoes/README.md.
-ADAPTER_LEARNING_RATE = 1e-3
-LEARNING_RATES = {
-    **{"full": 5e-5, "head": 3e-3, "bitfit": 1e-3},
-    **{"ia3": 1e-2, "vera": 1e-2, "prefix_tuning": 1e-2, "prompt_tuning": 1e-2},
-}
 # Over peft's own defaults, by its own option names; a recipe's options go over both. Methods that
 # are not listed adapt every linear layer, where they take target modules at all.
 ADAPTER_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -41,16 +34,6 @@ IA3_MODULES: dict[str, tuple[list[str], list[str]]] = {
     "distilbert": (["k_lin", "v_lin", "ffn.lin2"], ["ffn.lin2"]),
     "modernbert": (["attn.Wqkv", "mlp.Wo"], ["mlp.Wo"]),
     "vit": (["k_proj", "v_proj", "mlp.fc2"], ["mlp.fc2"]),
-}
-# Methods of peft that are not offered, and why. All others are, those of later releases too.
-NOT_OFFERED = {
-    "adaption_prompt": "it is for decoders like Llama only",
-    "cpt": "it is for causal language models only",
-    "multitask_prompt_tuning": "it needs a task id with every row",
-    "poly": "it needs a task id with every row",
-    "shadow": "it is for decoders only",
-    "trainable_tokens": "it learns the vectors of named tokens, not a task",
-    "xlora": "it mixes adapters that were trained before",
 }
 LAYER_INDEX = re.compile(r"\.(?:layer|layers|h|blocks?)\.(\d+)\.")
 
@@ -81,22 +64,11 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     return pooler + beside
 
 
-def adapter_methods() -> dict[str, type]:
-    """The config class of every adapter method on offer: bottleneck, and peft's by peft's names."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    # Imported to make peft know it.
-    from finetune.models import bottleneck
-
-    assert bottleneck.PEFT_TYPE in PEFT_TYPE_TO_CONFIG_MAPPING
-    # The keys are an enumeration of strings, and our own string.
-    names = {str.lower(key): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    return {name: cls for name, cls in sorted(names.items()) if name not in NOT_OFFERED}
-
-
 def is_prompt(method: str) -> bool:
     """Whether a method puts virtual tokens before the text, or before every layer's."""
     from peft import PromptLearningConfig
+
+    from finetune.recipe.adapters import adapter_methods
 
     return issubclass(adapter_methods().get(method, object), PromptLearningConfig)
 
@@ -108,29 +80,13 @@ def without_adapter(model: nn.Module) -> AbstractContextManager[Any]:
     return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 
-def claim_flags(recipe: Recipe, known: set[str]) -> None:
-    """Move the command line's options of the method from ``training``, where they land unknown.
-
-    Args:
-        known: the names of ``TrainingArguments``, which stay.
-    """
-    cls = adapter_methods().get(recipe.tuning.method)
-    options = {f.name for f in fields(cls)} - known if cls else set()
-    for name in options & set(recipe.training):
-        if recipe.where(f"training.{name}").startswith("--"):
-            recipe.tuning.options[name] = recipe.training.pop(name)
-            recipe.origin[f"tuning.{name}"] = recipe.origin.pop(f"training.{name}")
-
-
 def check(recipe: Recipe) -> None:
-    """Refuse an unknown method or option before any weight loads.
+    """Checks, before any weight loads, that quantized weights can be trained here.
 
     Raises:
-        UserError: naming the nearest method or option, or why a method is not offered.
+        UserError: the method trains the quantized weights, or bitsandbytes is not installed.
     """
-    method, options = recipe.tuning.method, recipe.tuning.options
-    where = recipe.where("tuning.method")
-    kind = recipe.model.quantization
+    method, kind = recipe.tuning.method, recipe.model.quantization
     if kind and method in PLAIN_METHODS:
         raise UserError(
             f"{recipe.where('model.quantization')}: weights in {kind} do not learn; take an "
@@ -141,23 +97,6 @@ def check(recipe: Recipe) -> None:
             f"{recipe.where('model.quantization')}: {kind} needs bitsandbytes: "
             "pip install 'finetune[quantization]'"
         )
-    if method in NOT_OFFERED:
-        raise UserError(f"{where}: tuning method {method!r} is not offered: {NOT_OFFERED[method]}")
-    if method in PLAIN_METHODS:
-        for option in options:
-            place = recipe.where(f"tuning.{option}")
-            known = [f.name for f in fields(Tuning) if not f.metadata.get("hidden")]
-            refuse_unknown(option, known, f"{place}: tuning key")
-        return
-    methods = adapter_methods()
-    if method not in methods:
-        refuse_unknown(method, [*PLAIN_METHODS, *methods], f"{where}: tuning method")
-    typed_as(methods[method], options, "tuning", recipe.origin)
-
-
-def learning_rate(method: str) -> float:
-    """The learning rate for recipes that name none."""
-    return LEARNING_RATES.get(method, ADAPTER_LEARNING_RATE)
 
 
 def fitting(action: Callable[[], Any], recipe: Recipe, checkpoint: Checkpoint) -> Any:
@@ -190,6 +129,10 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
 
     from peft import PromptLearningConfig, get_peft_model, prepare_model_for_kbit_training
 
+    from finetune.models import bottleneck
+    from finetune.recipe.adapters import adapter_methods
+
+    bottleneck.register()
     cls = adapter_methods()[method]
     if issubclass(cls, PromptLearningConfig) and model.main_input_name != "input_ids":
         where = recipe.where("tuning.method")
@@ -257,7 +200,9 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
     """The base with the adapter and head of ``folder`` on it, ready to predict."""
     from peft import PeftModel
 
-    adapter_methods()
+    from finetune.models import bottleneck
+
+    bottleneck.register()
     prompt_cache.accept_past_key_values(base)
     return PeftModel.from_pretrained(base, str(folder))
 

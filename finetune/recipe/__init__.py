@@ -1,10 +1,12 @@
-"""What a recipe may say: the schema, strict YAML, command-line overrides, resolved once.
+"""Recipes: what one can contain, strict YAML, command-line flags, resolving.
 
-Imports nothing of this project but errors; torch and transformers only inside functions.
+``load`` gives a resolved, frozen recipe; ``read`` a light one without importing torch.
+Imports nothing of this project but errors; torch, transformers and peft only inside functions.
 """
 
 from finetune.recipe.checking import typed_as
-from finetune.recipe.loading import differences, load, parse_flags, run_name
+from finetune.recipe.reading import differences, read
+from finetune.recipe.resolving import load, resolve
 from finetune.recipe.schema import (
     FLAGS,
     NOTES,
@@ -33,7 +35,7 @@ __all__ = [
     "Tuning",
     "differences",
     "load",
-    "parse_flags",
-    "run_name",
+    "read",
+    "resolve",
     "typed_as",
 ]

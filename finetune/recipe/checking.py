@@ -1,54 +1,77 @@
-"""Checks values of recipes against declared types."""
+"""Checks the values of a recipe against declared types and ranges, with pydantic."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from finetune.errors import UserError, nearest, refuse_unknown
 
+# Types of other libraries, in the configs of peft's methods, are checked with isinstance.
+CONFIG = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
-def typed(
-    hint: Any, value: Any, name: str, where: str, low: float = -math.inf, high: float = math.inf
-) -> Any:
-    """``value`` as the declared type ``hint``, within ``low`` and ``high``.
+
+def typed(hint: Any, value: Any, name: str, where: str) -> Any:
+    """Returns ``value`` converted to the declared type ``hint``, whose range it has to be in.
 
     Raises:
         UserError: it is not of that type, not finite, or out of range.
     """
+    adapter = TypeAdapter(hint, config=CONFIG)
     try:
-        out = TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
+        return adapter.validate_python(value)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        choices = getattr(hint, "__args__", ())
-        if choices and all(isinstance(c, str) for c in choices):
-            problem = nearest(str(value), list(choices))
-        raise UserError(f"{where}: {name}: {value!r} does not fit: {problem}") from None
-    if isinstance(out, float | int) and not isinstance(out, bool):
-        if not math.isfinite(out):
-            raise UserError(f"{where}: {name}: {value} is not a finite number")
-        if not low <= out <= high:
-            bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise UserError(f"{where}: {name}: {value} has to be {bounds}")
-    return out
+        first = error.errors()[0]
+    match first["type"]:
+        case "finite_number":
+            problem = f"{value} is not a finite number"
+        case "greater_than_equal" | "less_than_equal":
+            problem = f"{value} has to be {_bounds(adapter)}"
+        case _:
+            choices = get_args(hint)
+            listed = choices and all(isinstance(c, str) for c in choices)
+            hint_at = nearest(str(value), list(choices)) if listed else first["msg"]
+            problem = f"{value!r} does not fit: {hint_at}"
+    raise UserError(f"{where}: {name}: {problem}")
 
 
-def typed_as(cls: type, values: dict[str, Any], what: str, where: dict[str, str]) -> dict[str, Any]:
-    """``values`` checked against the annotated fields of a dataclass of another library.
+def _bounds(adapter: TypeAdapter[Any]) -> str:
+    """Returns the range of a number, for example "from 0 to 1"."""
+    schema = adapter.json_schema()
+    number = schema["anyOf"][0] if "anyOf" in schema else schema
+    if "maximum" not in number:
+        return f"at least {number['minimum']:g}"
+    return f"from {number['minimum']:g} to {number['maximum']:g}"
+
+
+def typed_as(
+    cls: type,
+    values: dict[str, Any],
+    what: str,
+    where: dict[str, str],
+    ranges: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns ``values`` checked against the annotated fields of another library's dataclass.
 
     Args:
         what: names the section in messages, and its keys in ``where``.
+        where: the place of each value, by ``section.key``.
+        ranges: pydantic's ``Field(ge=...)`` by key, for what the class itself does not check.
+        flags: names of other sections that an unknown key from the command line may have meant.
 
     Raises:
         UserError: an unknown key, with the nearest known one, or a value of another type.
     """
-    hints = get_type_hints(cls)
+    hints, ranges = get_type_hints(cls), ranges or {}
     known = [f.name for f in fields(cls) if f.init]
     out = {}
     for name, value in values.items():
         place = where.get(f"{what}.{name}", what)
         if name not in known:
-            refuse_unknown(name, known, f"{place}: {what} key")
-        out[name] = typed(hints[name], value, name, place)
+            more = list(flags or ()) if place.startswith("--") else []
+            refuse_unknown(name, [*known, *more], f"{place}: {what} key")
+        hint = Annotated[hints[name], ranges[name]] if name in ranges else hints[name]
+        out[name] = typed(hint, value, name, place)
     return out

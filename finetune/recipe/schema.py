@@ -1,22 +1,26 @@
-"""What a recipe may say: sections, types, command-line overrides, the resolved dump."""
+"""What a recipe can contain: its sections, their types and ranges, and the resolved dump.
+
+The help text of a key is written here once; ``--help`` and error messages show it.
+"""
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field
 
 from finetune.recipe.strict_yaml import Dumper
 
 
-def key(default: Any, help: str, **kwargs: Any) -> Any:
-    """A dataclass field with the help text that ``--help`` and error messages show."""
-    metadata = {"help": help, **kwargs}
+def key(default: Any, help: str, hidden: bool = False) -> Any:
+    """Returns a dataclass field with its help text; hidden ones are not written by name."""
+    metadata = {"help": help, "hidden": hidden}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Model:
     checkpoint: str = key(
         "", "embedded:NAME, a hub id, a folder, a run, or new:TYPE for random weights"
@@ -24,92 +28,126 @@ class Model:
     revision: str | None = key(None, "branch, tag or commit of a hub checkpoint")
     config: dict[str, Any] = key(dict, "values that replace the checkpoint's own config.json")  # noqa: RUF009
     quantization: Literal["nf4", "int8"] | None = key(
-        None, "hold the frozen base in 4 bits (nf4) or 8 (int8) under an adapter"
+        None, "hold the frozen base model in 4 bits (nf4) or 8 bits (int8) under an adapter"
     )
-    image_size: int | None = key(None, "side of the images in pixels; the checkpoint's own", low=8)
-    max_length: int = key(512, "tokens a row may have, special tokens included", low=3)
+    image_size: Annotated[int | None, Field(ge=8)] = key(
+        None, "side of the images in pixels, if not the checkpoint's own"
+    )
+    max_length: Annotated[int, Field(ge=3)] = key(512, "tokens per row, special tokens included")
     truncation: Literal["head", "tail", "head+tail"] = key(
-        "head", "tokens of a long text that stay: head, tail, head+tail"
+        "head", "which tokens of a long text are kept: head, tail, head+tail"
     )
-    mask_share: float = key(
-        0.15, "masked language models: share of tokens hidden", low=0.01, high=0.9
+    mask_share: Annotated[float, Field(ge=0.01, le=0.9)] = key(
+        0.15, "masked language models: share of tokens to mask"
     )
-    whole_words: bool = key(False, "masked language models: hide words whole, not their pieces")
-    head_share: float = key(0.25, "head+tail: the head's share of the tokens kept", low=0, high=1)
-    padding_free: bool = key(True, "compute no padding, where the logits stay the same without")
+    whole_words: bool = key(False, "masked language models: mask whole words")
+    head_share: Annotated[float, Field(ge=0, le=1)] = key(
+        0.25, "truncation head+tail: share of the kept tokens from the head"
+    )
+    padding_free: bool = key(
+        True, "do not compute padding tokens, for models whose logits stay the same"
+    )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Data:
-    dataset: str | None = key(None, "embedded:NAME, a hub id, or a folder with train.csv, test.csv")
+    dataset: str | None = key(
+        None, "embedded:NAME, a hub id, or a folder with train.csv and test.csv"
+    )
     dataset_config: str | None = key(None, "configuration of a hub dataset")
     dataset_revision: str | None = key(None, "branch, tag or commit of a hub dataset")
-    train: str | None = key(None, "file or folder (CSV, JSON lines, Parquet), or a split's name")
-    validation: str | None = key(None, "the same for validation; carved from train if absent")
-    test: str | None = key(None, "the same for test; a holdout of train if absent")
+    train: str | None = key(
+        None, "file or folder (CSV, JSON lines, Parquet), or the name of a split"
+    )
+    validation: str | None = key(None, "the same for validation; default: taken from train")
+    test: str | None = key(None, "the same for test; default: a holdout of train")
     text: str = key("text", "column of the text")
-    image: str = key("image", "column of the image: a path, or the file itself")
+    image: str = key("image", "column of the image: a path, or the file's bytes")
     text_pair: str | None = key(None, "column of the second text of a pair")
-    messages: str = key("messages", "language models: column of chats, where the table has it")
-    prompt: str = key("prompt", "language models: column of prompts, with completions beside it")
-    completion: str = key("completion", "language models: column of what is learned")
+    messages: str = key("messages", "causal LMs: column of chats")
+    prompt: str = key("prompt", "causal LMs: column of prompts, used with completion")
+    completion: str = key("completion", "causal LMs: column of the completions to learn")
     label: str = key("label", "column of the label")
     problem_type: Literal[
         "single_label_classification", "multi_label_classification", "regression"
     ] = key(
         "single_label_classification",
-        "what a label is; multi_label_classification and regression are the others",
+        "single_label_classification, multi_label_classification or regression",
     )
-    label_separator: str = key(",", "multi-label: what separates labels in a text cell")
+    label_separator: str = key(",", "multi-label: separator of the labels in a text cell")
     encoding: str = key("utf-8", "encoding of CSV and JSON lines files")
-    holdout: float = key(0.2, "test rows taken from train: a count, or a share below 1", low=0)
-    validation_size: float = key(0.1, "validation rows taken from train; 0 for none", low=0)
-    split_seed: int = key(0, "seed of the rows taken, the same for every training seed", low=0)
-    max_train_samples: int | None = key(None, "use so many training rows (stratified)", low=1)
-    max_test_samples: int | None = key(None, "use so many test rows (stratified)", low=1)
+    holdout: Annotated[float, Field(ge=0)] = key(
+        0.2, "test rows taken from train: a count, or a share below 1"
+    )
+    validation_size: Annotated[float, Field(ge=0)] = key(
+        0.1, "validation rows taken from train: a count, or a share; 0 for none"
+    )
+    split_seed: Annotated[int, Field(ge=0)] = key(
+        0, "seed of the holdout and validation rows, independent of the training seed"
+    )
+    max_train_samples: Annotated[int | None, Field(ge=1)] = key(
+        None, "number of training rows to use (stratified)"
+    )
+    max_test_samples: Annotated[int | None, Field(ge=1)] = key(
+        None, "number of test rows to use (stratified)"
+    )
     streaming: bool = key(
-        False, "language models: leave the training rows on disk; for more than memory holds"
+        False, "causal LMs: read training rows from disk, for data that exceeds memory"
     )
-    allow_overlap: bool = key(False, "go on when train and test share texts")
+    allow_overlap: bool = key(False, "accept texts that are in both train and test")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Augmentation:
-    """How images are changed, in training and for views of a test image; else not at all."""
+    """Random changes to training images, and to views of a test image; none by default."""
 
-    crop_area: float = key(
-        1.0, "least share of the area that a random crop keeps", low=0.01, high=1
+    crop_area: Annotated[float, Field(ge=0.01, le=1)] = key(
+        1.0, "random crop: smallest share of the image's area"
     )
-    flip: float = key(0.0, "chance of a mirror image, left to right", low=0, high=1)
-    rotate: float = key(0.0, "turn by up to so many degrees either way", low=0, high=180)
-    translate: float = key(0.0, "shift by up to this share of the side", low=0, high=1)
-    scale: float = key(0.0, "zoom by up to this share, in and out", low=0, high=0.9)
-    shear: float = key(0.0, "slant by up to so many degrees either way", low=0, high=60)
-    randaugment_ops: int = key(0, "RandAugment: operations an image", low=0, high=8)
-    randaugment_magnitude: float = key(9.0, "RandAugment: their strength, of 10", low=0, high=10)
-    erase: float = key(0.0, "chance that a rectangle is replaced by noise", low=0, high=1)
-    mixup: float = key(0.0, "mixup's alpha: blend pairs of images and labels; 0 for none", low=0)
-    cutmix: float = key(0.0, "CutMix's alpha: paste a rectangle of another; 0 for none", low=0)
-    test_views: int = key(
-        0, "answer by the mean over an image and so many changed views of it", low=0, high=100
+    flip: Annotated[float, Field(ge=0, le=1)] = key(0.0, "probability of a horizontal flip")
+    rotate: Annotated[float, Field(ge=0, le=180)] = key(0.0, "rotation: largest angle in degrees")
+    translate: Annotated[float, Field(ge=0, le=1)] = key(
+        0.0, "translation: largest share of the image's side"
+    )
+    scale: Annotated[float, Field(ge=0, le=0.9)] = key(0.0, "zoom in or out: largest share")
+    shear: Annotated[float, Field(ge=0, le=60)] = key(0.0, "shear: largest angle in degrees")
+    randaugment_ops: Annotated[int, Field(ge=0, le=8)] = key(0, "RandAugment: operations per image")
+    randaugment_magnitude: Annotated[float, Field(ge=0, le=10)] = key(
+        9.0, "RandAugment: magnitude, from 0 to 10"
+    )
+    erase: Annotated[float, Field(ge=0, le=1)] = key(
+        0.0, "random erasing: probability that a rectangle becomes noise"
+    )
+    mixup: Annotated[float, Field(ge=0)] = key(
+        0.0, "mixup: alpha of the blend of two images and labels; 0 for none"
+    )
+    cutmix: Annotated[float, Field(ge=0)] = key(
+        0.0, "CutMix: alpha of the pasted rectangle's area; 0 for none"
+    )
+    test_views: Annotated[int, Field(ge=0, le=100)] = key(
+        0, "test-time augmentation: number of changed views averaged with the image"
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tuning:
-    method: str = key("full", "full, head, bitfit, bottleneck, lora or any other of peft's")
-    layer_decay: float = key(1.0, "each layer's learning rate over the next one's", low=0, high=1)
-    ema_decay: float = key(
-        0.0, "average the weights over steps, for example 0.999; 0 for none", low=0, high=0.99999
+    method: str = key("full", "full, head, bitfit, bottleneck, lora or another method of peft")
+    layer_decay: Annotated[float, Field(ge=0, le=1)] = key(
+        1.0, "layer-wise learning rate decay: each layer's rate relative to the next one's"
     )
-    skip_non_finite: int = key(
-        0, "leave out up to so many steps whose loss or gradient is not finite, then stop", low=0
+    ema_decay: Annotated[float, Field(ge=0, le=0.99999)] = key(
+        0.0, "decay of an EMA of the weights, for example 0.999; 0 for none"
     )
-    cache_features: bool = key(True, "head: compute the trunk's features once, without its dropout")
+    skip_non_finite: Annotated[int, Field(ge=0)] = key(
+        0, "number of steps with a non-finite loss or gradient to skip before stopping"
+    )
+    cache_features: bool = key(
+        True, "method head: compute the encoder's features once, without its dropout"
+    )
     options: dict[str, Any] = key(dict, "the method's own settings, by peft's names", hidden=True)  # noqa: RUF009
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reference:
     metric: str = key("", "the metric of the published number")
     value: float = key(0.0, "the published number")
@@ -117,16 +155,20 @@ class Reference:
     split: Literal["official", "holdout"] = key("official", "the split it was measured on")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
     metric: str = key("", "the metric of the number measured with this recipe")
     value: float = key(0.0, "the number")
     source: str = key("", "where, when and on what it was measured")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recipe:
-    """A whole recipe. ``training`` is ``transformers.TrainingArguments``, key for key."""
+    """A whole recipe. ``training`` holds keys of ``transformers.TrainingArguments``.
+
+    Frozen; its dicts are not to be changed either. ``origin`` is the place of each value, by
+    ``section.key``: a file and line, or a flag.
+    """
 
     task: str
     model: Model
@@ -137,11 +179,11 @@ class Recipe:
     name: str
     origin: dict[str, str]
     augmentation: Augmentation = field(default_factory=Augmentation)
-    # A note on the file, not a setting: a run has its own numbers.
+    # A note in the file, not a setting: a run has its own numbers.
     measured: Measured | None = field(default=None, compare=False)
 
     def dump(self) -> str:
-        """The recipe as YAML that loads to the same recipe, without our defaults."""
+        """Returns YAML that loads to the same recipe, without keys at their default."""
         out: dict[str, Any] = {"name": self.name, "task": self.task}
         for section in SECTIONS:
             value = getattr(self, section)
@@ -159,7 +201,7 @@ class Recipe:
         return yaml.dump({k: out[k] for k in order if k in out}, Dumper=Dumper, sort_keys=False)
 
     def where(self, dotted: str) -> str:
-        """The file and line, or the flag, that gave a key its value."""
+        """Returns the file and line, or the flag, that gave a key its value."""
         return self.origin.get(dotted, self.name)
 
 

@@ -1,4 +1,9 @@
-"""YAML without what its readers disagree about, every value with the place it was written at."""
+"""Reads the subset of YAML that all YAML readers interpret in the same way.
+
+- Rejects anchors, aliases, tags, duplicate keys, several documents, and a bare yes/no/on/off.
+- Keeps scalars as text, because the declared type of a key decides how it is read.
+- Keeps the file and line of every value, for error messages.
+"""
 
 import json
 from dataclasses import dataclass
@@ -12,27 +17,27 @@ BARE = {"yes", "no", "on", "off", "y", "n"}
 
 
 class Block(dict[str, Any]):
-    """A mapping as written; ``where`` is its key's place."""
+    """A mapping; ``where`` is the place of its key."""
 
     where = ""
 
 
 class Items(list[Any]):
-    """A list as written; ``where`` is its key's place."""
+    """A list; ``where`` is the place of its key."""
 
     where = ""
 
 
 @dataclass
 class Scalar:
-    """A scalar as written: ``text`` is None for null; ``plain`` means it was not quoted."""
+    """A scalar: ``text`` is None for null; ``plain`` means that it was not quoted."""
 
     text: str | None
     plain: bool
     where: str
 
     def guess(self) -> Any:
-        """The value where no type is declared: JSON's numbers, booleans and null, else text."""
+        """Returns the value if no type is declared: a JSON number, boolean or null, or text."""
         if self.text is None or not self.plain:
             return self.text
         try:
@@ -42,7 +47,7 @@ class Scalar:
 
 
 class Dumper(yaml.SafeDumper):
-    """YAML that ``parse_yaml`` reads back as it was: no aliases, and quotes where it needs them."""
+    """Writes YAML that ``parse_yaml`` reads back unchanged: quotes where needed, no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -62,7 +67,7 @@ def _tree(node: yaml.Node, name: str, line: int) -> Any:
         plain = node.style is None
         if plain and node.value.lower() in BARE:
             raise UserError(
-                f"{where}: a bare {node.value} is true or false to some YAML readers and text to "
+                f"{where}: a bare {node.value} is a boolean to some YAML readers and text to "
                 f'others; write true or false, or "{node.value}"'
             )
         null = plain and node.value.lower() in {"", "~", "null"}
@@ -84,7 +89,7 @@ def _tree(node: yaml.Node, name: str, line: int) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """Read YAML into nested ``Block`` of ``Scalar``, refusing all that readers disagree about.
+    """Reads YAML into nested ``Block``, ``Items`` and ``Scalar``.
 
     Raises:
         UserError: not YAML, an empty file, another root than a mapping, a second document, an
@@ -96,11 +101,11 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
             line = event.start_mark.line + 1
             documents += isinstance(event, yaml.DocumentStartEvent)
             if documents > 1:
-                raise UserError(f"{name}:{line}: a second document starts; a recipe is one")
+                raise UserError(f"{name}:{line}: a second document starts; keep one")
             marked = isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None)
             if marked or (isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None)):
                 raise UserError(
-                    f"{name}:{line}: anchors, aliases and tags are not read; spell it out"
+                    f"{name}:{line}: anchors, aliases and tags are not supported; spell it out"
                 )
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -120,10 +125,11 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 def plain(tree: Any, guess: bool) -> Any:
-    """What ``parse_yaml`` gave, as Python's own values; below a mapping all are guessed.
+    """Converts the result of ``parse_yaml`` to Python's own types.
 
     Args:
-        guess: whether a scalar's type is guessed, or its text left as it is.
+        guess: whether to guess the type of a scalar, or keep its text. Always guessed below a
+            mapping, where no types are declared.
     """
     if isinstance(tree, Scalar):
         return tree.guess() if guess else tree.text
@@ -135,5 +141,5 @@ def plain(tree: Any, guess: bool) -> Any:
 
 
 def place(tree: Any, fallback: str) -> str:
-    """The file and line that something was written at."""
+    """Returns the file and line of a value."""
     return tree.where if isinstance(tree, Scalar | Block | Items) else fallback

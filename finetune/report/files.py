@@ -10,7 +10,7 @@ def write(run: run_directory.Run) -> None:
     Raises:
         UserError: the directory has no finished run.
     """
-    read = recipe.load(run.folder / run_directory.RECIPE)
+    read = recipe.read(run.folder / run_directory.RECIPE)
     text = card.render(read, run.results())
     (run.model / "README.md").write_text(text, encoding="utf-8")
     run.write_report(page.render(run))

@@ -33,7 +33,7 @@ def recipes(folder: Path) -> str:
     rows, unread = [], []
     for path in paths:
         try:
-            read = recipe.load(path)
+            read = recipe.read(path)
         except UserError as refusal:
             unread.append(f"not a recipe: {refusal}")
             continue

@@ -40,7 +40,7 @@ def render(run: run_directory.Run) -> str:
             for caption, note, wide, svg in _figures(run, results, rows)
             if svg
         ],
-        pictures=[(name, _inline(data)) for name, data in run.pictures().items()],
+        pictures=[(name, _inline(data)) for name, data in run.images().items()],
         wrong=_mistakes(results, rows),
         recipe=(run.folder / run_directory.RECIPE).read_text(encoding="utf-8"),
     )

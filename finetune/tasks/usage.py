@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.models.tuning import PLAIN_METHODS
+from finetune.recipe.methods import PLAIN_METHODS
 
 # Hub id and license of the checkpoints that come in packages.
 EMBEDDED = {

@@ -1,83 +1,72 @@
-"""What `accelerate launch` leaves undone on CPUs."""
+"""Starts and ends the process of a command, which may be one of several that a launcher started.
 
-import logging
+- ``check_processes`` finds out whether the launcher started as many as it was asked for.
+- ``guarded`` turns an error into one line, of one process, and an exit status.
+"""
+
 import os
-import signal
+import shlex
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
-import psutil
-
-from finetune.errors import UserError
+from finetune.errors import TrainingError, UserError
 
 
-def start_dropped_processes() -> None:
-    """Start the processes that ``accelerate launch --cpu --num_processes N`` was asked for.
+def check_processes() -> None:
+    """Checks that ``accelerate launch --num_processes N`` did start N processes.
 
-    Without an MPI host file accelerate 1.15 starts one process whatever N is, and tells it
-    nothing but an address to meet the others at (huggingface/accelerate#2741). Where that is the
-    case, this process becomes torch's own launcher of N; otherwise nothing happens.
+    On CPUs, without an MPI host file, accelerate 1.15 starts one, whatever N is. It then sets an
+    address for N processes to meet at, and no ``WORLD_SIZE`` (huggingface/accelerate#2741).
 
     Raises:
-        UserError: N cannot be found out; names the command that says it directly.
+        UserError: it started one; names the command that starts N.
     """
-    asked = (
-        os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ
-    )
-    if not asked or {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & set(os.environ):
-        return
-    words = [w for word in psutil.Process(os.getppid()).cmdline() for w in word.split("=", 1)]
-    flags = [i for i, w in enumerate(words) if w in {"--num_processes", "--num-processes"}]
-    count = words[flags[0] + 1] if flags else ""
-    if not count.isdigit() or {"--num_machines", "--num-machines"} & set(words):
+    asked = {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= set(os.environ)
+    if asked and not {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & set(os.environ):
         raise UserError(
-            "accelerate starts one process where several CPU ones were asked for; use "
-            "torchrun --nproc_per_node N finetune/sentiment.py"
+            "accelerate started 1 process although several were asked for (it set MASTER_PORT but "
+            f"no WORLD_SIZE); write torchrun --nproc_per_node N {shlex.join(sys.argv)}"
         )
-    launcher = [
-        sys.executable,
-        "-m",
-        "finetune.training.launching",
-        "--standalone",
-        "--nproc_per_node",
-    ]
-    os.execv(sys.executable, [*launcher, count, *sys.argv])
 
 
-def wait_for_the_first(foreseen: bool) -> None:
-    """Of several processes, let the one whose error it is say so, and the others say nothing.
+def guarded(action: Callable[..., None], *arguments: Any) -> None:
+    """Calls ``action`` and turns the errors that it may end with into one line and an exit status.
 
-    When one process ends, the others lose their connection to it, which is an error of theirs;
-    the launcher ends them within a tenth of a second. What all find alike, the first one says.
+    2 for a user's mistake, 1 for a run that broke, 130 for Ctrl-C, 143 for SIGTERM.
+    """
+    try:
+        action(*arguments)
+    except (UserError, TrainingError) as error:
+        _wait_for_the_first(foreseen=True)
+        print(f"finetune: {error}", file=sys.stderr)
+        status = 2 if isinstance(error, UserError) else 1
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # Ends at once. Unloading libraries takes seconds on a busy machine, in which the other
+            # processes have lost the connection and the launcher does not know the reason yet.
+            sys.stdout.flush()
+            os._exit(status)
+        sys.exit(status)
+    except KeyboardInterrupt:
+        print("finetune: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has closed it.
+        sys.stderr.close()
+    except Exception:
+        _wait_for_the_first(foreseen=False)
+        raise
+
+
+def _wait_for_the_first(foreseen: bool) -> None:
+    """Delays the report of an error so that only one of several processes prints it.
+
+    When a process ends, the others fail because they lose the connection to it, and the launcher
+    ends them within a tenth of a second. An error that all processes have is printed by rank 0.
 
     Args:
-        foreseen: it is an error of this process's own, not maybe a lost connection.
+        foreseen: the error is this process's own, and cannot be a lost connection.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         time.sleep(3 * (not foreseen) + 3 * (os.environ["RANK"] != "0"))
-
-
-def main() -> None:
-    """torch's own launcher, ending as its first process that failed: no traceback of its own."""
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    try:
-        run.main(sys.argv[1:])
-    except ChildFailedError as error:
-        rank, first = error.get_first_failure()
-        status = first.exitcode
-        if status < 0:
-            name = signal.Signals(-status).name
-            print(f"finetune: process {rank} was ended by {name}", file=sys.stderr)
-            status = 128 - status
-        sys.exit(status)
-    except SignalException as stop:
-        # Its processes heard it too, and have saved.
-        sys.exit(128 + stop.sigval)
-
-
-if __name__ == "__main__":
-    main()

@@ -213,7 +213,7 @@ def write(job: Job, run: run_directory.Run, results: dict[str, Any], outputs: An
         rows[column] = values
     run.write_predictions(rows.drop(columns="digest", errors="ignore"))
     for caption, image in job.images().items():
-        run.write_picture(caption, image)
+        run.write_image(caption, image)
     run.write_results(results)
 
 

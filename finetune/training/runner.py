@@ -4,7 +4,6 @@ From a recipe to its gradient a reader crosses five files: ``cli.py``, the task'
 ``tasks/``, this file, ``trainer.py`` and ``resumable.py``.
 """
 
-import dataclasses
 import errno
 import os
 import sys
@@ -29,7 +28,7 @@ from finetune.models import tuning
 from finetune.models.speed import cpu
 from finetune.recipe import Recipe
 from finetune.training import adalora, checkpoints, run_results
-from finetune.training.arguments import DEFAULTS, checked, has_accelerator, training_arguments
+from finetune.training.arguments import has_accelerator, training_arguments
 from finetune.training.callbacks import Epochs, History, Progress
 from finetune.training.job import Job
 from finetune.training.signals import Signals
@@ -48,6 +47,7 @@ def train(
     The model card and the report are not written here: see ``finetune.report``.
 
     Args:
+        recipe: resolved, as ``recipe.load`` returns it.
         build: of the recipe's task; called after the directory is locked.
         overwrite, resume: what to do with a directory that holds a run. A run that was killed
             before its first checkpoint starts from the beginning; a finished one is not touched.
@@ -65,11 +65,6 @@ def train(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     started = time.time()
-    if recipe.tuning.method not in tuning.PLAIN_METHODS:
-        tuning.claim_flags(recipe, {f.name for f in dataclasses.fields(TrainingArguments)})
-    recipe.training = checked(recipe)
-    recipe.training.setdefault("seed", DEFAULTS["seed"])
-    recipe.training.setdefault("output_dir", f"runs/{recipe.name}/seed-{recipe.training['seed']}")
     run = run_directory.Run(recipe.training["output_dir"])
     on_cpu = bool(recipe.training.get("use_cpu", not has_accelerator()))
     main = PartialState(cpu=on_cpu).is_main_process

@@ -86,7 +86,7 @@ def test_training_from_disk_sees_the_blocks_that_training_from_memory_sees(
 def test_two_processes_share_a_corpus_on_disk_without_overlap(writer_recipe: Path) -> None:
     flags = ["--streaming", "true", "--num_train_epochs", "1"]
     one, _ = train_job(writer_recipe, *flags)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     words = ["-m", "finetune.writing", "tiny.yaml", *flags, "--output_dir", "runs/two"]
     done = subprocess.run(
         [*launch, *words, "--per_device_train_batch_size", "2"], capture_output=True, text=True

@@ -284,7 +284,7 @@ def test_on_xla_batches_have_one_shape_and_the_optimizer_is_one_that_works(
     assert {job.collator([texts[i]])["input_ids"].shape for i in range(8)} == {(1, 16)}
     args = arguments.training_arguments(read, run_directory.Run("runs/a"), job)
     assert args.optim == "adamw_torch"
-    read.training["optim"] = "adafactor"
+    read = recipe.load(tiny_recipe, ["--optim", "adafactor"])
     assert arguments.training_arguments(read, run_directory.Run("runs/a"), job).optim == "adafactor"
 
 

@@ -36,7 +36,9 @@ from finetune import cli, inference, recipe, run_directory
 from finetune.data import sources
 from finetune.errors import UserError
 from finetune.models import pretrained, tuning
-from finetune.models.bottleneck import BottleneckConfig, sublayers
+from finetune.models.bottleneck import sublayers
+from finetune.recipe import methods
+from finetune.recipe.adapters import BottleneckConfig, adapter_methods
 from finetune.report import files
 from finetune.tasks import text_classification
 from finetune.training import adalora, checkpoints, runner
@@ -64,7 +66,7 @@ METHODS: dict[str, dict[str, object]] = {
 TEXTS = [text for text, _ in sentences(8, seed=3)]
 RELOAD = """
 import json, sys, numpy
-from finetune import inference, ledger
+from finetune import inference, run_directory
 for folder in sys.argv[2:]:
     model, tokenizer, recipe = inference.load(run_directory.Run(folder))
     rows = [{"text": text} for text in json.loads(sys.argv[1])]
@@ -128,10 +130,10 @@ def test_adapters_come_back_bit_for_bit_in_a_new_process(
 
 def test_every_installed_peft_method_is_offered_or_refused_with_a_reason() -> None:
     installed = {str.lower(name) for name in PEFT_TYPE_TO_CONFIG_MAPPING}
-    offered = set(tuning.adapter_methods())
+    offered = set(adapter_methods())
     assert len(offered) > 30
-    assert offered | set(tuning.NOT_OFFERED) == installed
-    assert not offered & set(tuning.NOT_OFFERED)
+    assert offered | set(methods.NOT_OFFERED) == installed
+    assert not offered & set(methods.NOT_OFFERED)
     assert set(METHODS) <= offered
 
 
@@ -139,7 +141,7 @@ def test_a_method_of_a_later_peft_needs_no_code(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, "TOMORROW", BottleneckConfig)
-    assert "tomorrow" in tuning.adapter_methods()
+    assert "tomorrow" in adapter_methods()
     tuning.check(recipe.load(with_tuning(tiny_recipe, "tomorrow", {"reduction_factor": 4})))
 
 
@@ -203,8 +205,8 @@ def test_a_recipe_without_a_learning_rate_gets_its_methods(tiny_recipe: Path) ->
         run = runner.train(read, text_classification.TASK.build)
         assert run is not None
         rates = {row["learning_rate"] for row in run.history() if "learning_rate" in row}
-        assert rates == {tuning.learning_rate(method)}
-    assert len({tuning.learning_rate(m) for m in ("full", "ia3", "hra")}) == 3
+        assert rates == {methods.learning_rate(method)}
+    assert len({methods.learning_rate(m) for m in ("full", "ia3", "hra")}) == 3
 
 
 # --- AdaLoRA ---------------------------------------------------------------------------------

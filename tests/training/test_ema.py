@@ -133,7 +133,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_ema(tiny_recipe: Path, met
 
 def test_two_processes_have_the_same_ema(tiny_recipe: Path) -> None:
     one = train(tiny_recipe, *EMA, "--output_dir", "runs/one")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     words = ["-m", "finetune.sentiment", "tiny.yaml", *EMA, "--output_dir", "runs/two"]
     done = subprocess.run(
         [*launch, *words, "--per_device_train_batch_size", "8"], capture_output=True, text=True

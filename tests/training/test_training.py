@@ -101,7 +101,7 @@ def test_accumulation_gives_the_curve_of_the_whole_batch(tiny_recipe: Path) -> N
 @pytest.mark.parametrize("method", ["full", "lora", "bottleneck"])
 def test_two_processes_give_the_losses_of_one(tiny_recipe: Path, method: str) -> None:
     one = train(tiny_recipe, "--method", method, "--per_device_train_batch_size", "14")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     words = [
         "-m",
         "finetune.sentiment",

@@ -1,6 +1,6 @@
-"""Reads recipe files and applies command-line overrides."""
+"""Reads recipe files and applies command-line overrides, without importing torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -9,57 +9,39 @@ import yaml
 
 from finetune.errors import UserError, refuse_unknown
 from finetune.recipe.checking import typed
+from finetune.recipe.command_line import parse_overrides
+from finetune.recipe.methods import learning_rate
 from finetune.recipe.schema import FLAGS, NOTES, SECTIONS, Recipe, Tuning
 from finetune.recipe.strict_yaml import Block, Scalar, parse_yaml, place, plain
+
+SEED = 0
 
 
 def _section(cls: type, tree: Any, what: str, name: str, origin: dict[str, str]) -> Any:
     if not isinstance(tree, dict):
         raise UserError(f"{place(tree, name)}: {what} has to be a mapping of keys")
-    hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
+    hints = get_type_hints(cls, include_extras=True)
+    known = [f.name for f in fields(cls)]
     values: dict[str, Any] = {}
     for k, v in tree.items():
         where = place(v, name)
         origin[f"{what}.{k}"] = where
         if k not in known or k == "options":
             if cls is not Tuning:
-                refuse_unknown(k, list(known), f"{where}: {what} key")
+                refuse_unknown(k, known, f"{where}: {what} key")
             values.setdefault("options", {})[k] = plain(v, True)
             continue
-        bounds = {b: known[k].metadata[b] for b in ("low", "high") if b in known[k].metadata}
-        values[k] = typed(hints[k], plain(v, False), k, where, **bounds)
+        values[k] = typed(hints[k], plain(v, False), k, where)
     return cls(**values)
 
 
-def parse_flags(arguments: Sequence[str]) -> dict[str, str]:
-    """``--key value``, ``--key=value`` and a bare ``--key`` (true) as a dict.
-
-    Raises:
-        UserError: a word that belongs to no flag, or a flag given twice.
-    """
-    out: dict[str, str] = {}
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise UserError(f"{word!r} stands alone; overrides are written --key value")
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            value = words.pop(0) if words and not words[0].startswith("--") else "true"
-        name = name.replace("-", "_")
-        if name in out:
-            raise UserError(f"--{name} is given twice; keep one")
-        out[name] = value
-    return out
-
-
-def _override(tree: dict[str, Any], flags: dict[str, str]) -> None:
-    if "train" in flags or "dataset" in flags:
-        # The recipe's columns, sizes and numbers belong to the recipe's own data.
+def _override(tree: dict[str, Any], overrides: Mapping[str, str]) -> None:
+    if "train" in overrides or "dataset" in overrides:
+        # The recipe's columns, sizes and published numbers are those of its own data.
         tree["data"] = Block()
         for note in NOTES:
             tree.pop(note, None)
-    for name, value in flags.items():
+    for name, value in overrides.items():
         where = f"--{name}"
         if name == "task":
             tree["task"] = Scalar(value, False, where)
@@ -75,19 +57,34 @@ def _override(tree: dict[str, Any], flags: dict[str, str]) -> None:
             section[name] = Scalar(None if value == "null" else value, True, where)
 
 
-def run_name(path: Path, flags: dict[str, str]) -> str:
-    """The run's folder below ``runs/``: dataset folder and variant, or the user's own data."""
-    own = flags.get("train") or flags.get("dataset")
+def _run_name(path: Path, overrides: Mapping[str, str]) -> str:
+    """Returns the run's folder below ``runs/``: data folder and variant, or the user's own data."""
+    own = overrides.get("train") or overrides.get("dataset")
     if own:
         return f"{Path(own.replace(':', '-')).stem}/{path.stem}"
     inside = path.resolve().parts
     return f"{inside[-2]}/{path.stem}" if "recipes" in inside[:-2] else path.stem
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and lay command-line overrides over it.
+def _training(tree: Any, name: str, origin: dict[str, str]) -> dict[str, Any]:
+    """Returns the training section as written, and notes where each key stands."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{place(tree, name)}: training has to be a mapping of keys")
+    for k, v in tree.items():
+        origin[f"training.{k}"] = where = place(v, name)
+        if k.rpartition("_")[2] == "token":
+            raise UserError(f"{where}: a token does not belong in a recipe; set HF_TOKEN")
+    return {k: plain(v, True) for k, v in tree.items()}
 
-    ``training`` is checked against ``TrainingArguments`` by the runner, because that needs torch.
+
+def read(path: str | Path, overrides: Sequence[str] | Mapping[str, str] = ()) -> Recipe:
+    """Reads a recipe file, applies overrides and fills in the defaults.
+
+    Does not import torch, so the types of the training keys and the method's options are not
+    checked: ``load`` does that. Enough to list recipes, and for the recipe of a finished run.
+
+    Args:
+        overrides: words of a command line (``--seed``, ``1``), or texts by key.
 
     Raises:
         UserError: the file is missing or breaks a rule of ``parse_yaml``, a key is unknown, a
@@ -95,14 +92,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such recipe; `finetune recipes` lists what there is")
+        raise UserError(f"{path}: no such recipe; `finetune recipes` lists them")
     name = str(path)
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"), name)
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 at byte {error.start}") from None
-    flags = parse_flags(overrides)
-    _override(tree, flags)
+    given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    _override(tree, given)
 
     known = ["name", "task", "training", *SECTIONS]
     for k, v in tree.items():
@@ -118,42 +115,37 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             made[section] = None
             continue
         made[section] = _section(cls, tree.get(section, {}), section, name, origin)
-    training = tree.get("training", {})
-    if not isinstance(training, dict):
-        raise UserError(f"{place(training, name)}: training has to be a mapping of keys")
-    for k, v in training.items():
-        origin[f"training.{k}"] = place(v, name)
-        if k.rpartition("_")[2] == "token":
-            raise UserError(
-                f"{origin[f'training.{k}']}: a token does not belong in a recipe; set HF_TOKEN"
-            )
-    training = {k: plain(v, True) for k, v in training.items()}
+    training = _training(tree.get("training", {}), name, origin)
     if not made["model"].checkpoint:
         raise UserError(f"{name}: model needs a checkpoint, for example `embedded:minilm`")
     if made["data"].dataset is None and made["data"].train is None:
         raise UserError(f"{name}: data needs a dataset, or a train file")
-    # A run's own recipe.yaml says the name that the run had.
-    called = plain(tree.get("name", Scalar(run_name(path, flags), False, name)), False)
+    # The recipe.yaml in a run directory holds the name that the run had.
+    called = plain(tree.get("name", Scalar(_run_name(path, given), False, name)), False)
     if not isinstance(called, str):
         raise UserError(f"{place(tree['name'], name)}: name has to be a text")
+    training.setdefault("learning_rate", learning_rate(made["tuning"].method))
+    training.setdefault("seed", SEED)
+    training.setdefault("output_dir", f"runs/{called}/seed-{training['seed']}")
+    training["output_dir"] = str(Path(str(training["output_dir"])).expanduser())
     return Recipe(task=task, training=training, name=called, origin=origin, **made)
 
 
 def differences(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
-    """Where two recipes' YAML say different things: (ours, theirs) by ``section.key``.
+    """Compares the YAML of two recipes; returns (ours, theirs) by ``section.key``.
 
-    Where the run lies does not count; None is what a recipe does not say.
+    The run directory is ignored. None stands for a key that a recipe does not have.
     """
     flat = []
     for text in (ours, theirs):
-        said: dict[str, Any] = {}
+        keys: dict[str, Any] = {}
         for section, value in yaml.safe_load(text).items():
             if isinstance(value, dict):
-                said |= {f"{section}.{k}": v for k, v in value.items()}
+                keys |= {f"{section}.{k}": v for k, v in value.items()}
             else:
-                said[section] = value
-        said.pop("training.output_dir", None)
-        flat.append(said)
+                keys[section] = value
+        keys.pop("training.output_dir", None)
+        flat.append(keys)
     a, b = flat
-    keys = dict.fromkeys([*a, *b])
-    return {k: (a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)}
+    every = dict.fromkeys([*a, *b])
+    return {k: (a.get(k), b.get(k)) for k in every if a.get(k) != b.get(k)}

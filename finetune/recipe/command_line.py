@@ -1,0 +1,132 @@
+"""Every recipe key as a command-line flag, for argparse.
+
+- Keys of ``Model``, ``Data``, ``Augmentation`` and ``Tuning`` are declared from their dataclasses,
+  with the same help text.
+- The training keys are ``transformers.TrainingArguments``' and importing those takes seconds. So
+  any other ``--name`` is accepted as a training key here, and checked when the recipe is resolved.
+- Values stay text: ``recipe.read`` converts them as it does those of the file.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from finetune.errors import UserError
+from finetune.recipe.schema import SETTINGS
+
+BOOLEANS = {f.name for cls in SETTINGS.values() for f in fields(cls) if f.type is bool}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises ``UserError`` instead of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+class Override(argparse.Action):
+    """Stores the text of a recipe key in ``namespace.overrides``, and rejects a second value."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if self.dest in namespace.overrides:
+            raise UserError(f"--{self.dest} is given twice; keep one")
+        namespace.overrides[self.dest] = values
+
+
+def new_namespace() -> argparse.Namespace:
+    """Returns the namespace that a parser with recipe keys fills."""
+    return argparse.Namespace(overrides={})
+
+
+def add_recipe_keys(parser: argparse.ArgumentParser, in_help: bool = True) -> None:
+    """Declares a flag for each key of a recipe, except the training keys."""
+    shown = "the recipe's task" if in_help else argparse.SUPPRESS
+    parser.add_argument("--task", action=Override, default=argparse.SUPPRESS, help=shown)
+    for section, cls in SETTINGS.items():
+        group = parser.add_argument_group(section)
+        hints = get_type_hints(cls)
+        for f in fields(cls):
+            if f.metadata.get("hidden"):
+                continue
+            bare: dict[str, Any] = {"nargs": "?", "const": "true"} if f.name in BOOLEANS else {}
+            group.add_argument(
+                f"--{f.name}",
+                action=Override,
+                default=argparse.SUPPRESS,
+                metavar=_metavar(hints[f.name]),
+                help=_help(f) if in_help else argparse.SUPPRESS,
+                **bare,
+            )
+
+
+def _metavar(hint: Any) -> str:
+    kinds = {hint, *get_args(hint)}
+    names = {bool: "BOOL", int: "N", float: "X", dict[str, Any]: "{KEY: VALUE}"}
+    return next((name for kind, name in names.items() if kind in kinds), "TEXT")
+
+
+def _help(f: Field[Any]) -> str:
+    """Returns the field's help with the default, if there is one to show."""
+    shown = isinstance(f.default, str | int | float) and f.default != ""
+    return f.metadata["help"].replace("%", "%%") + (f" [{f.default}]" if shown else "")
+
+
+def accept_training_keys(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Declares a flag for each unknown ``--name`` in ``words``.
+
+    Returns:
+        The words, with two kinds of values joined to their flag, which argparse cannot assign
+        without knowing it: one that starts with a minus (``--weight_decay -1e-4``), and "true" of
+        a bare flag that stands before the recipe (``--bf16 recipe.yaml``).
+    """
+    left, joined = list(words), []
+    while left:
+        word = left.pop(0)
+        name, equals, _ = word.partition("=")
+        if name.startswith("--") and name != "--":
+            takes_none = name[2:] in BOOLEANS or _declare(parser, name)
+            if left and not equals:
+                if left[0].startswith("-") and not left[0].startswith("--") and left[0] != "-h":
+                    word += f"={left.pop(0)}"
+                elif takes_none and left[0].endswith((".yaml", ".yml")):
+                    word += "=true"
+        joined.append(word)
+    return joined
+
+
+def _declare(parser: argparse.ArgumentParser, name: str) -> bool:
+    """Declares the flag of a training key; returns False if the parser has such a flag."""
+    try:
+        parser.add_argument(
+            name,
+            action=Override,
+            nargs="?",
+            const="true",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+    except argparse.ArgumentError:
+        return False
+    return True
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, str]:
+    """Reads ``--key value``, ``--key=value`` and a bare ``--key`` (true) as texts by key.
+
+    Raises:
+        UserError: a word that belongs to no flag, a flag given twice, a missing value.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False)
+    add_recipe_keys(parser)
+    accepted = accept_training_keys(parser, words)
+    options, extra = parser.parse_known_args(accepted, new_namespace())
+    if extra:
+        raise UserError(f"{extra[0]!r} belongs to no flag; overrides are written --key value")
+    return options.overrides
