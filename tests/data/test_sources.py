@@ -70,7 +70,7 @@ def test_a_cached_checkpoint_is_found_without_the_hub(hub_cache):
 
 
 ASK = """
-from finetune import files, sources
+from finetune.data import readers, sources
 from finetune.errors import UserError
 for ask in (
     lambda: sources.checkpoint("google-bert/bert-base-uncased"),
@@ -78,8 +78,8 @@ for ask in (
 ):
     try:
         ask()
-    except UserError as error_of:
-        print(error_of)
+    except UserError as error:
+        print(error)
 """
 
 
