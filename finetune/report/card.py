@@ -4,6 +4,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from finetune.evaluation import metrics
 from finetune.recipe import Model, Recipe
 from finetune.report import wording
 
@@ -22,8 +23,6 @@ AUTO_CLASSES = {
 }
 # The hub's name of a task, where it is not ours.
 PIPELINES = {"masked-image-modeling": "image-feature-extraction"}
-# The hub's names of our metrics, where it has one.
-HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "r2": "r_squared", "rmse": "rmse"}
 
 
 def render(recipe: Recipe, results: dict[str, Any]) -> str:
@@ -68,7 +67,7 @@ def _front_matter(results: dict[str, Any]) -> str:
     headline: str = results["headline"]
     data = results["data"]
     known = EMBEDDED.get(results["checkpoint"]["name"])
-    metric = HUB_METRICS.get(headline, headline)
+    metric = metrics.hub_name(headline)
     measured = EvalResult(
         task_type=results["task"],
         dataset_type=data["source"],

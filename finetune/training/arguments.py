@@ -9,6 +9,7 @@ from transformers.utils.import_utils import is_liger_kernel_available, is_torch_
 
 from finetune import run_directory
 from finetune.errors import UserError
+from finetune.evaluation import metrics
 from finetune.models import tuning
 from finetune.recipe import Recipe, typed_as
 from finetune.training.job import Job
@@ -78,6 +79,27 @@ def checked(recipe: Recipe) -> dict[str, Any]:
     return given
 
 
+def best_model(values: dict[str, Any], recipe: Recipe, job: Job) -> dict[str, Any]:
+    """Returns the metric that chooses the best checkpoint, and its direction.
+
+    The recipe's own ``greater_is_better`` wins; the table of metrics knows the rest.
+
+    Raises:
+        UserError: the run does not measure that metric, or its direction is unknown.
+    """
+    name = values.get("metric_for_best_model") or f"eval_{job.headline}"
+    where = recipe.where("training.metric_for_best_model")
+    spec = metrics.chosen_by(name, job.headline, job.extra_metrics, where)
+    greater_is_better = values.get("greater_is_better")
+    if greater_is_better is None:
+        greater_is_better = spec.greater_is_better
+    if greater_is_better is None:
+        raise UserError(
+            f"{where}: whether more {name} is better is not known; set greater_is_better"
+        )
+    return {"metric_for_best_model": name, "greater_is_better": greater_is_better}
+
+
 def training_arguments(recipe: Recipe, run: run_directory.Run, job: Job) -> TrainingArguments:
     """``TrainingArguments`` of a recipe, over this project's defaults.
 
@@ -99,8 +121,7 @@ def training_arguments(recipe: Recipe, run: run_directory.Run, job: Job) -> Trai
     values.setdefault("load_best_model_at_end", chooses and values["save_strategy"] != "no")
     if values["eval_strategy"] == "steps" and "save_steps" not in given:
         values["save_steps"] = values.get("eval_steps") or values["logging_steps"]
-    values.setdefault("metric_for_best_model", f"eval_{job.headline}")
-    values.setdefault("greater_is_better", not values["metric_for_best_model"].endswith("loss"))
+    values |= best_model(values, recipe, job)
     # The model folder is pushed at the end, with its card; not the checkpoints on the way.
     values |= {"output_dir": str(run.checkpoints), "push_to_hub": False}
     # The task's own loss smooths; the Trainer's smoother would only warn where it cannot.

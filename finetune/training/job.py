@@ -10,7 +10,8 @@ from datasets import Dataset
 
 from finetune.data.corpus import Corpus
 from finetune.data.sources import Checkpoint
-from finetune.evaluation.scoring import Metric
+from finetune.evaluation.intervals import Metric
+from finetune.evaluation.metrics import MetricSpec
 from finetune.training.losses import Loss
 
 # Rows that a message names; a step may have thousands.
@@ -57,6 +58,8 @@ class Job:
     samples: Callable[[], dict[str, str]] = dict
     tokens: int = 0
     blocks: bool = False
+    # Further metrics that the recipe names and ``score`` measures, by name.
+    extra_metrics: dict[str, MetricSpec] = dataclasses.field(default_factory=dict)
 
     def name_rows(self, rows: numpy.ndarray) -> str:
         """Training rows (R,) by the ids of their data, for a message."""

@@ -1,4 +1,4 @@
-"""Tables, page and card of made-up runs: what they say, and what they must never say."""
+"""Tables, page and model card of made-up runs."""
 
 import copy
 import re
@@ -221,6 +221,20 @@ def test_verdict_on_the_linear_baseline(write, value: float, word: str, sentence
     assert sentence in card.render(load(run), run.results())
 
 
+@pytest.mark.parametrize("name", ["brier", "log_loss", "calibration_error", "rmse", "perplexity"])
+def test_less_is_better_for_a_loss_as_headline(write, name: str) -> None:
+    def lossy(value: float, seed: int) -> run_directory.Run:
+        baselines = {"TF-IDF + logistic regression": {name: metric(0.5)}}
+        found = changed(headline=name, metrics={name: metric(value)}, baselines=baselines)
+        return write(found | {"seed": seed, "reference": None})
+
+    runs = [lossy(0.8, 0), lossy(0.3, 1)]
+    assert "The model is worse than TF-IDF" in wording.standing(runs[0].results())
+    assert "The model is better than TF-IDF" in wording.standing(runs[1].results())
+    text = comparison.compare(runs)
+    assert re.findall(r"seed-(\d).*\]\s+(\w+) ", text) == [("1", "yes"), ("0", "no")]
+
+
 def load(run: run_directory.Run) -> recipe.Recipe:
     return recipe.load(run.folder / run_directory.RECIPE)
 
@@ -373,10 +387,10 @@ def test_compare_gives_the_paired_difference_from_the_best_recipe(write) -> None
     text = " ".join(comparison.compare([*other, *ours, lone]).split())
     # Differences -10, -9, -11: mean -10, reach 4.3027 * 1 / sqrt(3) = 2.48.
     assert "a/b: mean 72.0 % [65.4, 78.6], 95 % t interval over 3 seeds (0, 1, 2); " in text
-    assert "less imdb/minilm -10.0 [-12.5, -7.5] over 3 of them" in text
+    assert "difference from imdb/minilm -10.0 [-12.5, -7.5] over 3 shared seeds" in text
     assert text.index("imdb/minilm: mean") < text.index("a/b: mean")
     assert "c/d: mean" not in text
-    assert text.count("less ") == 1
+    assert text.count("difference from ") == 1
 
 
 def test_compare_names_the_folder_of_runs_of_one_recipe_with_other_flags(write) -> None:
@@ -386,7 +400,7 @@ def test_compare_names_the_folder_of_runs_of_one_recipe_with_other_flags(write) 
     said = " ".join(comparison.compare([*other, *ours]).split())
     assert "runs/a: mean 82.0 %" in said
     assert "runs/b: mean 72.5 %" in said
-    assert "; less runs/a -9.5 " in said
+    assert "; difference from runs/a -9.5 " in said
 
 
 def test_compare_takes_no_mean_over_different_settings(write) -> None:
@@ -472,7 +486,7 @@ def test_recipes_show_measured_and_published_numbers(write, tmp_path: Path) -> N
 
 
 def test_no_recipes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no recipe"):
+    with pytest.raises(UserError, match="contains no recipe"):
         listing.recipes(tmp_path / "recipes")
 
 
