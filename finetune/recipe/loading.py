@@ -64,6 +64,10 @@ def _override(tree: dict[str, Any], flags: dict[str, str]) -> None:
         if name == "task":
             tree["task"] = Scalar(value, False, where)
             continue
+        if name == "metrics":
+            tree["metrics"] = parse_yaml(f"x: {value}", where)["x"]
+            tree["metrics"].where = where
+            continue
         given = tree.get("tuning")
         ours = "tuning" if isinstance(given, dict) and name in given else "training"
         section = tree.setdefault(FLAGS.get(name, ours), Block())
@@ -104,7 +108,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     flags = parse_flags(overrides)
     _override(tree, flags)
 
-    known = ["name", "task", "training", *SECTIONS]
+    known = ["name", "task", "metrics", "training", *SECTIONS]
     for k, v in tree.items():
         if k not in known:
             refuse_unknown(k, known, f"{place(v, name)}: key")
@@ -132,6 +136,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{name}: model needs a checkpoint, for example `embedded:minilm`")
     if made["data"].dataset is None and made["data"].train is None:
         raise UserError(f"{name}: data needs a dataset, or a train file")
+    metrics = tree.get("metrics", [])
+    origin["metrics"] = place(metrics, name)
+    made["metrics"] = typed(list[str], plain(metrics, False), "metrics", origin["metrics"])
     # A run's own recipe.yaml says the name that the run had.
     called = plain(tree.get("name", Scalar(run_name(path, flags), False, name)), False)
     if not isinstance(called, str):

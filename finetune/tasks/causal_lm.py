@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from finetune.data import corpus, documents, packing, sources, streaming, token_cache
 from finetune.data.documents import Document
 from finetune.errors import UserError
-from finetune.evaluation import scoring
+from finetune.evaluation import metrics, scoring
 from finetune.models import positions, pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.tasks.classification import config_of, set_own
@@ -84,6 +84,7 @@ def build(recipe: Recipe) -> Job:
     method, where = recipe.tuning.method, recipe.where("tuning.method")
     if method == "head":
         raise UserError(f"{where}: a language model has no new head to train; take lora, or full")
+    metrics.refuse_extra(recipe, "language modelling")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     load = streaming.load if recipe.data.streaming else corpus.load
     data = load(recipe.data, corpus.DOCUMENTS, labelled=False)
@@ -140,7 +141,6 @@ def build(recipe: Recipe) -> Job:
         training={
             "remove_unused_columns": False,
             "include_num_input_tokens_seen": "no",
-            "greater_is_better": False,
             # Logits are as wide as the vocabulary.
             "per_device_eval_batch_size": 4,
         },

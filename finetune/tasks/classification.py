@@ -9,7 +9,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, ViTConfig
 
 from finetune.data import corpus, sources
 from finetune.errors import refuse_unknown
-from finetune.evaluation import scoring
+from finetune.evaluation import extra_metrics, scoring
+from finetune.evaluation.extra_metrics import ExtraMetric
 from finetune.recipe import Recipe
 
 # Said like a key of config.json, as from_pretrained takes it.
@@ -83,13 +84,28 @@ def head_notes(checkpoint: sources.Checkpoint, data: corpus.Corpus) -> list[str]
     return [] if before == names else ["the checkpoint's head goes on under other label names"]
 
 
-def scorer(data: corpus.Corpus) -> Callable[..., dict[str, Any]]:
+def scorer(data: corpus.Corpus, extra: dict[str, ExtraMetric]) -> Callable[..., dict[str, Any]]:
     """(logits, labels, resamples) -> all scores of this corpus's problem."""
 
     def score(logits: numpy.ndarray, labels: numpy.ndarray, resamples: int) -> dict[str, Any]:
-        return scoring.score(data.problem_type, logits, labels, data.label_names, resamples)
+        kind = data.problem_type
+        scores = scoring.score(kind, logits, labels, data.label_names, resamples)
+        references = labels if kind == "regression" else labels.astype(int)
+        scores["metrics"] |= extra_metrics.measure(
+            extra, predictions(logits, kind), references, resamples
+        )
+        return scores
 
     return score
+
+
+def predictions(logits: numpy.ndarray, problem_type: str) -> numpy.ndarray:
+    """Logits (N, K) -> class indices (N,), 0/1 (N, K), or numbers (N,) for regression."""
+    if problem_type == "single_label_classification":
+        return logits.argmax(1)
+    if problem_type == "multi_label_classification":
+        return (logits > 0).astype(int)
+    return logits.reshape(len(logits))
 
 
 def answers(logits: numpy.ndarray, problem_type: str, names: list[str]) -> list[dict[str, Any]]:

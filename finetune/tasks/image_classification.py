@@ -16,7 +16,7 @@ from transformers import (
 
 from finetune.data import augmentation, corpus, image_files, readers, sources
 from finetune.errors import UserError
-from finetune.evaluation import baselines, scoring
+from finetune.evaluation import baselines, extra_metrics, metrics
 from finetune.models import convnets, positions, pretrained, tuning
 from finetune.recipe import Augmentation, Recipe
 from finetune.report import figures
@@ -104,6 +104,9 @@ def build(recipe: Recipe) -> Job:
     tuning.check(recipe)
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     data = corpus.load(recipe.data, corpus.IMAGES)
+    extra = extra_metrics.load(
+        recipe.metrics, data.problem_type, len(data.label_names), recipe.where("metrics")
+    )
     said = recipe.augmentation
     if augmentation.mixes(said) and data.problem_type != "single_label_classification":
         raise UserError(
@@ -135,8 +138,9 @@ def build(recipe: Recipe) -> Job:
         splits=splits,
         data=data,
         loss=classification_loss(data.problem_type, smoothing),
-        score=scorer(data),
-        headline=scoring.HEADLINE[data.problem_type],
+        score=scorer(data, extra),
+        headline=metrics.HEADLINE[data.problem_type],
+        extra_metrics={name: each.spec for name, each in extra.items()},
         baselines=lambda: _baselines(data),
         answers=lambda logits: answers(logits, data.problem_type, data.label_names),
         pictures=lambda: _sheet(collator, splits["train"]),

@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 
 from finetune.data import augmentation, corpus, image_files, sources
 from finetune.errors import UserError, refuse_unknown
-from finetune.evaluation import scoring
+from finetune.evaluation import metrics, scoring
 from finetune.models import pretrained
 from finetune.recipe import Recipe
 from finetune.report import figures
@@ -117,6 +117,7 @@ def build(recipe: Recipe) -> Job:
     if said.test_views:
         where = recipe.where("augmentation.test_views")
         raise UserError(f"{where}: test_views average answers; pretraining gives none")
+    metrics.refuse_extra(recipe, "masked image modelling")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     data = corpus.load(recipe.data, corpus.IMAGES, labelled=False)
     config = _config(recipe, checkpoint)

@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from finetune.data import augmentation, corpus, sources, streaming, token_cache
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
-from finetune.evaluation import scoring
+from finetune.evaluation import metrics, scoring
 from finetune.models import pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.tasks.classification import config_of, set_own
@@ -130,6 +130,7 @@ def build(recipe: Recipe) -> Job:
         where = recipe.where("tuning.method")
         raise UserError(f"{where}: pretraining tunes everything; leave the method out")
     tuning.check(recipe)
+    metrics.refuse_extra(recipe, "masked language modelling")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     load = streaming.load if recipe.data.streaming else corpus.load
     data = load(recipe.data, labelled=False)

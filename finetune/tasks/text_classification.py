@@ -21,7 +21,7 @@ from transformers.utils.import_utils import is_torch_xla_available
 from finetune.data import corpus, readers, sources, token_cache
 from finetune.data.batching import within
 from finetune.errors import UserError
-from finetune.evaluation import baselines, scoring
+from finetune.evaluation import baselines, extra_metrics, metrics
 from finetune.models import positions, pretrained, tuning
 from finetune.models.speed import cached_features, padding_free
 from finetune.recipe import Augmentation, Model, Recipe
@@ -93,6 +93,9 @@ def build(recipe: Recipe) -> Job:
         raise UserError(f"{recipe.name}: augmentation changes images; leave it out for texts")
     checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     data = corpus.load(recipe.data)
+    extra = extra_metrics.load(
+        recipe.metrics, data.problem_type, len(data.label_names), recipe.where("metrics")
+    )
     config = labelled_config(recipe, checkpoint, data)
     tokenizer = tokenizer_of(recipe, checkpoint, config)
 
@@ -156,8 +159,9 @@ def build(recipe: Recipe) -> Job:
         splits=splits,
         data=data,
         loss=classification_loss(data.problem_type, smoothing),
-        score=scorer(data),
-        headline=scoring.HEADLINE[data.problem_type],
+        score=scorer(data, extra),
+        headline=metrics.HEADLINE[data.problem_type],
+        extra_metrics={name: each.spec for name, each in extra.items()},
         baselines=lambda: baselines.for_texts(data),
         answers=lambda logits: answers(logits, data.problem_type, data.label_names),
         training={"per_device_eval_batch_size": at_once},
