@@ -121,7 +121,7 @@ def chosen_by(name: str, headline: str, extra: Mapping[str, MetricSpec], where: 
 
 
 def refuse_extra(recipe: Recipe, task: str) -> None:
-    """Checks that a recipe names no further metrics, for tasks that take none.
+    """Checks that a recipe names no further metrics, for a task that takes none.
 
     Raises:
         UserError: it names some.

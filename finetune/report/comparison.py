@@ -75,8 +75,9 @@ def _heading(results: dict[str, Any]) -> str:
 
 def _ranking(group: list[Read]) -> Table:
     headline = group[0][1]["headline"]
-    sign = wording.best_first(headline)
-    ranked = sorted(group, key=lambda item: sign * item[1]["metrics"][headline]["value"])
+    values = [results["metrics"][headline]["value"] for _, results in group]
+    order = sorted(range(len(group)), key=lambda i: wording.sort_key(headline, values[i]))
+    ranked = [group[i] for i in order]
     names = [results["name"] for _, results in ranked]
     if len(set(names)) < len(names):
         names = [f"{results['name']}/seed-{results['seed']}" for _, results in ranked]
@@ -167,8 +168,7 @@ def _over_seeds(group: list[Read]) -> list[str]:
         for run, name, _, values in found
         if len(values) > 1
     ]
-    sign = wording.best_first(headline)
-    several.sort(key=lambda item: sign * float(numpy.mean(list(item[1].values()))))
+    several.sort(key=lambda item: wording.sort_key(headline, _mean(item[1])))
     lines = []
     for name, values in several:
         mean = wording.measured(headline, _t_interval(list(values.values())))
@@ -182,6 +182,10 @@ def _over_seeds(group: list[Read]) -> list[str]:
             line += f"over {len(shared)} shared seeds"
         lines.append(wording.plain(line))
     return lines
+
+
+def _mean(values: dict[int, float]) -> float:
+    return float(numpy.mean(list(values.values())))
 
 
 def _t_interval(values: list[float]) -> wording.Metric:

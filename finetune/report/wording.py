@@ -99,15 +99,19 @@ def share(value: float | None) -> str:
 def verdict(metric: str, baseline: dict[str, Metric]) -> str:
     """Decides whether the model beats a baseline, by the interval of the paired difference."""
     difference = baseline["difference"]
-    above, below = (BETTER, WORSE) if best_first(metric) < 0 else (WORSE, BETTER)
+    above, below = (WORSE, BETTER) if _is_loss(metric) else (BETTER, WORSE)
     if difference["low"] > 0:
         return above
     return below if difference["high"] < 0 else UNCLEAR
 
 
-def best_first(metric: str) -> int:
-    """Returns the factor of a value by which sorting in ascending order puts the best first."""
-    return 1 if metrics.spec(metric).greater_is_better is False else -1
+def sort_key(metric: str, value: float) -> float:
+    """Returns the key of a value by which ascending order puts the best first."""
+    return value if _is_loss(metric) else -value
+
+
+def _is_loss(metric: str) -> bool:
+    return metrics.spec(metric).greater_is_better is False
 
 
 def apart(metric: str, baseline: dict[str, Metric]) -> str:

@@ -2,18 +2,26 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import evaluate
 import numpy
 import pytest
 from sklearn import metrics as sk
 
-from finetune import recipe, run_directory
+from finetune import inference, recipe, run_directory
+from finetune.data.corpus import Corpus
 from finetune.errors import UserError
 from finetune.evaluation import built_in, extra_metrics, metrics
 from finetune.report import tables
-from finetune.tasks import causal_lm, masked_image_modeling, masked_lm, text_classification
+from finetune.tasks import (
+    causal_lm,
+    classification,
+    masked_image_modeling,
+    masked_lm,
+    text_classification,
+)
 from finetune.training import runner
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
@@ -245,6 +253,32 @@ def test_a_run_measures_shows_and_chooses_by_further_metrics(tiny_recipe: Path, 
     assert "Matthews correlation" in shown
     assert "error count" in shown
     assert recipe.load(run.folder / "recipe.yaml").metrics == ["matthews_correlation", "./mine.py"]
+    # Predicting runs no code of the metric's file.
+    mine.unlink()
+    assert len(inference.predict(run, [{"text": "good film"}])) == 1
+
+
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, NUMBER])
+def test_a_classifier_passes_class_indices_matrices_or_numbers(kind: str) -> None:
+    draw = numpy.random.default_rng(9)
+    logits = draw.normal(size=(50, 1 if kind == NUMBER else 3)).astype(numpy.float32)
+    names = [] if kind == NUMBER else list("abc")
+    labels: Any = draw.normal(size=50)
+    if kind == SINGLE:
+        labels = draw.integers(0, 3, 50)
+    elif kind == MULTI:
+        labels = (draw.random((50, 3)) < 0.5).astype(numpy.float32)
+    extra = load(list(built_in.BUILT_IN[kind]), kind, len(names))
+    data = cast(Corpus, SimpleNamespace(problem_type=kind, label_names=names))
+    found = classification.scorer(data, extra)(logits, labels, 20)["metrics"]
+    assert list(found) == [*metrics.MEASURED[kind], *built_in.BUILT_IN[kind]]
+    if kind == SINGLE:
+        recall = sk.recall_score(labels, logits.argmax(1), average="macro")
+        assert found["balanced_accuracy"]["value"] == pytest.approx(recall)
+    elif kind == MULTI:
+        assert found["hamming_loss"]["value"] == pytest.approx(((logits > 0) != labels).mean())
+    else:
+        assert found["mse"]["value"] == pytest.approx(found["rmse"]["value"] ** 2)
 
 
 def test_a_metric_is_checked_before_the_weights_are_loaded(tiny_recipe: Path, monkeypatch) -> None:

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 
 from finetune.errors import UserError
-from finetune.evaluation import built_in, metrics, scoring
+from finetune.evaluation import baselines, built_in, metrics, scoring
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
@@ -120,6 +121,14 @@ def imported(module: str) -> set[str]:
     code = f"import sys, {module}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
+
+
+def test_baselines_import_scikit_learn_only_when_they_are_fitted() -> None:
+    # Importing the module to see would also import what the data package needs.
+    text = Path(baselines.__file__).read_text(encoding="utf-8")
+    assert text.count("    from sklearn") > 3
+    assert "\nfrom sklearn" not in text
+    assert "\nimport sklearn" not in text
 
 
 def test_the_table_imports_no_numerical_library() -> None:

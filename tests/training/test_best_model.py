@@ -75,8 +75,9 @@ def error(run: run_directory.Run, path: Path, name: str) -> float:
     data = text_classification.corpus.load(
         recipe.load(path, ["--problem_type", "regression"]).data
     ).validation
-    answers = inference.predict(run, [{"text": text} for text in data["text"]])
-    apart = [a["prediction"] - label for a, label in zip(answers, data["label"], strict=True)]
+    predictions = inference.predict(run, [{"text": text} for text in data["text"]])
+    pairs = zip(predictions, data["label"], strict=True)
+    errors = [each["prediction"] - label for each, label in pairs]
     if name == "mae":
-        return sum(map(abs, apart)) / len(apart)
-    return (sum(a * a for a in apart) / len(apart)) ** 0.5
+        return sum(map(abs, errors)) / len(errors)
+    return (sum(e * e for e in errors) / len(errors)) ** 0.5
