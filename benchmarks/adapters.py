@@ -27,7 +27,7 @@ import numpy
 from matplotlib.figure import Figure
 
 from finetune import run_directory
-from finetune.evaluation import scoring
+from finetune.evaluation import intervals
 from finetune.report import figures, wording
 
 RECIPE = "recipes/rotten_tomatoes/minilm.yaml"
@@ -190,8 +190,8 @@ def main() -> None:
     for method, costs in timed().items():
         rows[method] |= costs
         rows[method]["accuracy_by_seed"] = correct[method].mean(1).tolist()
-        rows[method]["accuracy"] = scoring.over_seeds(correct[method])
-        rows[method]["less_full"] = scoring.over_seeds(correct[method] - correct["full"])
+        rows[method]["accuracy"] = intervals.over_seeds(correct[method])
+        rows[method]["less_full"] = intervals.over_seeds(correct[method] - correct["full"])
     NUMBERS.parent.mkdir(exist_ok=True)
     about = {
         "command": "make adapters",

@@ -1,7 +1,8 @@
-"""(logits, labels) -> metrics with intervals; numpy in, plain dicts out.
+"""Scores a split: (logits, labels) -> metrics with 95 % intervals over the rows.
 
-Every metric is ``{"value", "low", "high", "n"}`` with a 95 % interval over the rows: Wilson's for
-accuracy, the percentile bootstrap for the rest. What seeds add is for `finetune compare`.
+NumPy in, plain dicts out. Shares of correct rows get Wilson's interval, everything else the
+percentile bootstrap (see ``intervals``). The variance over training seeds is not part of these
+intervals; ``finetune compare`` shows it.
 """
 
 from collections.abc import Callable
@@ -9,75 +10,28 @@ from typing import Any
 
 import numpy
 from scipy.special import expit, log_expit, log_softmax, softmax
-from scipy.stats import binomtest, rankdata
-from sklearn.metrics import average_precision_score, confusion_matrix, r2_score
 
-Array = numpy.ndarray
-Metric = dict[str, float]
-RESAMPLES = 1000
+from finetune.evaluation import intervals
+from finetune.evaluation.intervals import RESAMPLES, Array, Metric, bootstrap, wilson
+
+# scikit-learn and scipy.stats are imported inside functions: finetune predict needs neither.
+
 BINS = 15
-# What validation chooses by and tables show first; for all of them more is better.
-HEADLINE = {
-    "single_label_classification": "accuracy",
-    "multi_label_classification": "macro_f1",
-    "regression": "r2",
-}
-
-
-def wilson(correct: int, n: int) -> Metric:
-    """A share with Wilson's 95 % score interval (Wilson 1927)."""
-    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
-    return {"value": correct / n, "low": float(interval.low), "high": float(interval.high), "n": n}
-
-
-def bootstrap(statistic: Callable[[Array], float], n: int, resamples: int = RESAMPLES) -> Metric:
-    """``statistic`` of row indices, with its 95 % percentile bootstrap interval (Efron 1979).
-
-    Args:
-        statistic: maps row indices (n,) int to a number; called on all rows, then on resamples.
-        resamples: how many; 0 gives an interval of no width, for quick use while training.
-    """
-    value = float(statistic(numpy.arange(n)))
-    if not resamples:
-        return {"value": value, "low": value, "high": value, "n": n}
-    draw = numpy.random.default_rng(0)
-    values = [statistic(draw.integers(0, n, n)) for _ in range(resamples)]
-    low, high = numpy.nanpercentile(values, [2.5, 97.5])
-    return {"value": value, "low": float(low), "high": float(high), "n": n}
-
-
-def over_seeds(values: Array, resamples: int = RESAMPLES) -> Metric:
-    """The mean of one number a seed and row, with what another seed *and* other rows may change.
-
-    Both are drawn anew in every resample (the pigeonhole bootstrap, Owen 2007, which errs on the
-    wide side). For a difference, give the differences of two models with the same seeds and rows.
-
-    Args:
-        values: (S, N), for example whether seed s was right on row n.
-    """
-    seeds, rows = values.shape
-    draw = numpy.random.default_rng(0)
-    means = [
-        values[draw.integers(0, seeds, seeds)][:, draw.integers(0, rows, rows)].mean()
-        for _ in range(resamples)
-    ]
-    low, high = numpy.percentile(means, [2.5, 97.5])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high), "n": rows}
 
 
 def _macro_f1(confusion: Array) -> float:
-    """Mean F1 over the classes that occur; ``confusion`` (K, K) counts, rows are the truth."""
-    hits, truth, said = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    occurs = truth + said > 0
-    return float((2 * hits[occurs] / (truth + said)[occurs]).mean())
+    """Mean F1 over the classes that occur; ``confusion`` (K, K) counts, rows are true classes."""
+    hits, truth, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    occurs = truth + predicted > 0
+    return float((2 * hits[occurs] / (truth + predicted)[occurs]).mean())
 
 
 def reliability(confidence: Array, correct: Array) -> dict[str, list[float]]:
-    """Rows binned by confidence: per bin the mean confidence, the accuracy and the count.
+    """Bins rows by confidence; returns mean confidence, accuracy and count of the filled bins.
 
     Args:
         confidence: (N,) probability of the predicted class.
-        correct: (N,) whether it was right.
+        correct: (N,) whether that class is the true one.
     """
     which = numpy.minimum((confidence * BINS).astype(int), BINS - 1)
     count = numpy.bincount(which, minlength=BINS)
@@ -92,14 +46,14 @@ def reliability(confidence: Array, correct: Array) -> dict[str, list[float]]:
 
 
 def calibration_error(confidence: Array, correct: Array) -> float:
-    """Expected calibration error over 15 equal bins (Guo et al. 2017)."""
+    """Returns the expected calibration error over 15 bins of equal width (Guo et al. 2017)."""
     bins = {k: numpy.array(v) for k, v in reliability(confidence, correct).items()}
     gaps = numpy.abs(bins["confidence"] - bins["accuracy"])
     return float((gaps * bins["count"]).sum() / len(confidence))
 
 
 def single_label(logits: Array, labels: Array, names: list[str], resamples: int) -> dict[str, Any]:
-    """Scores of a classifier: logits (N, K) float, labels (N,) int below K."""
+    """Scores a classifier: logits (N, K) float, labels (N,) int below K."""
     n, k = logits.shape
     probabilities = softmax(logits, axis=1)
     predicted = logits.argmax(1)
@@ -122,7 +76,7 @@ def single_label(logits: Array, labels: Array, names: list[str], resamples: int)
         "brier": bootstrap(lambda rows: brier[rows].mean(), n, resamples),
         "calibration_error": bootstrap(ece, n, resamples),
     }
-    confusion = confusion_matrix(labels, predicted, labels=range(k))
+    confusion = numpy.bincount(cells, minlength=k * k).reshape(k, k)
     return {
         "metrics": metrics,
         "per_class": _per_class(names, confusion.diagonal(), confusion.sum(1), confusion.sum(0)),
@@ -132,7 +86,9 @@ def single_label(logits: Array, labels: Array, names: list[str], resamples: int)
 
 
 def multi_label(logits: Array, labels: Array, names: list[str], resamples: int) -> dict[str, Any]:
-    """Scores of K yes-or-no answers a row: logits (N, K) float, labels (N, K) 0 or 1."""
+    """Scores a multi-label classifier: logits (N, K) float, labels (N, K) 0 or 1."""
+    from sklearn.metrics import average_precision_score
+
     n = len(logits)
     truth, predicted = labels.astype(bool), logits > 0
     losses = -(labels * log_expit(logits) + (1 - labels) * log_expit(-logits)).mean(1)
@@ -158,7 +114,12 @@ def multi_label(logits: Array, labels: Array, names: list[str], resamples: int) 
 
 
 def regression(logits: Array, labels: Array, resamples: int) -> dict[str, Any]:
-    """Scores of predicted numbers: logits (N, 1) or (N,) float, labels (N,) float."""
+    """Scores a regression: logits (N, 1) or (N,) float, labels (N,) float.
+
+    Correlations are left out where they are undefined: a side is constant, or two rows.
+    """
+    from scipy.stats import rankdata
+
     predicted, n = logits.reshape(len(labels)), len(labels)
     errors = predicted - labels
     varies = numpy.ptp(labels) > 0
@@ -184,11 +145,15 @@ def regression(logits: Array, labels: Array, resamples: int) -> dict[str, Any]:
 
 
 def _labels_f1(truth: Array, predicted: Array) -> Callable[[Array], float]:
+    """Mean F1 over labels, as a statistic of row indices; both arguments (N, K) bool."""
     hits, marks = truth & predicted, truth.astype(int) + predicted
     return lambda rows: float((2 * hits[rows].sum(0) / numpy.maximum(marks[rows].sum(0), 1)).mean())
 
 
 def _r2(labels: Array, predicted: Array) -> Callable[[Array], float]:
+    """Coefficient of determination, as a statistic of row indices; both arguments (N,) float."""
+    from sklearn.metrics import r2_score
+
     varies = numpy.ptp(labels) > 0
 
     def r2(rows: Array) -> float:
@@ -200,7 +165,7 @@ def _r2(labels: Array, predicted: Array) -> Callable[[Array], float]:
 
 
 def _headline(problem_type: str, logits: Array, labels: Array) -> Callable[[Array], float]:
-    """The headline metric as a statistic of row indices."""
+    """Returns the headline metric as a statistic of row indices."""
     if problem_type == "single_label_classification":
         correct = logits.argmax(1) == labels
         return lambda rows: float(correct[rows].mean())
@@ -210,19 +175,18 @@ def _headline(problem_type: str, logits: Array, labels: Array) -> Callable[[Arra
 
 
 def difference(problem_type: str, logits: Array, other: Array, labels: Array) -> Metric:
-    """Headline of ``logits`` less that of ``other`` on the same rows, as ``score`` takes them.
+    """Returns by how much the headline of ``logits`` exceeds that of ``other``, paired by row.
 
-    The bootstrap draws the same rows for both, so what the two have in common cancels out: two
-    intervals may overlap where the difference is clear.
+    Arguments have the shapes that ``score`` takes.
     """
     ours, theirs = (_headline(problem_type, each, labels) for each in (logits, other))
-    return bootstrap(lambda rows: ours(rows) - theirs(rows), len(labels))
+    return intervals.difference(ours, theirs, len(labels))
 
 
 def bits_per_byte(sums: Array) -> Callable[[Array], float]:
-    """Bits that a byte of text costs, as a statistic of row indices; the less the better.
+    """Bits per byte of text, as a statistic of row indices; less is better.
 
-    Unlike perplexity it can be compared across tokenizers.
+    Comparable between models with different tokenizers, which perplexity is not.
 
     Args:
         sums: (N, 3) float: nats, tokens and bytes of N documents.
@@ -232,7 +196,7 @@ def bits_per_byte(sums: Array) -> Callable[[Array], float]:
 
 
 def language(sums: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Scores of a language model, with intervals over documents: ``sums`` as above."""
+    """Scores a causal LM, with intervals over documents; ``sums`` as in ``bits_per_byte``."""
     sums = numpy.asarray(sums, dtype=numpy.float64)
 
     def perplexity(rows: Array) -> float:
@@ -245,26 +209,31 @@ def language(sums: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
     return {"metrics": metrics}
 
 
-def masked(sums: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Scores of guessed tokens, with intervals over texts.
+def masked_accuracy(sums: Array) -> Callable[[Array], float]:
+    """Share of masked tokens predicted correctly, as a statistic of row indices.
 
     Args:
-        sums: (N, 3) float: nats, hidden tokens and right guesses of N texts.
+        sums: (N, 3) float: nats, masked tokens and correct predictions of N texts.
     """
-    nats, hidden, right = numpy.asarray(sums, dtype=numpy.float64).T
+    return lambda rows: float(sums[rows, 2].sum() / sums[rows, 1].sum())
+
+
+def masked(sums: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Scores a masked LM, with intervals over texts; ``sums`` as in ``masked_accuracy``."""
+    sums = numpy.asarray(sums, dtype=numpy.float64)
+
+    def log_loss(rows: Array) -> float:
+        return float(sums[rows, 0].sum() / sums[rows, 1].sum())
+
     metrics = {
-        "masked_accuracy": bootstrap(
-            lambda rows: float(right[rows].sum() / hidden[rows].sum()), len(sums), resamples
-        ),
-        "log_loss": bootstrap(
-            lambda rows: float(nats[rows].sum() / hidden[rows].sum()), len(sums), resamples
-        ),
+        "masked_accuracy": bootstrap(masked_accuracy(sums), len(sums), resamples),
+        "log_loss": bootstrap(log_loss, len(sums), resamples),
     }
     return {"metrics": metrics}
 
 
 def mean(name: str, values: Array, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """The mean over rows of one number each, ``values`` (N,) or (N, 1), as ``score`` returns it."""
+    """Scores by the mean of one number per row, ``values`` (N,) or (N, 1)."""
     flat = values.reshape(-1)
     return {"metrics": {name: bootstrap(lambda rows: flat[rows].mean(), len(flat), resamples)}}
 
@@ -272,7 +241,7 @@ def mean(name: str, values: Array, resamples: int = RESAMPLES) -> dict[str, Any]
 def score(
     problem_type: str, logits: Array, labels: Array, names: list[str], resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """All scores of a split.
+    """Scores a classification or regression split.
 
     Args:
         logits: (N, K) float, before softmax or sigmoid; (N, 1) for regression.
@@ -280,8 +249,8 @@ def score(
         names: the K label names; empty for regression.
 
     Returns:
-        ``metrics``, and where they make sense ``per_class``, ``confusion`` (K x K counts, rows
-        are the truth) and ``reliability``.
+        ``metrics``; for classification also ``per_class``; for a single label also ``confusion``
+        (K x K counts, rows are true classes) and ``reliability``.
     """
     logits = numpy.asarray(logits, dtype=numpy.float64)
     if problem_type == "single_label_classification":
@@ -292,21 +261,24 @@ def score(
 
 
 def probabilities(problem_type: str, logits: Array) -> Array:
-    """(N, K) probabilities, rows summing to one only for a single label; targets as they are."""
+    """Returns probabilities (N, K) of logits; for regression the values unchanged.
+
+    Rows sum to one only for a single label.
+    """
     logits = numpy.asarray(logits, dtype=numpy.float64)
     if problem_type == "single_label_classification":
         return softmax(logits, axis=1)
     return expit(logits) if problem_type == "multi_label_classification" else logits
 
 
-def _per_class(names: list[str], hits: Array, truth: Array, said: Array) -> dict[str, Any]:
-    """Precision, recall and F1 by class from counts (K,); None where nothing is divided by."""
+def _per_class(names: list[str], hits: Array, truth: Array, predicted: Array) -> dict[str, Any]:
+    """Precision, recall and F1 by class from counts (K,); None where the denominator is 0."""
 
     def share(part: int, whole: int) -> float | None:
         return float(part / whole) if whole else None
 
     return {
-        name: {"precision": share(h, s), "recall": share(h, t), "f1": share(2 * h, s + t)}
+        name: {"precision": share(h, p), "recall": share(h, t), "f1": share(2 * h, p + t)}
         | {"rows": int(t)}
-        for name, h, t, s in zip(names, hits, truth, said, strict=True)
+        for name, h, t, p in zip(names, hits, truth, predicted, strict=True)
     }

@@ -46,6 +46,10 @@ def _override(tree: dict[str, Any], overrides: Mapping[str, str]) -> None:
         if name == "task":
             tree["task"] = Scalar(value, False, where)
             continue
+        if name == "metrics":
+            tree["metrics"] = parse_yaml(f"x: {value}", where)["x"]
+            tree["metrics"].where = where
+            continue
         given = tree.get("tuning")
         ours = "tuning" if isinstance(given, dict) and name in given else "training"
         section = tree.setdefault(FLAGS.get(name, ours), Block())
@@ -101,7 +105,7 @@ def read(path: str | Path, overrides: Sequence[str] | Mapping[str, str] = ()) ->
     given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     _override(tree, given)
 
-    known = ["name", "task", "training", *SECTIONS]
+    known = ["name", "task", "metrics", "training", *SECTIONS]
     for k, v in tree.items():
         if k not in known:
             refuse_unknown(k, known, f"{place(v, name)}: key")
@@ -120,6 +124,9 @@ def read(path: str | Path, overrides: Sequence[str] | Mapping[str, str] = ()) ->
         raise UserError(f"{name}: model needs a checkpoint, for example `embedded:minilm`")
     if made["data"].dataset is None and made["data"].train is None:
         raise UserError(f"{name}: data needs a dataset, or a train file")
+    metrics = tree.get("metrics", [])
+    origin["metrics"] = place(metrics, name)
+    made["metrics"] = typed(list[str], plain(metrics, False), "metrics", origin["metrics"])
     # The recipe.yaml in a run directory holds the name that the run had.
     called = plain(tree.get("name", Scalar(_run_name(path, given), False, name)), False)
     if not isinstance(called, str):

@@ -179,6 +179,8 @@ class Recipe:
     name: str
     origin: dict[str, str]
     augmentation: Augmentation = field(default_factory=Augmentation)
+    # Further metrics: built-in names, paths of .py files, ids of the hub.
+    metrics: list[str] = field(default_factory=list)
     # A note in the file, not a setting: a run has its own numbers.
     measured: Measured | None = field(default=None, compare=False)
 
@@ -196,8 +198,11 @@ class Recipe:
         if not out["augmentation"]:
             del out["augmentation"]
         out["tuning"] = {"method": self.tuning.method, **out["tuning"], **self.tuning.options}
+        if self.metrics:
+            out["metrics"] = self.metrics
         out["training"] = self.training
-        order = ["name", "task", "model", "data", "augmentation", "tuning", "training", "reference"]
+        order = ["name", "task", "model", "data", "augmentation", "tuning"]
+        order += ["metrics", "training", "reference"]
         return yaml.dump({k: out[k] for k in order if k in out}, Dumper=Dumper, sort_keys=False)
 
     def where(self, dotted: str) -> str:

@@ -5,12 +5,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from finetune import tasks
+from finetune.evaluation import metrics
 from finetune.recipe import Recipe
 from finetune.report import wording
 from finetune.tasks.usage import EMBEDDED, base_id, is_adapter
-
-# The hub's names of our metrics, where it has one.
-HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "r2": "r_squared", "rmse": "rmse"}
 
 
 def render(recipe: Recipe, results: dict[str, Any]) -> str:
@@ -41,7 +39,7 @@ def _front_matter(results: dict[str, Any]) -> str:
     headline: str = results["headline"]
     data = results["data"]
     known = EMBEDDED.get(results["checkpoint"]["name"])
-    metric = HUB_METRICS.get(headline, headline)
+    metric = metrics.hub_name(headline)
     measured = EvalResult(
         task_type=results["task"],
         dataset_type=data["source"],

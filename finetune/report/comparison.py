@@ -1,4 +1,4 @@
-"""Several runs side by side: ranked, and over seeds."""
+"""Compares runs: ranks them, and averages the seeds of one recipe."""
 
 import hashlib
 from typing import Any
@@ -15,14 +15,14 @@ from finetune.report.tables import as_text, new_table
 
 
 def compare(runs: list[run_directory.Run]) -> str:
-    """Runs ranked by their headline, one table for each set of test rows and metric.
+    """Ranks runs by their headline metric, one table per set of test rows and metric.
 
-    Under each table stands, for every recipe run with several seeds, the mean with its 95 % t
-    interval over the seeds: what another seed may give on the same test rows; and the difference
-    from the best such recipe.
+    Below each table, every recipe with several seeds has one line: the mean over its seeds, the
+    95 % t interval of that mean on these test rows, and the paired difference from the best such
+    recipe.
 
     Raises:
-        UserError: a directory holds no finished run.
+        UserError: a directory contains no finished run.
     """
     read = [(run, run.results()) for run in runs]
     parts: list[RenderableType] = []
@@ -35,7 +35,7 @@ Read = tuple[run_directory.Run, dict[str, Any]]
 
 
 def _same_test(read: list[Read]) -> list[list[Read]]:
-    """The runs grouped by what they were tested on and scored by, in order of appearance."""
+    """Groups runs by test rows and headline, in order of appearance."""
     coarse: dict[tuple, list[Read]] = {}
     for run, results in read:
         data = results["data"]
@@ -46,7 +46,7 @@ def _same_test(read: list[Read]) -> list[list[Read]]:
         if len({results["data"]["fingerprint"] for _, results in group}) == 1:
             groups.append(group)
             continue
-        # The fingerprint covers train too; test rows may be the same where it differs.
+        # The fingerprint includes train, so test rows can be equal although it differs.
         fine: dict[str, list[Read]] = {}
         for run, results in group:
             fine.setdefault(_test_rows(run), []).append((run, results))
@@ -55,7 +55,7 @@ def _same_test(read: list[Read]) -> list[list[Read]]:
 
 
 def _test_rows(run: run_directory.Run) -> str:
-    """A digest of the test rows of a run: ids, texts and labels, in order."""
+    """The sha256 of a run's test rows: ids, texts and labels, in order."""
     frame = run.predictions()
     columns = [c for c in frame.columns if c not in {"prediction", "probabilities"}]
     digest = hashlib.sha256()
@@ -75,8 +75,9 @@ def _heading(results: dict[str, Any]) -> str:
 
 def _ranking(group: list[Read]) -> Table:
     headline = group[0][1]["headline"]
-    sign = 1 if headline in wording.LOSSES else -1
-    ranked = sorted(group, key=lambda item: sign * item[1]["metrics"][headline]["value"])
+    values = [results["metrics"][headline]["value"] for _, results in group]
+    order = sorted(range(len(group)), key=lambda i: wording.sort_key(headline, values[i]))
+    ranked = [group[i] for i in order]
     names = [results["name"] for _, results in ranked]
     if len(set(names)) < len(names):
         names = [f"{results['name']}/seed-{results['seed']}" for _, results in ranked]
@@ -93,7 +94,7 @@ def _ranking(group: list[Read]) -> Table:
     for (run, results), name in zip(ranked, names, strict=True):
         cost = results["cost"]
         table.add_row(
-            # Runs of one recipe and seed that differ in flags are told apart by their folders.
+            # Runs of one recipe and seed with different flags are shown by their folders.
             str(run) if names.count(name) > 1 else wording.plain(name),
             results["method"],
             wording.measured(headline, results["metrics"][headline]),
@@ -111,12 +112,12 @@ def _beats_linear(results: dict[str, Any]) -> str:
     name = wording.linear(results["baselines"])
     if name is None:
         return "-"
-    said = wording.verdict(results["headline"], results["baselines"][name])
-    return {wording.BETTER: "yes", wording.WORSE: "no", wording.UNCLEAR: "unclear"}[said]
+    verdict = wording.verdict(results["headline"], results["baselines"][name])
+    return {wording.BETTER: "yes", wording.WORSE: "no", wording.UNCLEAR: "unclear"}[verdict]
 
 
 def _baselines(group: list[Read], headline: str) -> dict[str, str]:
-    """Each baseline's value, or its range where the runs differ (in their training rows)."""
+    """Each baseline's value, or its range where runs differ in their training rows."""
     found: dict[str, list[wording.Metric]] = {}
     for _, results in group:
         for name, scores in results["baselines"].items():
@@ -133,57 +134,62 @@ def _baselines(group: list[Read], headline: str) -> dict[str, str]:
 
 
 def settings_of(run: run_directory.Run) -> dict[str, Any]:
-    """What was run, apart from the name, the seed and the folder: equal for seeds of one recipe."""
+    """Returns a run's settings without name, seed and folder: equal for seeds of one recipe."""
     return without_seed((run.folder / run_directory.RECIPE).read_text(encoding="utf-8"))
 
 
 def without_seed(text: str) -> dict[str, Any]:
-    """A recipe's settings. Its name is what the callers compare by themselves."""
-    said, dropped = yaml.safe_load(text), {"seed", "output_dir"}
-    said.pop("name", None)
-    return said | {"training": {k: v for k, v in said["training"].items() if k not in dropped}}
+    """Returns the settings of a recipe's YAML without name, seed and folder."""
+    settings, dropped = yaml.safe_load(text), {"seed", "output_dir"}
+    settings.pop("name", None)
+    training = {k: v for k, v in settings["training"].items() if k not in dropped}
+    return settings | {"training": training}
 
 
 def _over_seeds(group: list[Read]) -> list[str]:
-    """A line for each recipe run with several seeds, best first, and how far it is from the best.
+    """One line per recipe with several seeds, best first, with its difference from the best.
 
-    The difference is paired: over the seeds that both were run with.
+    The difference is paired over the seeds that both have.
     """
     headline = group[0][1]["headline"]
     found: list[tuple[run_directory.Run, str, dict[str, Any], dict[int, float]]] = []
     for run, results in group:
         name, settings = results["name"], settings_of(run)
         value = results["metrics"][headline]["value"]
-        known = next((v for _, n, said, v in found if (n, said) == (name, settings)), None)
+        known = next((v for _, n, s, v in found if (n, s) == (name, settings)), None)
         if known is None:
             found.append((run, name, settings, known := {}))
-        # A seed that was run twice says nothing new.
+        # Running a seed twice adds no information.
         known.setdefault(results["seed"], value)
     names = [name for _, name, _, values in found if len(values) > 1]
     several = [
-        # Those of one recipe that differ in flags are told apart by the folder of their seeds.
+        # Runs of one recipe with different flags are shown by the folder of their seeds.
         (str(run.folder.parent) if names.count(name) > 1 else name, values)
         for run, name, _, values in found
         if len(values) > 1
     ]
-    sign = 1 if headline in wording.LOSSES else -1
-    several.sort(key=lambda item: sign * float(numpy.mean(list(item[1].values()))))
+    several.sort(key=lambda item: wording.sort_key(headline, _mean(item[1])))
     lines = []
     for name, values in several:
         mean = wording.measured(headline, _t_interval(list(values.values())))
         seeds = ", ".join(str(seed) for seed in sorted(values))
-        said = f"{name}: mean {mean}, 95 % t interval over {len(values)} seeds ({seeds})"
+        line = f"{name}: mean {mean}, 95 % t interval over {len(values)} seeds ({seeds})"
         best, others = several[0]
         shared = values.keys() & others.keys()
         if values is not others and len(shared) > 1:
-            less = _t_interval([values[seed] - others[seed] for seed in shared])
-            said += f"; less {best} {wording.signed(headline, less)} over {len(shared)} of them"
-        lines.append(wording.plain(said))
+            difference = _t_interval([values[seed] - others[seed] for seed in shared])
+            line += f"; difference from {best} {wording.signed(headline, difference)} "
+            line += f"over {len(shared)} shared seeds"
+        lines.append(wording.plain(line))
     return lines
 
 
+def _mean(values: dict[int, float]) -> float:
+    return float(numpy.mean(list(values.values())))
+
+
 def _t_interval(values: list[float]) -> wording.Metric:
-    """The mean of one value a seed with its 95 % t interval (Student 1908)."""
+    """The mean of one value per seed with its 95 % t interval (Student 1908)."""
     sample = numpy.array(values)
     n, mean = len(sample), float(sample.mean())
     reach = float(stdtrit(n - 1, 0.975) * sample.std(ddof=1) / n**0.5)

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from finetune.evaluation import metrics
 from finetune.report import wording
 
 # Okabe and Ito 2008: told apart with any colour vision.
@@ -103,7 +104,7 @@ def learning_curves(history: list[dict[str, Any]], results: dict[str, Any]) -> s
         if len(scored[0]):
             panels[1].plot(*scored, "o--", color=ORANGE, markersize=5)
             panels[1].set_title(f"Validation {wording.title(headline)}")
-            if headline in wording.PERCENT:
+            if metrics.spec(headline).is_share:
                 panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=" %"))
         for panel in panels:
             panel.set_xlim(0, 1.02 * max(trained[0].max(), *validated[0], results["steps"]))

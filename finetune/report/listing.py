@@ -1,4 +1,4 @@
-"""The recipes there are, a line each."""
+"""Lists the recipes of a folder, one line each."""
 
 from itertools import groupby
 from pathlib import Path
@@ -14,28 +14,29 @@ from finetune.report.comparison import settings_of, without_seed
 from finetune.report.tables import WIDTH, as_text, new_table
 
 RUNS = Path("runs")
-# accelerate's own configuration files lie beside the recipes.
+# The folder of accelerate's configuration files, below that of the recipes.
 NOT_RECIPES = "launch"
 
 
 def recipes(folder: Path) -> str:
-    """Every recipe below a folder, a line each, with its measured and its published number.
+    """Lists every recipe below a folder with its measured and its published number.
 
-    Measured are finished runs below ``runs/`` with the recipe's name and its settings as they are
-    now, several seeds by their mean; where there are none, what the recipe itself notes.
+    The measured number is the mean over the seeds of finished runs below ``runs/`` that have the
+    recipe's name and its present settings. Without such a run it is the recipe's own
+    ``measured``.
 
     Raises:
-        UserError: there is no such folder, or no recipe in it.
+        UserError: the folder does not exist or contains no recipe.
     """
     paths = sorted(p for p in folder.rglob("*.yaml") if NOT_RECIPES not in p.parent.parts)
     if not paths:
-        raise UserError(f"{folder}: no recipe (*.yaml) there; start in the project's own folder")
+        raise UserError(f"{folder}: contains no recipe (*.yaml); run this in the project's folder")
     rows, unread = [], []
     for path in paths:
         try:
             read = recipe.read(path)
-        except UserError as refusal:
-            unread.append(f"not a recipe: {refusal}")
+        except UserError as error:
+            unread.append(f"not a recipe: {error}")
             continue
         published = read.reference
         number = wording.number(published.metric, published.value) if published else ""
@@ -45,14 +46,14 @@ def recipes(folder: Path) -> str:
     parts: list[RenderableType] = []
     for task, members in groupby(sorted(rows, key=lambda row: row[0]), key=lambda row: row[0]):
         parts += [_recipe_table(task, [cells for _, cells in members]), ""]
-    parts.append(f"They lie in {folder}/: finetune train {folder}/RECIPE")
+    parts.append(f"To run one: finetune train {folder}/RECIPE")
     return as_text(*parts, *unread)
 
 
 def _recipe_table(task: str, rows: list[list[str]]) -> Table:
     headers = [task, "method", "checkpoint", "measured", "paper"]
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-    # One line a recipe: what gives way to the rest is the checkpoint's name.
+    # Each recipe gets one line; the checkpoint's name is shortened to fit.
     room = max(8, WIDTH - sum(widths) + widths[2] - 2 * (len(headers) - 1))
     headers[2] = _fitted(headers[2], room)
     headers[3] += "\n(seeds)"
@@ -65,13 +66,14 @@ def _recipe_table(task: str, rows: list[list[str]]) -> Table:
 
 
 def _fitted(name: str, room: int) -> str:
-    """A checkpoint's name within ``room`` characters; its owner goes before its letters do."""
+    """A checkpoint's name in at most ``room`` characters; the owner is cut before the name."""
     if len(name) > room:
         name = name.replace(":", "/").rpartition("/")[2]
     return name if len(name) <= room else name[: room - 1] + "…"
 
 
 def _measured(read: recipe.Recipe) -> str:
+    """The number measured with a recipe and its count of seeds; empty without any."""
     note = read.measured
     noted = wording.number(note.metric, note.value) if note else ""
     place = RUNS / read.name

@@ -1,4 +1,4 @@
-"""A run directory -> one screen of plain text for a terminal, at most 80 columns wide."""
+"""Shows a finished run as one screen of plain text, at most 80 columns wide."""
 
 from collections.abc import Iterable, Sequence
 from io import StringIO
@@ -12,13 +12,13 @@ from finetune import run_directory
 from finetune.report import wording
 
 WIDTH = 80
-# More classes than this fill the screen; results.json has them all.
+# More classes would fill the screen; results.json has all of them.
 MOST_CLASSES = 12
 MOST_CONFUSED = 6
 
 
 def as_text(*parts: RenderableType) -> str:
-    """What rich makes of some renderables, without colour, markup or trailing blanks."""
+    """Renders parts with rich, without colour, markup or trailing spaces."""
     file = StringIO()
     console = Console(
         width=WIDTH, file=file, color_system=None, markup=False, emoji=False, highlight=False
@@ -29,7 +29,7 @@ def as_text(*parts: RenderableType) -> str:
 
 
 def new_table(*headers: str, numbers: Iterable[int] = ()) -> Table:
-    """An empty table; ``numbers`` are the columns set to the right and never cut."""
+    """Returns an empty table; ``numbers`` are the columns that are right-aligned and never cut."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for i, header in enumerate(headers):
         right = i in set(numbers)
@@ -43,10 +43,10 @@ def new_table(*headers: str, numbers: Iterable[int] = ()) -> Table:
 
 
 def summary(run: run_directory.Run) -> str:
-    """One screen about a finished run: what it scored, against what, at what cost.
+    """Summarises a finished run: its scores, the baselines, its cost and its data.
 
     Raises:
-        UserError: the directory holds no finished run.
+        UserError: the directory contains no finished run.
     """
     results = run.results()
     parts: list[RenderableType] = [_title(results), _standing(results), "", _others(results)]
@@ -58,8 +58,8 @@ def summary(run: run_directory.Run) -> str:
 
 
 def _title(results: dict[str, Any]) -> str:
-    what = f"{wording.method(results['method'])} of {results['checkpoint']['name']}"
-    return wording.plain(f"{results['name']}: {what}, seed {results['seed']}") + "\n"
+    tuned = f"{wording.method(results['method'])} of {results['checkpoint']['name']}"
+    return wording.plain(f"{results['name']}: {tuned}, seed {results['seed']}") + "\n"
 
 
 def _standing(results: dict[str, Any]) -> Table:
@@ -71,8 +71,8 @@ def _standing(results: dict[str, Any]) -> Table:
     table.columns[1].no_wrap = True
     table.add_row("this model", wording.measured(headline, model))
     for name, scores in results["baselines"].items():
-        beside = scores[headline]
-        table.add_row(name, wording.measured(headline, beside), wording.apart(headline, scores))
+        measured = wording.measured(headline, scores[headline])
+        table.add_row(name, measured, wording.apart(headline, scores))
     return table
 
 
@@ -85,7 +85,7 @@ def _others(results: dict[str, Any]) -> Table:
 
 
 def _classes(per_class: dict[str, Any]) -> list[RenderableType]:
-    """The table of classes; the worst of them by F1 where there are too many."""
+    """The table of classes; only those of lowest F1 where there are too many."""
     named = list(per_class.items())
     left = len(named) - MOST_CLASSES
     if left > 0:

@@ -1,6 +1,7 @@
-"""How numbers and verdicts read, in tables, pages and cards alike.
+"""Formats numbers and verdicts, the same way in tables, pages and model cards.
 
-A metric is scoring's ``{"value", "low", "high", "n"}``, with a 95 % interval over the test rows.
+A metric is ``{"value", "low", "high", "n"}``, with a 95 % interval over the test rows. Its title,
+unit and direction come from ``evaluation.metrics``.
 """
 
 import math
@@ -9,27 +10,9 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from finetune.data.findings import describe
+from finetune.evaluation import metrics
 
 Metric = dict[str, Any]
-# Shares, shown in percent; every other metric is shown as it is.
-PERCENT = {
-    *("accuracy", "macro_f1", "micro_f1", "exact_match"),
-    *("explained_variance", "masked_accuracy"),
-}
-# The less the better.
-LOSSES = {"bits_per_byte", "perplexity"}
-TITLES = {
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "masked_accuracy": "accuracy on hidden tokens",
-    "r2": "R²",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "pearson": "Pearson r",
-    "spearman": "Spearman rho",
-}
 METHODS = {"full": "full fine-tuning", "head": "head only", "lora": "LoRA"}
 SPLITS = {
     "official": "official test split",
@@ -41,19 +24,19 @@ UNCLEAR = "not clearly better"
 
 
 def plain(text: object) -> str:
-    """Text on one line, without control characters that a terminal would obey."""
+    """Returns text on one line, without the control characters that terminals interpret."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
 def title(metric: str) -> str:
-    """The name of a metric as a reader knows it."""
-    return TITLES.get(metric, metric.replace("_", " "))
+    """Returns the title of a metric, for example ``macro F1``."""
+    return metrics.spec(metric).title
 
 
 def also_measured(results: dict[str, Any]) -> list[list[str]]:
-    """All metrics but the headline, a header and then a row each.
+    """Returns the table of all metrics except the headline: a header, then one row per metric.
 
-    Beside the model's value stands that of any baseline measured as fully.
+    Columns are the model and every baseline for which all metrics were measured.
     """
     names = [name for name in results["metrics"] if name != results["headline"]]
     scored = {"this model": results["metrics"]} | results["baselines"]
@@ -63,72 +46,82 @@ def also_measured(results: dict[str, Any]) -> list[list[str]]:
 
 
 def method(name: str) -> str:
-    """The name of a tuning method as a reader knows it."""
+    """Returns the title of a tuning method, for example ``full fine-tuning``."""
     return METHODS.get(name, name)
 
 
 def split(test_is: str) -> str:
-    """What kind of rows the model was tested on."""
+    """Describes the kind of the test split."""
     return SPLITS.get(test_is, test_is)
 
 
 def views(data: dict[str, Any]) -> str:
-    """How test images were answered where not by one look; else nothing."""
+    """Describes the test-time augmentation of a run; empty without."""
     if not data.get("test_views"):
         return ""
     return (
-        f"Each test image was answered by the mean over it and {data['test_views']} changed views "
-        "of it, as finetune predict answers; pipeline() looks once and may score otherwise."
+        "Test-time augmentation: a test image's prediction is the mean over it and "
+        f"{data['test_views']} augmented views, as in finetune predict; pipeline() uses the image "
+        "alone and may score differently."
     )
 
 
 def _percent(value: float) -> str:
-    # As the decimal digits read: a plain format makes 87.6 of 0.8765, which readers round up.
+    # Rounds the decimal digits half up: a format specifier would turn 0.8765 into 87.6.
     return str((100 * Decimal(str(value))).quantize(Decimal("0.1"), ROUND_HALF_UP))
 
 
 def _bare(metric: str, value: float) -> str:
-    if metric in PERCENT and math.isfinite(value):
+    if metrics.spec(metric).is_share and math.isfinite(value):
         return _percent(value)
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}"
 
 
 def number(metric: str, value: float) -> str:
-    """A value: ``87.7 %`` for a share, else three or four decimals."""
-    return _bare(metric, value) + (" %" if metric in PERCENT else "")
+    """Formats a value: ``87.7 %`` for a share, otherwise three or four decimals."""
+    return _bare(metric, value) + (" %" if metrics.spec(metric).is_share else "")
 
 
 def interval(metric: str, scores: Metric) -> str:
-    """The interval alone: ``[86.1, 89.0]``."""
+    """Formats the interval alone: ``[86.1, 89.0]``."""
     return f"[{_bare(metric, scores['low'])}, {_bare(metric, scores['high'])}]"
 
 
 def measured(metric: str, scores: Metric) -> str:
-    """A value with its interval: ``87.7 % [86.1, 89.0]``."""
+    """Formats a value with its interval: ``87.7 % [86.1, 89.0]``."""
     return f"{number(metric, scores['value'])} {interval(metric, scores)}"
 
 
 def share(value: float | None) -> str:
-    """A share in percent, or a dash where it is not defined."""
+    """Formats a share in percent; a dash where it is undefined."""
     return "-" if value is None else f"{_percent(value)} %"
 
 
 def verdict(metric: str, baseline: dict[str, Metric]) -> str:
-    """Whether the model beats a baseline: by the 95 % interval of the paired difference."""
-    apart = baseline["difference"]
-    more, less = (WORSE, BETTER) if metric in LOSSES else (BETTER, WORSE)
-    if apart["low"] > 0:
-        return more
-    return less if apart["high"] < 0 else UNCLEAR
+    """Decides whether the model beats a baseline, by the interval of the paired difference."""
+    difference = baseline["difference"]
+    above, below = (WORSE, BETTER) if _is_loss(metric) else (BETTER, WORSE)
+    if difference["low"] > 0:
+        return above
+    return below if difference["high"] < 0 else UNCLEAR
+
+
+def sort_key(metric: str, value: float) -> float:
+    """Returns the key of a value by which ascending order puts the best first."""
+    return value if _is_loss(metric) else -value
+
+
+def _is_loss(metric: str) -> bool:
+    return metrics.spec(metric).greater_is_better is False
 
 
 def apart(metric: str, baseline: dict[str, Metric]) -> str:
-    """The verdict with the difference, in points for a share: ``better, +2.0 [+0.6, +3.4]``."""
+    """Formats the verdict with the paired difference: ``better, +2.0 [+0.6, +3.4]``."""
     return f"{verdict(metric, baseline)}, {signed(metric, baseline['difference'])}"
 
 
 def signed(metric: str, difference: Metric) -> str:
-    """A difference, in points for a share: ``+2.0 [+0.6, +3.4]``."""
+    """Formats a difference, in percentage points for a share: ``+2.0 [+0.6, +3.4]``."""
     value, low, high = (
         ("+" if difference[key] >= 0 else "") + _bare(metric, difference[key])
         for key in ("value", "low", "high")
@@ -137,24 +130,24 @@ def signed(metric: str, difference: Metric) -> str:
 
 
 def linear(baselines: dict[str, Any]) -> str | None:
-    """The name of the linear baseline, which a fine-tuned model has to beat; None without one."""
+    """Returns the name of the linear baseline; None if there is none."""
     return next((name for name in baselines if "regression" in name), None)
 
 
 def standing(results: dict[str, Any]) -> str:
-    """One sentence: how the headline stands against every baseline."""
-    said: dict[str, list[str]] = {}
+    """Summarises in one sentence how the model compares with every baseline."""
+    names: dict[str, list[str]] = {}
     for name, scores in results["baselines"].items():
-        said.setdefault(verdict(results["headline"], scores), []).append(name)
-    if not said:
+        names.setdefault(verdict(results["headline"], scores), []).append(name)
+    if not names:
         return "No baseline was measured."
     parts = {
         WORSE: "worse than {}",
         UNCLEAR: "not clearly better than {} (the difference may be chance)",
         BETTER: "better than {}",
     }
-    told = [phrase.format(_and(said[word])) for word, phrase in parts.items() if word in said]
-    return f"The model is {'; '.join(told)}."
+    found = [phrase.format(_and(names[word])) for word, phrase in parts.items() if word in names]
+    return f"The model is {'; '.join(found)}."
 
 
 def _and(names: list[str]) -> str:
@@ -163,7 +156,7 @@ def _and(names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Reference:
-    """The published number beside this run's, in words."""
+    """The comparison of a run with its published number, as text."""
 
     published: str
     against: str
@@ -171,12 +164,12 @@ class Reference:
 
     @property
     def lines(self) -> list[str]:
-        """The words that apply."""
+        """The lines that are not empty."""
         return [line for line in (self.published, self.against, self.caveat) if line]
 
 
 def reference(results: dict[str, Any]) -> Reference | None:
-    """Compare a run with its published number, or None where the recipe names none."""
+    """Compares a run with the published number of its recipe; None if it names none."""
     given = results["reference"]
     if given is None:
         return None
@@ -189,20 +182,20 @@ def reference(results: dict[str, Any]) -> Reference | None:
     if name not in results["metrics"]:
         return Reference(published, f"this run did not measure {title(name)}", elsewhere)
     ours = results["metrics"][name]
-    apart = ours["value"] - value
-    points = f"{100 * apart:+.1f} points" if name in PERCENT else f"{apart:+.4f}"
+    gap = ours["value"] - value
+    points = f"{100 * gap:+.1f} points" if metrics.spec(name).is_share else f"{gap:+.4f}"
     covered = "covers" if ours["low"] <= value <= ours["high"] else "does not cover"
     against = f"this run {number(name, ours['value'])}: {points}; its interval {covered} it"
     if elsewhere:
         return Reference(published, against, elsewhere)
     if test_is != "official":
-        # Two holdouts of the same data are rarely the same rows.
+        # Two holdouts of the same data rarely have the same rows.
         return Reference(published, against, f"both on a split of kind {test_is}; rows may differ")
     return Reference(published, against, "both on the official test split")
 
 
 def rows(count: int) -> str:
-    """A count with thousands apart: ``2,000``."""
+    """Formats a count with thousands separators: ``2,000``."""
     return f"{count:,}"
 
 
@@ -215,17 +208,17 @@ def _scaled(value: float, units: list[tuple[float, str]]) -> str:
 
 
 def parameters(count: int) -> str:
-    """A parameter count: ``22.7 M``."""
+    """Formats a parameter count: ``22.7 M``."""
     return _scaled(count, [(1e9, "B"), (1e6, "M"), (1e3, "k")])
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units: ``91.6 MB``."""
+    """Formats bytes in decimal units: ``91.6 MB``."""
     return _scaled(count, [(1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")])
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``6 min 40 s``."""
+    """Formats seconds: ``6 min 40 s``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -234,26 +227,26 @@ def duration(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """Seconds in one unit, where space is short: ``6.7 min``."""
+    """Formats seconds in a single unit, for narrow columns: ``6.7 min``."""
     return duration(seconds) if seconds < 60 else _scaled(seconds, [(3600, "h"), (60, "min")])
 
 
 def speed(cost: dict[str, Any]) -> str:
-    """What went through training a second: real tokens, or rows where there are none."""
+    """Formats the throughput of training: non-padding tokens, or rows where none were counted."""
     if "tokens_per_second" in cost:
         return f"{rows(round(cost['tokens_per_second']))} real tokens a second"
     return f"{rows(round(cost['rows_per_second']))} rows a second"
 
 
 def trained(cost: dict[str, Any]) -> str:
-    """How many parameters learned: ``0.6 M of 23.3 M parameters (2.5 %)``."""
+    """Formats the trainable parameters: ``0.6 M of 23.3 M parameters (2.5 %)``."""
     some, total = cost["trainable_parameters"], cost["total_parameters"]
     part = f"{100 * some / total:.3g} %"
     return f"{parameters(some)} of {parameters(total)} parameters ({part})"
 
 
 def counts(data: dict[str, Any]) -> str:
-    """How many rows each split has."""
+    """Formats the number of rows of each split."""
     parts = [f"{rows(data[name])} {name}" for name in ("train", "validation", "test")]
     return ", ".join(parts)
 

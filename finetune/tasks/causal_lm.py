@@ -24,7 +24,7 @@ from transformers import (
 from finetune.data import corpus, documents, packing, sources, streaming, token_cache
 from finetune.data.documents import Document
 from finetune.errors import UserError
-from finetune.evaluation import scoring
+from finetune.evaluation import intervals, metrics, scoring
 from finetune.models import configs, positions, pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.tasks import text
@@ -50,6 +50,7 @@ class CausalLM(Task):
 
     def build(self, recipe: Recipe) -> Job:
         tuning.check(recipe)
+        metrics.refuse_extra(recipe, "language modelling")
         method, where = recipe.tuning.method, recipe.where("tuning.method")
         if method == "head":
             raise UserError(
@@ -110,7 +111,6 @@ class CausalLM(Task):
                 "remove_unused_columns": False,
                 "label_names": ["labels", "bytes"],
                 "include_num_input_tokens_seen": "no",
-                "greater_is_better": False,
                 # Logits are as wide as the vocabulary.
                 "per_device_eval_batch_size": 4,
             },
@@ -219,10 +219,10 @@ def _tokenizer(
     return tokenizer
 
 
-def _difference(ours: numpy.ndarray, theirs: numpy.ndarray, labels: Any) -> scoring.Metric:
+def _difference(ours: numpy.ndarray, theirs: numpy.ndarray, labels: Any) -> intervals.Metric:
     """The difference in bits per byte on the same documents, with its interval."""
     a, b = scoring.bits_per_byte(ours), scoring.bits_per_byte(theirs)
-    return scoring.bootstrap(lambda rows: a(rows) - b(rows), len(ours))
+    return intervals.difference(a, b, len(ours))
 
 
 # --- generation ------------------------------------------------------------------------------

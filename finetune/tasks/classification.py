@@ -27,6 +27,24 @@ def scorer(data: corpus.Corpus) -> Callable[..., dict[str, Any]]:
     return score
 
 
+def for_metrics(data: corpus.Corpus) -> Callable[..., tuple[numpy.ndarray, numpy.ndarray]]:
+    """Returns (logits, labels) -> predictions and references as ``evaluate`` metrics take them.
+
+    Class indices (N,) int, 0/1 (N, K) int for several labels, or numbers (N,) for a regression.
+    """
+
+    def convert(
+        logits: numpy.ndarray, labels: numpy.ndarray
+    ) -> tuple[numpy.ndarray, numpy.ndarray]:
+        if data.problem_type == "single_label_classification":
+            return logits.argmax(1), labels.astype(int)
+        if data.problem_type == "multi_label_classification":
+            return (logits > 0).astype(int), labels.astype(int)
+        return logits.reshape(len(logits)), labels
+
+    return convert
+
+
 def difference(data: corpus.Corpus) -> Callable[..., scoring.Metric]:
     """Returns (logits, others' logits, labels) -> the difference in the headline metric."""
     return partial(scoring.difference, data.problem_type)

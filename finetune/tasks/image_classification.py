@@ -10,11 +10,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from finetune.data import augmentation, corpus, image_files, sources
 from finetune.errors import UserError
-from finetune.evaluation import baselines, scoring
+from finetune.evaluation import baselines, extra_metrics, metrics
 from finetune.models import configs, convnets, positions, pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.tasks import images
-from finetune.tasks.classification import Classifier, difference, example, scorer
+from finetune.tasks.classification import Classifier, difference, example, for_metrics, scorer
 from finetune.tasks.usage import Example
 from finetune.training.job import Job
 from finetune.training.losses import classification_loss
@@ -36,6 +36,9 @@ class ImageClassification(Classifier):
         tuning.check(recipe)
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         data = corpus.load(recipe.data, corpus.IMAGES)
+        extra = extra_metrics.load(
+            recipe.metrics, data.problem_type, len(data.label_names), recipe.where("metrics")
+        )
         changes = recipe.augmentation
         if augmentation.mixes(changes) and data.problem_type != "single_label_classification":
             raise UserError(
@@ -68,7 +71,9 @@ class ImageClassification(Classifier):
             data=data,
             loss=classification_loss(data.problem_type, smoothing),
             score=scorer(data),
-            headline=scoring.HEADLINE[data.problem_type],
+            headline=metrics.HEADLINE[data.problem_type],
+            extra_metrics=extra,
+            for_metrics=for_metrics(data),
             baselines=lambda: _baselines(data),
             answers=self.answers,
             difference=difference(data),

@@ -17,7 +17,7 @@ from transformers.utils.generic import ModelOutput
 from finetune.data import augmentation, corpus, image_files, row_random, sources
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError, refuse_unknown
-from finetune.evaluation import scoring
+from finetune.evaluation import intervals, metrics, scoring
 from finetune.models import pretrained
 from finetune.recipe import Recipe
 from finetune.tasks import images
@@ -124,6 +124,7 @@ class MaskedImageModeling(Task):
         if changes.test_views:
             where = recipe.where("augmentation.test_views")
             raise UserError(f"{where}: test_views average predictions; pretraining has none")
+        metrics.refuse_extra(recipe, "masked image modelling")
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         data = corpus.load(recipe.data, corpus.IMAGES, labelled=False)
         config = _config(recipe, checkpoint)
@@ -152,8 +153,8 @@ class MaskedImageModeling(Task):
             headline=HEADLINE,
             baselines=dict,
             answers=self.answers,
-            difference=lambda ours, theirs, _: scoring.bootstrap(
-                lambda rows: float((ours[rows, 0] - theirs[rows, 0]).mean()), len(ours)
+            difference=lambda ours, theirs, _: intervals.difference(
+                lambda rows: ours[rows, 0].mean(), lambda rows: theirs[rows, 0].mean(), len(ours)
             ),
             training=images.TRAINING,
             images=lambda: _sheet(model, collator, data),

@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from finetune.data import corpus, row_random, sources, streaming, token_cache
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
-from finetune.evaluation import scoring
+from finetune.evaluation import intervals, metrics, scoring
 from finetune.models import configs, pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.tasks import text
@@ -133,6 +133,7 @@ class MaskedLM(Task):
             where = recipe.where("tuning.method")
             raise UserError(f"{where}: pretraining tunes all weights; leave the method out")
         tuning.check(recipe)
+        metrics.refuse_extra(recipe, "masked language modelling")
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         load = streaming.load if recipe.data.streaming else corpus.load
         data = load(recipe.data, labelled=False)
@@ -167,12 +168,8 @@ class MaskedLM(Task):
             answers=self.answers,
             # Logits are as wide as the vocabulary.
             training={"remove_unused_columns": False, "per_device_eval_batch_size": 16},
-            difference=lambda ours, theirs, _: scoring.bootstrap(
-                lambda r: (
-                    float(ours[r, 2].sum() / ours[r, 1].sum())
-                    - float(theirs[r, 2].sum() / theirs[r, 1].sum())
-                ),
-                len(ours),
+            difference=lambda ours, theirs, _: intervals.difference(
+                scoring.masked_accuracy(ours), scoring.masked_accuracy(theirs), len(ours)
             ),
             reduce=losses.masked_sums,
             untuned=True,

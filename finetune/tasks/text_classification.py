@@ -17,12 +17,12 @@ from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune.data import corpus, sources, token_cache
 from finetune.errors import UserError
-from finetune.evaluation import baselines, scoring
+from finetune.evaluation import baselines, extra_metrics, metrics
 from finetune.models import configs, pretrained, tuning
 from finetune.models.speed import cached_features, padding_free
 from finetune.recipe import Augmentation, Recipe
 from finetune.tasks import text
-from finetune.tasks.classification import Classifier, difference, example, scorer
+from finetune.tasks.classification import Classifier, difference, example, for_metrics, scorer
 from finetune.tasks.usage import Example
 from finetune.training.job import Job
 from finetune.training.losses import classification_loss
@@ -44,6 +44,9 @@ class TextClassification(Classifier):
             raise UserError(f"{recipe.name}: augmentation changes images; leave it out for texts")
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         data = corpus.load(recipe.data)
+        extra = extra_metrics.load(
+            recipe.metrics, data.problem_type, len(data.label_names), recipe.where("metrics")
+        )
         config = configs.labelled_config(recipe, checkpoint, data)
         tokenizer = text.load_tokenizer(recipe, checkpoint, config)
         splits = _encoded(recipe, tokenizer, data)
@@ -87,7 +90,9 @@ class TextClassification(Classifier):
             data=data,
             loss=classification_loss(data.problem_type, smoothing),
             score=scorer(data),
-            headline=scoring.HEADLINE[data.problem_type],
+            headline=metrics.HEADLINE[data.problem_type],
+            extra_metrics=extra,
+            for_metrics=for_metrics(data),
             baselines=lambda: baselines.for_texts(data),
             answers=self.answers,
             difference=difference(data),

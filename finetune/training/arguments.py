@@ -12,6 +12,7 @@ from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune import run_directory
 from finetune.errors import UserError
+from finetune.evaluation import metrics
 from finetune.recipe import Recipe
 from finetune.training.job import Job
 
@@ -37,6 +38,28 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available() or is_torch_xla_available()
 
 
+def best_model(values: dict[str, Any], recipe: Recipe, job: Job) -> dict[str, Any]:
+    """Returns the metric that chooses the best checkpoint, and its direction.
+
+    The recipe's own ``greater_is_better`` wins; the table of metrics knows the rest.
+
+    Raises:
+        UserError: the run does not measure that metric, or its direction is unknown.
+    """
+    name = values.get("metric_for_best_model") or f"eval_{job.headline}"
+    where = recipe.where("training.metric_for_best_model")
+    extra = {name: each.spec for name, each in job.extra_metrics.items()}
+    spec = metrics.chosen_by(name, job.headline, extra, where)
+    greater_is_better = values.get("greater_is_better")
+    if greater_is_better is None:
+        greater_is_better = spec.greater_is_better
+    if greater_is_better is None:
+        raise UserError(
+            f"{where}: whether more {name} is better is not known; set greater_is_better"
+        )
+    return {"metric_for_best_model": name, "greater_is_better": greater_is_better}
+
+
 def training_arguments(recipe: Recipe, run: run_directory.Run, job: Job) -> TrainingArguments:
     """Returns the ``TrainingArguments`` of a resolved recipe, over the defaults of this project.
 
@@ -57,8 +80,7 @@ def training_arguments(recipe: Recipe, run: run_directory.Run, job: Job) -> Trai
     values.setdefault("load_best_model_at_end", chooses and values["save_strategy"] != "no")
     if values["eval_strategy"] == "steps" and "save_steps" not in given:
         values["save_steps"] = values.get("eval_steps") or values["logging_steps"]
-    values.setdefault("metric_for_best_model", f"eval_{job.headline}")
-    values.setdefault("greater_is_better", not values["metric_for_best_model"].endswith("loss"))
+    values |= best_model(values, recipe, job)
     # The model folder is pushed once, at the end, with its card; checkpoints are not.
     values |= {"output_dir": str(run.checkpoints), "push_to_hub": False}
     # The task's own loss smooths labels; the Trainer's smoother would only warn.

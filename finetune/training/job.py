@@ -10,7 +10,9 @@ from datasets import Dataset
 
 from finetune.data.corpus import Corpus
 from finetune.data.sources import Checkpoint
-from finetune.evaluation.scoring import Metric
+from finetune.evaluation import extra_metrics
+from finetune.evaluation.extra_metrics import ExtraMetric
+from finetune.evaluation.intervals import Metric
 from finetune.training.losses import Loss
 
 # Rows that a message names; a step may have thousands.
@@ -42,6 +44,8 @@ class Job:
         collect: (outputs, labels, split) of all rows in the split's order -> outputs and labels of
             the data's rows: averages views, joins windows, decodes.
         difference: (outputs, others' outputs, labels) -> the difference in the headline metric.
+        extra_metrics: further metrics that the recipe names, by name.
+        for_metrics: (outputs, labels) -> predictions and references for ``extra_metrics``.
         training: ``TrainingArguments`` that the task needs where a recipe does not set them.
         images: draws PNG files for the report, by caption.
         notes: printed when training starts.
@@ -72,6 +76,17 @@ class Job:
     samples: Callable[[], dict[str, str]] = dict
     tokens: int = 0
     blocks: bool = False
+    extra_metrics: dict[str, ExtraMetric] = dataclasses.field(default_factory=dict)
+    for_metrics: Callable[[Any, Any], tuple[numpy.ndarray, numpy.ndarray]] | None = None
+
+    def all_scores(self, outputs: Any, labels: Any, resamples: int) -> dict[str, Any]:
+        """Returns ``score`` with the recipe's further metrics."""
+        scores = self.score(outputs, labels, resamples)
+        if self.extra_metrics:
+            assert self.for_metrics is not None
+            pair = self.for_metrics(outputs, labels)
+            scores["metrics"] |= extra_metrics.measure(self.extra_metrics, *pair, resamples)
+        return scores
 
     def name_rows(self, rows: numpy.ndarray) -> str:
         """Returns training rows (R,) by the ids of their data, for a message."""

@@ -63,7 +63,7 @@ def results(
         "method": recipe.tuning.method,
         "seed": args.seed,
         "headline": job.headline,
-        **job.score(outputs, labels, scoring.RESAMPLES),
+        **job.all_scores(outputs, labels, scoring.RESAMPLES),
         "baselines": _baselines(job, outputs, labels, start),
         **({"samples": _samples(job, start)} if start else {}),
         "reference": dataclasses.asdict(recipe.reference) if recipe.reference else None,

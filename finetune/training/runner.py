@@ -172,7 +172,7 @@ def _trainer(
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         outputs, labels = _in_order(prediction, order)
-        scores = job.score(*job.collect(outputs, labels, "validation"), 0)
+        scores = job.all_scores(*job.collect(outputs, labels, "validation"), 0)
         return {name: metric["value"] for name, metric in scores["metrics"].items()}
 
     budget, history = adalora.RankBudget(job.model), History(run)

@@ -1,4 +1,4 @@
-"""Metrics: against published values, against scikit-learn, and at their limits."""
+"""Scores compared with scikit-learn and scipy, and at their limits."""
 
 import json
 import warnings
@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn import metrics as sk
 
-from finetune.evaluation import scoring
+from finetune.evaluation import metrics, scoring
 
 SINGLE, MULTI, NUMBER = (
     "single_label_classification",
@@ -23,7 +23,7 @@ def values(scores: dict) -> dict[str, float]:
 
 @pytest.fixture
 def classes():
-    """Logits (300, 4) that are right about half the time, labels (300,), names."""
+    """Logits (300, 4) that are right on about half of the rows, labels (300,), names."""
     draw = numpy.random.default_rng(3)
     labels = draw.choice(4, 300, p=[0.5, 0.3, 0.15, 0.05])
     logits = draw.normal(size=(300, 4)) + 1.2 * numpy.eye(4)[labels]
@@ -32,7 +32,7 @@ def classes():
 
 @pytest.fixture
 def sets():
-    """Logits (200, 3) and labels (200, 3) of yes-or-no answers, names."""
+    """Logits (200, 3) and 0/1 labels (200, 3) of a multi-label problem, names."""
     draw = numpy.random.default_rng(4)
     labels = (draw.random((200, 3)) < [0.5, 0.2, 0.7]).astype(float)
     return draw.normal(size=(200, 3)) + 1.5 * (labels - 0.5), labels, ["a", "b", "c"]
@@ -46,33 +46,7 @@ def numbers():
     return (labels + draw.normal(size=200))[:, None], labels
 
 
-# --- intervals ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("correct", "n", "low", "high"),
-    [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_against_newcombe_1998_table_1(correct, n, low, high):
-    metric = scoring.wilson(correct, n)
-    assert metric["value"] == correct / n
-    assert metric["n"] == n
-    assert metric["low"] == pytest.approx(low, abs=5e-5)
-    assert metric["high"] == pytest.approx(high, abs=5e-5)
-
-
-def test_the_bootstrap_of_a_mean_is_the_normal_interval():
-    sample = numpy.random.default_rng(6).normal(10, 3, 2000)
-    metric = scoring.bootstrap(lambda rows: sample[rows].mean(), 2000)
-    half = 1.96 * sample.std() / 2000**0.5
-    assert metric["value"] == pytest.approx(sample.mean())
-    assert metric["low"] == pytest.approx(sample.mean() - half, abs=0.1 * half)
-    assert metric["high"] == pytest.approx(sample.mean() + half, abs=0.1 * half)
+# --- every problem type -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("problem", [SINGLE, MULTI, NUMBER])
@@ -81,16 +55,16 @@ def test_every_interval_covers_its_value_and_is_the_same_twice(problem, classes,
     scores = scoring.score(problem, *given)
     numpy.random.seed(1)
     assert scoring.score(problem, *given) == scores
-    assert scoring.HEADLINE[problem] in scores["metrics"]
+    assert metrics.HEADLINE[problem] in scores["metrics"]
     for name, metric in scores["metrics"].items():
         assert metric["low"] < metric["value"] < metric["high"], name
         assert metric["n"] == len(given[0])
     json.dumps(scores, allow_nan=False)
 
 
-def test_no_resamples_give_the_same_values_without_width(classes):
-    quick, whole = scoring.score(SINGLE, *classes, resamples=0), scoring.score(SINGLE, *classes)
-    assert values(quick) == values(whole)
+def test_without_resamples_values_are_equal_and_intervals_have_no_width(classes):
+    quick, full = scoring.score(SINGLE, *classes, resamples=0), scoring.score(SINGLE, *classes)
+    assert values(quick) == values(full)
     assert quick["metrics"]["macro_f1"]["low"] == quick["metrics"]["macro_f1"]["high"]
 
 
@@ -136,7 +110,7 @@ def test_perfect_and_worst_predictions():
     }  # fmt: skip
 
 
-def test_a_class_that_never_occurs_has_no_share_and_does_not_count():
+def test_a_class_without_rows_or_predictions_is_undefined_and_not_averaged():
     labels = numpy.array([0, 1, 0, 1])
     found = scoring.score(SINGLE, numpy.eye(3)[labels], labels, list("abc"))
     assert found["metrics"]["macro_f1"]["value"] == 1
@@ -155,7 +129,7 @@ def test_calibration_error_of_a_constructed_case():
     assert found["reliability"]["count"] == [10, 10]
 
 
-# --- several labels ----------------------------------------------------------------------------
+# --- multi-label -------------------------------------------------------------------------------
 
 
 def test_multi_label_against_scikit_learn(sets):
@@ -177,7 +151,7 @@ def test_multi_label_against_scikit_learn(sets):
         assert row["average_precision"] == pytest.approx(precision)
 
 
-def test_one_label_of_a_set_is_enough(sets):
+def test_a_single_label_of_a_multi_label_problem_is_scored(sets):
     logits, labels, _ = sets
     found = scoring.score(MULTI, logits[:, :1], labels[:, :1], ["a"])
     wanted = sk.f1_score(labels[:, 0], logits[:, 0] > 0)
@@ -185,7 +159,7 @@ def test_one_label_of_a_set_is_enough(sets):
     assert list(found["per_class"]) == ["a"]
 
 
-def test_labels_that_nobody_has_score_nothing():
+def test_labels_without_positive_rows_have_an_f1_of_zero():
     found = scoring.score(MULTI, -numpy.ones((5, 2)), numpy.zeros((5, 2)), ["a", "b"])
     assert found["metrics"]["macro_f1"]["value"] == 0
     assert found["metrics"]["exact_match"]["value"] == 1
@@ -194,7 +168,7 @@ def test_labels_that_nobody_has_score_nothing():
     }  # fmt: skip
 
 
-# --- numbers -----------------------------------------------------------------------------------
+# --- regression --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flat", [True, False], ids=["(N,)", "(N, 1)"])
@@ -241,7 +215,7 @@ def test_perfect_and_constant_numbers(numbers):
     assert values(scoring.score(NUMBER, labels, numpy.ones(200), []))["r2"] == 0
 
 
-def test_a_paired_difference_sees_what_two_intervals_cannot():
+def test_a_paired_difference_is_clear_where_two_intervals_overlap():
     labels = numpy.arange(400) % 2
     weak = numpy.eye(2)[numpy.where(numpy.arange(400) < 60, 1 - labels, labels)]
     strong = numpy.eye(2)[numpy.where(numpy.arange(400) < 45, 1 - labels, labels)]
@@ -264,27 +238,3 @@ def test_a_paired_difference_sees_what_two_intervals_cannot():
     )
     sets = numpy.eye(2)[labels]
     assert scoring.difference("multi_label_classification", sets - 0.5, sets - 1, sets)["low"] > 0
-
-
-def test_over_seeds_covers_what_seeds_and_rows_may_change() -> None:
-    draw = numpy.random.default_rng(1)
-    covered, widths = 0, []
-    for _ in range(200):
-        # Whether a seed is right on a row depends on both.
-        chance = 0.8 + 0.02 * draw.normal(size=(3, 1)) + 0.1 * draw.normal(size=(1, 300))
-        found = scoring.over_seeds((draw.random((3, 300)) < chance).astype(float), 200)
-        covered += found["low"] <= 0.8 <= found["high"]
-        widths.append(found["high"] - found["low"])
-    assert covered / 200 >= 0.93
-    assert numpy.mean(widths) < 0.12
-
-
-def test_over_seeds_is_narrower_for_paired_differences() -> None:
-    draw = numpy.random.default_rng(2)
-    right = (draw.random((3, 500)) < 0.8).astype(float)
-    other = right.copy()
-    other[:, :10] = 1 - other[:, :10]
-    apart = scoring.over_seeds(right - other)
-    alone = scoring.over_seeds(right)
-    assert apart["value"] == pytest.approx((right - other).mean())
-    assert apart["high"] - apart["low"] < 0.6 * (alone["high"] - alone["low"])

@@ -258,6 +258,24 @@ def test_the_dump_reads_back_as_the_same_recipe(write, text):
     assert plain(again) == plain(read)
 
 
+def test_metrics_are_a_list_of_names_in_the_file_or_a_flag(write):
+    path = write(GOOD + "metrics: [matthews_correlation, ./mine.py]\n")
+    read = recipe.load(path)
+    assert read.metrics == ["matthews_correlation", "./mine.py"]
+    assert plain(recipe.load(write(read.dump()))) == plain(read)
+    changed = recipe.load(path, ["--metrics", "[cohen_kappa]"])
+    assert changed.metrics == ["cohen_kappa"]
+    assert changed.where("metrics") == "--metrics"
+    assert recipe.load(write(GOOD)).metrics == []
+    assert "metrics" not in recipe.load("r.yaml").dump()
+
+
+@pytest.mark.parametrize("value", ["cohen_kappa", "{a: b}", "[a, {b: c}]", "[a, null]"])
+def test_metrics_that_are_no_list_of_names_are_an_error_with_their_place(write, value):
+    assert error_of(write(GOOD + f"metrics: {value}\n")).startswith("r.yaml:14: metrics: ")
+    assert error_of(write(GOOD), "--metrics", value).startswith("--metrics: metrics: ")
+
+
 def test_the_dump_holds_the_overrides(write):
     read = recipe.load(write(GOOD), ["--train", "own.csv", "--learning_rate", "3e-5"])
     again = recipe.load(write(read.dump()))
@@ -375,7 +393,7 @@ def arguments(read: recipe.Recipe) -> TrainingArguments:
     run = run_directory.Run("runs/x")
     # The attributes of a job that the function reads.
     data = SimpleNamespace(validation=[1])
-    job = SimpleNamespace(data=data, headline="accuracy", training={})
+    job = SimpleNamespace(data=data, headline="accuracy", training={}, extra_metrics={})
     try:
         return training_arguments(read, run, cast(Job, job))
     finally:

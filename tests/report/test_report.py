@@ -1,4 +1,4 @@
-"""Tables, page and card of made-up runs: what they say, and what they must never say."""
+"""Tables, page and model card of made-up runs."""
 
 import copy
 import re
@@ -128,15 +128,15 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ) -> run_directory.Run:
         folder = folder or f"runs/{results['name']}/seed-{results['seed']}"
         run = run_directory.Run(folder)
-        said = yaml.safe_load(text)
-        said["training"] |= {"seed": results["seed"], "output_dir": folder}
+        settings = yaml.safe_load(text)
+        settings["training"] |= {"seed": results["seed"], "output_dir": folder}
         for scores in results["baselines"].values():
             headline = results["headline"]
             if headline in scores and headline in results["metrics"]:
                 by = results["metrics"][headline]["value"] - scores[headline]["value"]
                 scores["difference"] = {"value": by, "low": by - 0.015, "high": by + 0.015, "n": 4}
-        with run.claim(yaml.safe_dump(said), overwrite=True):
-            run.begin(yaml.safe_dump(said))
+        with run.claim(yaml.safe_dump(settings), overwrite=True):
+            run.begin(yaml.safe_dump(settings))
             for row in HISTORY:
                 run.log(row)
             run.write_predictions(rows)
@@ -221,6 +221,20 @@ def test_verdict_on_the_linear_baseline(write, value: float, word: str, sentence
     assert sentence in card.render(load(run), run.results())
 
 
+@pytest.mark.parametrize("name", ["brier", "log_loss", "calibration_error", "rmse", "perplexity"])
+def test_less_is_better_for_a_loss_as_headline(write, name: str) -> None:
+    def lossy(value: float, seed: int) -> run_directory.Run:
+        baselines = {"TF-IDF + logistic regression": {name: metric(0.5)}}
+        found = changed(headline=name, metrics={name: metric(value)}, baselines=baselines)
+        return write(found | {"seed": seed, "reference": None})
+
+    runs = [lossy(0.8, 0), lossy(0.3, 1)]
+    assert "The model is worse than TF-IDF" in wording.standing(runs[0].results())
+    assert "The model is better than TF-IDF" in wording.standing(runs[1].results())
+    text = comparison.compare(runs)
+    assert re.findall(r"seed-(\d).*\]\s+(\w+) ", text) == [("1", "yes"), ("0", "no")]
+
+
 def load(run: run_directory.Run) -> recipe.Recipe:
     return recipe.load(run.folder / run_directory.RECIPE)
 
@@ -264,7 +278,7 @@ def test_terminal_codes_in_label_names_are_not_printed(write) -> None:
     assert "[31mred [bold]" in text
 
 
-def test_unfinished_run_is_refused(tmp_path: Path) -> None:
+def test_the_summary_of_an_unfinished_run_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run"):
         tables.summary(run_directory.Run(tmp_path))
 
@@ -373,20 +387,20 @@ def test_compare_gives_the_paired_difference_from_the_best_recipe(write) -> None
     text = " ".join(comparison.compare([*other, *ours, lone]).split())
     # Differences -10, -9, -11: mean -10, reach 4.3027 * 1 / sqrt(3) = 2.48.
     assert "a/b: mean 72.0 % [65.4, 78.6], 95 % t interval over 3 seeds (0, 1, 2); " in text
-    assert "less imdb/minilm -10.0 [-12.5, -7.5] over 3 of them" in text
+    assert "difference from imdb/minilm -10.0 [-12.5, -7.5] over 3 shared seeds" in text
     assert text.index("imdb/minilm: mean") < text.index("a/b: mean")
     assert "c/d: mean" not in text
-    assert text.count("less ") == 1
+    assert text.count("difference from ") == 1
 
 
 def test_compare_names_the_folder_of_runs_of_one_recipe_with_other_flags(write) -> None:
     ours = [write(scored(v, seed=i), f"runs/a/{i}") for i, v in enumerate([0.80, 0.84])]
     text = RECIPE.replace("1.0e-4", "5.0e-5")
     other = [write(scored(v, seed=i), f"runs/b/{i}", text=text) for i, v in enumerate([0.70, 0.75])]
-    said = " ".join(comparison.compare([*other, *ours]).split())
-    assert "runs/a: mean 82.0 %" in said
-    assert "runs/b: mean 72.5 %" in said
-    assert "; less runs/a -9.5 " in said
+    shown = " ".join(comparison.compare([*other, *ours]).split())
+    assert "runs/a: mean 82.0 %" in shown
+    assert "runs/b: mean 72.5 %" in shown
+    assert "; difference from runs/a -9.5 " in shown
 
 
 def test_compare_takes_no_mean_over_different_settings(write) -> None:
@@ -427,7 +441,7 @@ def test_another_fingerprint_splits_the_ranking_only_with_other_test_rows(write)
     assert comparison.compare([run, write(other, rows=rows)]).count("test rows (") == 2
 
 
-def test_compare_says_who_beats_the_linear_baseline_and_shows_ranges(write) -> None:
+def test_compare_shows_which_runs_beat_the_linear_baseline_and_ranges(write) -> None:
     baselines = copy.deepcopy(RESULTS["baselines"])
     baselines["TF-IDF + logistic regression"]["accuracy"] = metric(0.7)
     text = comparison.compare(
@@ -438,8 +452,8 @@ def test_compare_says_who_beats_the_linear_baseline_and_shows_ranges(write) -> N
             write(scored(0.71, seed=3, baselines=baselines)),
         ]
     )
-    said = re.findall(r"seed-(\d).*\]\s+(\w+) ", text)
-    assert said == [("0", "yes"), ("3", "unclear"), ("2", "no"), ("1", "no")]
+    beats = re.findall(r"seed-(\d).*\]\s+(\w+) ", text)
+    assert beats == [("0", "yes"), ("3", "unclear"), ("2", "no"), ("1", "no")]
     assert "70.0 % to 86.8 %" in text
 
 
@@ -461,7 +475,7 @@ def test_recipes_show_measured_and_published_numbers(write, tmp_path: Path) -> N
     )
     for seed, value in enumerate([0.8, 0.84]):
         write(scored(value, seed=seed), text=RECIPE + published)
-    # Not what the file says now, so not its number.
+    # A run with other settings than those of the file is not counted.
     write(scored(0.99, seed=2), text=RECIPE.replace("1.0e-4", "9.0e-4") + published)
     lines = listing.recipes(Path("recipes")).splitlines()
     assert max(map(len, lines)) <= 80
@@ -471,8 +485,8 @@ def test_recipes_show_measured_and_published_numbers(write, tmp_path: Path) -> N
     assert rows[0].endswith("94.6 %")
 
 
-def test_no_recipes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no recipe"):
+def test_a_folder_without_recipes_raises(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="contains no recipe"):
         listing.recipes(tmp_path / "recipes")
 
 
@@ -528,7 +542,7 @@ def test_report_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_recipes_show_what_a_recipe_notes_until_there_is_a_run(tmp_path, monkeypatch) -> None:
+def test_recipes_show_the_measured_note_until_there_is_a_run(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "recipes" / "imdb"
     folder.mkdir(parents=True)

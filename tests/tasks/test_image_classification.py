@@ -253,8 +253,8 @@ def test_a_run_with_views_says_so_and_answers_as_it_was_tested(path: Path) -> No
         (run.folder / "report.html").read_text(encoding="utf-8"),
         (run.model / "README.md").read_text(encoding="utf-8"),
     ):
-        assert "mean over it and 2 changed views of it, as finetune predict answers" in text
-    assert "changed views" not in (once.model / "README.md").read_text(encoding="utf-8")
+        assert "mean over it and 2 augmented views, as in finetune predict" in text
+    assert "augmented views" not in (once.model / "README.md").read_text(encoding="utf-8")
 
 
 def test_predict_names_every_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
