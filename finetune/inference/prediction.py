@@ -51,7 +51,7 @@ def load(
             base = load_base(run, recipe)
         else:
             config = AutoConfig.from_pretrained(run.model)
-            base = pretrained.with_trunk_of(base, task.AUTO_MODEL, config)
+            base = pretrained.with_shared_base(base, task.AUTO_MODEL, config)
         model = tuning.load_adapter(base, run.model)
     if recipe.task == "text-classification" and recipe.model.padding_free:
         padding_free.enable(model, {"use_cpu": not torch.cuda.is_available()})
@@ -185,7 +185,7 @@ def merge(run: run_directory.Run, folder: Path) -> None:
             "answer otherwise, so serve it as an adapter"
         )
     model, processor, _ = load(run)
-    tuning.fold(model, method).save_pretrained(folder)
+    tuning.merge(model, method).save_pretrained(folder)
     processor.save_pretrained(folder)
 
 

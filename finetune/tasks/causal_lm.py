@@ -13,7 +13,7 @@ from finetune.data import corpus, documents, packing, sources, streaming, token_
 from finetune.data.documents import Document
 from finetune.errors import UserError
 from finetune.evaluation import scoring
-from finetune.models import positions, pretrained, tuning
+from finetune.models import parameters, positions, pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.tasks.classification import config_of, set_own
 from finetune.tasks.text_classification import tokenizer_of
@@ -122,7 +122,7 @@ def build(recipe: Recipe) -> Job:
         )
     data.report |= found | {"documents": parts}
     learner = tuning.apply(model, recipe, checkpoint)
-    if not tuning.count_parameters(learner)["trainable_parameters"]:
+    if not parameters.count_parameters(learner)["trainable_parameters"]:
         raise UserError(f"{where}: {method} finds nothing to train in {checkpoint.name}; take lora")
     assert isinstance(tokenizer.pad_token_id, int)
     return Job(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
-from finetune.models.tuning import learning
+from finetune.models.parameters import trainable
 
 
 class Averages(TrainerCallback):
@@ -25,7 +25,7 @@ class Averages(TrainerCallback):
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
-        self.names = [name for name, _ in learning(model)] if decay else []
+        self.names = [name for name, _ in trainable(model)] if decay else []
         self.kept = AveragedModel(self._weights())
 
     def _weights(self) -> nn.ParameterList:

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from finetune.errors import TrainingError, UserError
-from finetune.models import tuning
+from finetune.models import parameters
 from finetune.training import checkpoints
 from finetune.training.saver import Saver
 from finetune.training.signals import Signals, leave, outlive_one
@@ -281,7 +281,7 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = str(self.saver.folder / checkpoints.name(best))
         else:
             best = None
-        weights = tuning.learned(self.accelerator.unwrap_model(self.model))
+        weights = parameters.trained_state(self.accelerator.unwrap_model(self.model))
         for name, weight in weights.items():
             # Where a value is not finite neither is the sum, which asks for no mask of all values.
             suspect = weight.is_floating_point() and not bool(torch.isfinite(weight.sum()))
@@ -306,7 +306,7 @@ class ResumableTrainer(Trainer):
 
     def check_disk(self, count: int) -> str | None:
         """What is wrong if so many checkpoints do not fit on the disk; None if they do."""
-        weights = tuning.learned(self.accelerator.unwrap_model(self.model))
+        weights = parameters.trained_state(self.accelerator.unwrap_model(self.model))
         return self.saver.shortage(count, _expected_bytes(weights))
 
     def _counters(self) -> dict[str, Any]:
@@ -347,7 +347,7 @@ class ResumableTrainer(Trainer):
     def _load_weights(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)
         try:
-            tuning.load_learned(model, checkpoints.read(folder, "model"))
+            parameters.load_trained_state(model, checkpoints.read(folder, "model"))
         except ValueError as error:
             raise UserError(f"{folder}: is of another model: {error}") from None
 

@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from finetune import run_directory
 from finetune.errors import TrainingError, UserError
-from finetune.models import tuning
+from finetune.models import parameters, tuning
 from finetune.models.speed import cpu
 from finetune.recipe import Recipe
 from finetune.report import wording
@@ -248,7 +248,7 @@ def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
 
 
 def _opening(recipe: Recipe, job: Job, run: run_directory.Run) -> str:
-    data, count = job.data, tuning.count_parameters(job.model)
+    data, count = job.data, parameters.count_parameters(job.model)
     notes = [*job.notes]
     if "share_truncated" in data.report:
         notes.append(f"{data.report['share_truncated']:.0%} of texts truncated")

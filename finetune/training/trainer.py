@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 
 from finetune.errors import TrainingError, UserError
-from finetune.models import tuning
+from finetune.models import parameters
 from finetune.training import checkpoints, ema, losses
 from finetune.training.resumable import ResumableTrainer
 from finetune.training.sampling import StepSampler
@@ -88,7 +88,7 @@ class StepTrainer(ResumableTrainer):
             learner = model or self.model
             assert isinstance(learner, torch.nn.Module)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = tuning.parameter_groups(
+            groups = parameters.parameter_groups(
                 learner,
                 set(self.get_decay_parameter_names(learner)),
                 self.args.learning_rate,
