@@ -1,4 +1,4 @@
-"""The cheaper ways to train on a CPU give what torch's and peft's own give."""
+"""CPU kernels compute what torch's and peft's own layers compute."""
 
 import copy
 import subprocess
@@ -16,10 +16,10 @@ from finetune.models.speed import cpu
 from finetune.tasks import text_classification
 from tests.conftest import train_job
 
-# Steps of blocks that glibc always takes from the system, and the pages that the last ones took.
+# Allocates blocks larger than glibc keeps by default; prints the page faults of the last steps.
 STEPS = """\
 import resource, sys, torch
-from finetune import cpu
+from finetune.models.speed import cpu
 if sys.argv[1] == "kept":
     cpu.keep_memory()
 for step in range(20):
