@@ -135,7 +135,6 @@ def compare(method: str, steps: int) -> None:
     cpu.prepare(model)
     step = step_of(model)
     without: dict[str, Any] = {
-        "Dropout": lambda m: classes(m, cpu.Dropout, nn.Dropout),
         "first token only": hooks.for_all_tokens,
     }
     if method == "lora":

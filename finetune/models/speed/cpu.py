@@ -1,10 +1,9 @@
-"""What makes training on a CPU cheaper and leaves its result: memory, dropout, matrix products."""
+"""What makes training on a CPU cheaper and leaves its result: memory, matrix products."""
 
 import ctypes
 import platform
 from typing import Any
 
-import numpy
 import torch
 from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
@@ -20,9 +19,7 @@ def prepare(model: nn.Module) -> None:
     """Let a model train by the cheaper ways below; what it saves stays what it was."""
     keep_memory()
     for module in model.modules():
-        if type(module) is nn.Dropout:
-            module.__class__ = Dropout
-        elif type(module) is nn.Linear:
+        if type(module) is nn.Linear:
             module.__class__ = Linear
         elif type(module) is PeftLinear:
             module.__class__ = LoraLinear
@@ -38,26 +35,6 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-class Dropout(nn.Dropout):
-    """``nn.Dropout`` that draws 16 bits a value, from a generator that torch's seeds.
-
-    torch draws values one after the other, five times as slowly. A value is dropped with the
-    multiple of 2**-16 that is nearest to ``p``, and the others are scaled by just that.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        dropped = round(self.p * 2**16)
-        plain = input.dtype is torch.float32 and input.device.type == "cpu" and not self.inplace
-        if not plain or not self.training or not 0 < dropped < 2**16:
-            return super().forward(input)
-        draws = numpy.random.SFC64(int(torch.randint(2**63 - 1, ())))
-        bits = draws.random_raw(-(-input.numel() // 4)).view(numpy.uint16)[: input.numel()]
-        # Numbers of 0 and 1: torch turns those into floats eight times as fast as truth values,
-        # and the backward pass holds a quarter of what it would of floats.
-        kept = torch.from_numpy((bits >= dropped).view(numpy.uint8)).view(input.shape)
-        return input * kept * (2**16 / (2**16 - dropped))
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
