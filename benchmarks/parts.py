@@ -140,9 +140,6 @@ def compare(method: str, steps: int) -> None:
     if method == "lora":
         without["LoraLinear"] = lambda m: classes(m, cpu.LoraLinear, PeftLinear)
         without["product through oneDNN"] = without_onednn
-    else:
-        without["Linear"] = lambda m: classes(m, cpu.Linear, nn.Linear)
-        without["product through oneDNN"] = without_onednn
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("on", *without)}
     for number in range(-2, steps):
         batch = batches[number % len(batches)]

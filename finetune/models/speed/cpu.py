@@ -19,9 +19,7 @@ def prepare(model: nn.Module) -> None:
     """Let a model train by the cheaper ways below; what it saves stays what it was."""
     keep_memory()
     for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = Linear
-        elif type(module) is PeftLinear:
+        if type(module) is PeftLinear:
             module.__class__ = LoraLinear
 
 
@@ -48,38 +46,6 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
         weight = weight if weight.T.is_contiguous() else weight.contiguous()
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
     return functional.linear(x, weight, bias)
-
-
-class Product(torch.autograd.Function):
-    """x (T, in) -> x @ weight.T + bias (T, out)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> Any:
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return product(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore
-        (of_out,), (x, weight) = grads, ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        of_x = product(of_out, weight.T, None) if for_x else None
-        of_weight = None
-        if for_weight:
-            # MKL is the faster one here, if the longer side comes first.
-            wide = of_out.shape[1] > x.shape[1]
-            of_weight = of_out.T @ x if wide else (x.T @ of_out).T
-        return of_x, of_weight, of_out.sum(0) if for_bias else None
-
-
-class Linear(nn.Linear):
-    """``nn.Linear`` that learns as ``Product`` does, in fp32; it answers as the saved one will."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.training and fp32_on_cpu(input, self.weight):
-            out = Product.apply(flat(input), self.weight, self.bias)
-            return out.view(*input.shape[:-1], self.out_features)
-        return super().forward(input)
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
@@ -132,7 +98,7 @@ class LoraLinear(PeftLinear):
             and name not in self.lora_variant
             and not self.lora_bias[name]
             and isinstance(self.lora_dropout[name], nn.Identity)
-            and isinstance(base, Linear)
+            and type(base) is nn.Linear
             and fp32_on_cpu(x, base.weight, self.lora_A[name].weight)
         )
         if not plain:
