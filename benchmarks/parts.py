@@ -50,13 +50,6 @@ def classes(model: nn.Module, ours: type, plain: type) -> Iterator[None]:
         module.__class__ = ours
 
 
-@contextmanager
-def without_onednn(model: nn.Module) -> Iterator[None]:
-    cpu.ONEDNN = False
-    yield
-    cpu.ONEDNN = True
-
-
 class Hooks:
     """Padding-free hooks that can be exchanged: the last layer for first tokens, or for all."""
 
@@ -139,7 +132,6 @@ def compare(method: str, steps: int) -> None:
     }
     if method == "lora":
         without["LoraLinear"] = lambda m: classes(m, cpu.LoraLinear, PeftLinear)
-        without["product through oneDNN"] = without_onednn
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("on", *without)}
     for number in range(-2, steps):
         batch = batches[number % len(batches)]

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 # By glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def prepare(model: nn.Module) -> None:
@@ -33,19 +32,6 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x (T, in) -> x @ weight.T + bias (T, out), without a gradient.
-
-    By oneDNN, where torch has it, as torch.compile does: torch's own linear layers go to MKL,
-    which takes a tenth longer on AMD's processors, and twice as long for a side of 8.
-    """
-    if ONEDNN and x.numel():
-        # In any other order of memory it takes reference code, a thousand times as slow.
-        weight = weight if weight.T.is_contiguous() else weight.contiguous()
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
-    return functional.linear(x, weight, bias)
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
@@ -69,20 +55,20 @@ class MergedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
         merged = torch.addmm(weight, b, a, alpha=scale)
-        # Reads x while it is at hand; the backward pass would wait for it.
-        low = product(a, x, None)
+        # Computed here, while x is in the processor's cache, for the backward pass.
+        low = x @ a.T
         ctx.save_for_backward(x, merged, low, b)
         ctx.scale = scale
-        return product(x, merged, bias)
+        return functional.linear(x, merged, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore
         (of_out,), (x, merged, low, b) = grads, ctx.saved_tensors
-        of_low = product(of_out, b.T, None)
-        of_b = ctx.scale * product(low, of_out.T, None).T
-        of_a = ctx.scale * product(of_low.T, x.T, None)
-        of_x = product(of_out, merged.T, None) if ctx.needs_input_grad[0] else None
+        of_low = of_out @ b
+        of_b = ctx.scale * (of_out.T @ low)
+        of_a = ctx.scale * (of_low.T @ x)
+        of_x = of_out @ merged if ctx.needs_input_grad[0] else None
         return of_x, None, None, of_a, of_b, None
 
 
