@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 
 from finetune import recipe
 from finetune.models.speed import cpu, padding_free
+from finetune.models.speed.merged_lora import LoraLinear
 from finetune.tasks import text_classification
 
 ROWS = 480
@@ -131,7 +132,7 @@ def compare(method: str, steps: int) -> None:
         "first token only": hooks.for_all_tokens,
     }
     if method == "lora":
-        without["LoraLinear"] = lambda m: classes(m, cpu.LoraLinear, PeftLinear)
+        without["LoraLinear"] = lambda m: classes(m, LoraLinear, PeftLinear)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("on", *without)}
     for number in range(-2, steps):
         batch = batches[number % len(batches)]

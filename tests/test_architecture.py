@@ -126,7 +126,7 @@ def test_peft_is_imported_in_three_places() -> None:
     assert set(importers) == {
         "finetune.models.tuning",
         "finetune.models.bottleneck",
-        "finetune.models.speed.cpu",
+        "finetune.models.speed.merged_lora",
     }
 
 

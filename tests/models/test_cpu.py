@@ -1,4 +1,4 @@
-"""CPU kernels compute what torch's and peft's own layers compute."""
+"""Training on a CPU: memory is kept between steps, and merged LoRA computes what peft computes."""
 
 import copy
 import subprocess
@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from finetune.models.speed import cpu
+from finetune.models.speed import cpu, merged_lora
 from finetune.tasks import text_classification
 from tests.conftest import train_job
 
@@ -32,7 +33,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of Linux")
-def test_a_step_takes_the_memory_of_the_one_before() -> None:
+def test_a_step_reuses_the_memory_of_the_one_before() -> None:
     def pages(way: str) -> int:
         words = [sys.executable, "-c", STEPS, way]
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
@@ -41,7 +42,7 @@ def test_a_step_takes_the_memory_of_the_one_before() -> None:
 
 
 def lora(**options: Any) -> Any:
-    """A tiny BERT under LoRA whose every matrix has left its beginning."""
+    """A tiny BERT with LoRA, all of whose matrices differ from their initial zeros."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -57,7 +58,7 @@ def lora(**options: Any) -> Any:
 
 
 def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits of a batch, and the gradients of what learns."""
+    """The logits of a batch, and the gradients of trainable parameters."""
     torch.manual_seed(1)
     logits = model(input_ids=torch.arange(48).view(3, 16)).logits
     logits.square().sum().backward()
@@ -69,7 +70,7 @@ def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}],
     ids=str,
 )
-def test_lora_is_pefts(options: dict[str, Any]) -> None:
+def test_lora_has_pefts_logits_and_gradients(options: dict[str, Any]) -> None:
     theirs = lora(**options)
     ours = copy.deepcopy(theirs)
     cpu.prepare(ours)
@@ -79,7 +80,7 @@ def test_lora_is_pefts(options: dict[str, Any]) -> None:
         assert found.keys() == gradients.keys()
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         for name, gradient in gradients.items():
-            # A key's bias gets no gradient but noise: softmax does not see it.
+            # The gradient of a key's bias is only rounding noise: softmax cancels the bias.
             near = 1e-5 * max(float(gradient.abs().max()), 1e-2 * largest)
             assert torch.allclose(found[name], gradient, rtol=0, atol=near), name
 
@@ -87,25 +88,27 @@ def test_lora_is_pefts(options: dict[str, Any]) -> None:
 def test_lora_takes_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lora()
     cpu.prepare(model)
-    count = sum(isinstance(module, cpu.LoraLinear) for module in model.modules())
+    count = sum(isinstance(module, merged_lora.LoraLinear) for module in model.modules())
     calls = []
-    product = cpu.MergedProduct.apply
-    monkeypatch.setattr(cpu.MergedProduct, "apply", lambda *x: calls.append(1) or product(*x))
+    product = merged_lora.MergedProduct.apply
+    monkeypatch.setattr(
+        merged_lora.MergedProduct, "apply", lambda *x: calls.append(1) or product(*x)
+    )
     step(model.train())
-    # Two layers of six products, the pooler's and the head's.
+    # Two layers with six linear layers each, the pooler and the head.
     assert len(calls) == count == 14
 
 
-def test_a_run_on_the_cpu_trains_by_them(tiny_recipe: Path) -> None:
+def test_a_run_on_the_cpu_uses_merged_lora(tiny_recipe: Path) -> None:
     flags = ["--method", "lora", "--use_cpu", "true"]
     run, job = train_job(text_classification, tiny_recipe, *flags)
     kinds = {type(module) for module in job.model.modules()}
-    assert cpu.LoraLinear in kinds
-    assert cpu.PeftLinear not in kinds
+    assert merged_lora.LoraLinear in kinds
+    assert PeftLinear not in kinds
     assert run.is_finished
 
 
-def test_lora_switched_off_or_folded_in_answers_as_ever() -> None:
+def test_disabled_or_merged_lora_computes_what_pefts_does() -> None:
     model = lora().train()
     ids = torch.arange(48).view(3, 16)
     cpu.prepare(model)
@@ -113,6 +116,6 @@ def test_lora_switched_off_or_folded_in_answers_as_ever() -> None:
         adapted = model(input_ids=ids).logits
         with model.disable_adapter():
             base = model(input_ids=ids).logits
-        folded = model.merge_and_unload()(input_ids=ids).logits
+        merged = model.merge_and_unload()(input_ids=ids).logits
     assert not torch.allclose(base, adapted, atol=1e-3)
-    assert torch.allclose(folded, adapted, atol=1e-5)
+    assert torch.allclose(merged, adapted, atol=1e-5)
