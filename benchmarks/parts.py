@@ -8,16 +8,11 @@ in a row on the same batch: with everything on, and with one part off at a time,
 alternates. Printed is the median over the batches of (time with the part off) / (time with
 everything on), for wall time and for the process's own CPU time; 1.05 means that the part saves
 5 %. Set OMP_NUM_THREADS=1 on a busy machine: threads that wait for each other count as CPU time.
-
-keep_memory changes the whole process, so two processes take turns for it, one with and one without.
 """
 
 import argparse
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -123,7 +118,7 @@ def show(name: str, off: list[tuple[float, float]], on: list[tuple[float, float]
 
 
 def compare(method: str, steps: int) -> None:
-    """Measures every part but keep_memory in this process."""
+    """Measures every part and prints its ratios."""
     with tempfile.TemporaryDirectory() as folder:
         model, batches, hooks = prepared(method, Path(folder))
     cpu.prepare(model)
@@ -152,59 +147,13 @@ def compare(method: str, steps: int) -> None:
         show(f"{method}, {name}", seconds[name], seconds["on"])
 
 
-def child(method: str, steps: int, way: str, baton: list[int]) -> None:
-    """One of two processes that take turns, for ``keep_memory``."""
-    with tempfile.TemporaryDirectory() as folder:
-        model, batches, _ = prepared(method, Path(folder))
-    kept = cpu.keep_memory
-    if way == "off":
-        cpu.keep_memory = lambda: None
-    cpu.prepare(model)
-    cpu.keep_memory = kept
-    step = step_of(model)
-    for number in range(-2, steps):
-        os.read(baton[0], 1)
-        wall, own = step(batches[number % len(batches)])
-        os.write(baton[1], b".")
-        if number >= 0:
-            print(wall, own)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    print(usage.ru_maxrss, usage.ru_minflt)
-
-
-def memory(method: str, steps: int) -> None:
-    """Measures ``keep_memory``: seconds, peak memory and page faults of two processes."""
-    ends = [os.pipe(), os.pipe()]
-    os.write(ends[0][1], b".")
-    running = []
-    for way, own, other in zip(("off", "on"), ends, ends[::-1], strict=True):
-        baton = (own[0], other[1])
-        words = [sys.executable, __file__, "--method", method, "--steps", str(steps)]
-        words += ["--child", way, "--baton", *map(str, baton)]
-        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, pass_fds=baton))
-    for end in (*ends[0], *ends[1]):
-        os.close(end)
-    printed = [process.communicate()[0].splitlines()[-steps - 1 :] for process in running]
-    found = [[tuple(map(float, line.split())) for line in lines] for lines in printed]
-    off, on = ([(row[0], row[1]) for row in rows[:-1]] for rows in found)
-    show(f"{method}, keep_memory", off, on)
-    for way, rows in zip(("off", "on"), found, strict=True):
-        print(f"  {way}: peak {rows[-1][0] / 2**20:.2f} GiB, {rows[-1][1] / 1e6:.1f} M page faults")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--method", choices=["full", "lora"], help="one of both methods")
     parser.add_argument("--steps", type=int, default=30, help="batches to measure")
-    parser.add_argument("--child", choices=["on", "off"], help=argparse.SUPPRESS)
-    parser.add_argument("--baton", nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        child(options.method, options.steps, options.child, options.baton)
-        return
     for method in [options.method] if options.method else ["full", "lora"]:
         compare(method, options.steps)
-        memory(method, options.steps)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""Training on a CPU: memory is kept between steps, and merged LoRA computes what peft computes."""
+"""Training on a CPU: merged LoRA computes what peft computes."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +14,6 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from finetune.models.speed import cpu, merged_lora
 from finetune.tasks import text_classification
 from tests.conftest import train_job
-
-# Allocates blocks larger than glibc keeps by default; prints the page faults of the last steps.
-STEPS = """\
-import resource, sys, torch
-from finetune.models.speed import cpu
-if sys.argv[1] == "kept":
-    cpu.keep_memory()
-for step in range(20):
-    if step == 10:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    states = [torch.ones(2**24) for _ in range(2)]
-    del states
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of Linux")
-def test_a_step_reuses_the_memory_of_the_one_before() -> None:
-    def pages(way: str) -> int:
-        words = [sys.executable, "-c", STEPS, way]
-        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-
-    assert pages("kept") < 0.1 * pages("given back")
 
 
 def lora(**options: Any) -> Any:
