@@ -8,6 +8,10 @@
 - Only plain LoRA in fp32 in training mode takes this path. DoRA, dropout, several adapters,
   autocast and quantized weights use peft's own ``forward``.
 - Logits are peft's to 1e-6, gradients to 1e-5.
+- Without it a step of LoRA on MiniLM took 1.11 times the CPU time (quartiles 1.06 to 1.18) and 1.16
+  times the wall time: 20 pairs of steps, ``OMP_NUM_THREADS=1 python benchmarks/parts.py --method
+  lora --steps 20``, 2026-11-25, Intel Xeon. Measured with oneDNN's product in this path;
+  with torch's, as now, it takes another 5 % less.
 """
 
 from typing import Any
@@ -65,7 +69,7 @@ class LoraLinear(PeftLinear):
         return out.view(*x.shape[:-1], base.out_features)
 
 
-def _are_fp32_on_cpu(*tensors: torch.Tensor) -> bool:
+def _are_fp32_on_cpu(*tensors: Any) -> bool:
     """Returns whether all tensors are fp32 on a CPU, outside of autocast."""
     plain = all(x.dtype is torch.float32 and x.device.type == "cpu" for x in tensors)
     return plain and not torch.is_autocast_enabled("cpu")

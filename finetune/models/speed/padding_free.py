@@ -13,7 +13,7 @@ The data collator, the head and the Trainer still see padded batches. Forward ho
 - First token only: if the head reads only each sequence's first token and the encoder is shaped
   like BERT, the last layer computes queries for the first token only, and its feed-forward part
   sees no other token. Without it a step of full fine-tuning of MiniLM took 1.15 times the CPU time
-  (quartiles 1.13 to 1.19) and 1.16 times the wall time: 24 pairs of steps,
+  (quartiles 1.13 to 1.19) and 1.16 times the wall time, a step of LoRA 1.15 times: 24 pairs,
   ``OMP_NUM_THREADS=1 python benchmarks/parts.py --steps 24``, 2026-11-25, Intel Xeon.
 - Proof at start-up: ``enable`` compares the logits of three made-up texts with and without the
   hooks. If they differ, or the model cannot do it, the hooks are removed, batches stay padded, and
