@@ -1,13 +1,13 @@
-"""Ways of tuning side by side: MiniLM on Rotten Tomatoes, three seeds each (`make adapters`).
+"""Compares tuning methods: MiniLM on Rotten Tomatoes, three seeds each (`make adapters`).
 
-1. A learning rate for every method: one epoch each on a grid by factors of about three, seed 0,
-   chosen by accuracy on 1,000 validation rows; a best value at the grid's edge widens the grid.
-2. Two epochs with that rate for every seed; the test rows are scored once a run.
-3. Forty steps each, one run at a time on all cores, three rounds in turn, for time and memory.
+1. Learning rate: one epoch per value of a grid with factors of about three, seed 0, chosen by
+   accuracy on 1,000 validation rows. If the best value is at the edge, the grid is extended.
+2. Accuracy: two epochs with that learning rate for every seed; each run scores the test rows once.
+3. Time and memory: forty steps per method, one run at a time on all cores, in three rounds.
 
-Finished runs are kept, so a stopped comparison goes on where it was. Writes the numbers to
-benchmarks/results/adapters.json and the figure beside recipes/rotten_tomatoes/README.md, and prints
-the table that stands there.
+Finished runs are kept, so an interrupted comparison can be continued. Writes
+benchmarks/results/adapters.json and recipes/rotten_tomatoes/adapters.svg, and prints the table of
+recipes/rotten_tomatoes/README.md.
 """
 
 import argparse
@@ -36,7 +36,7 @@ NUMBERS = Path("benchmarks/results/adapters.json")
 FIGURE = Path("recipes/rotten_tomatoes/adapters.svg")
 SEEDS = (0, 1, 2)
 GRID = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-# A method's flags, and the middle of its first three learning rates.
+# Each method's flags, and the middle of the first three learning rates to try.
 METHODS: dict[str, tuple[str, float]] = {
     "full": ("--method full", 1e-4),
     "head": ("--method head --cache_features false", 3e-3),
@@ -50,7 +50,7 @@ METHODS: dict[str, tuple[str, float]] = {
     "ln_tuning": ("--method ln_tuning", 3e-3),
 }
 
-# Labels of the figure that would cover another's, in points from their dot.
+# Offsets in points of labels that would overlap others in the figure.
 NUDGED = {
     "ln_tuning": (-6, 4, "right"),
     "ia3": (-6, -14, "right"),
@@ -60,7 +60,7 @@ NUDGED = {
 
 
 def train(place: str, flags: str, threads: int = 1) -> run_directory.Run:
-    """The finished run of ``flags`` at runs/adapters/``place``, trained if it is not there."""
+    """Returns the finished run of ``flags`` at runs/adapters/``place``; trains it if missing."""
     run = run_directory.Run(FOLDER / place)
     if not run.is_finished:
         command = [sys.executable, "-m", "finetune", "train", RECIPE, *flags.split()]
@@ -73,15 +73,15 @@ def train(place: str, flags: str, threads: int = 1) -> run_directory.Run:
 
 
 def learning_rate(method: str) -> dict[float, float]:
-    """Validation accuracy by learning rate, the best of them not at the edge of what was tried."""
+    """Returns validation accuracy by learning rate; the best one is not at the grid's edge."""
     flags, middle = METHODS[method]
     at = GRID.index(middle)
     low, high, found = at - 1, at + 1, {}
     while True:
         for rate in GRID[low : high + 1]:
             if rate not in found:
-                said = f"{flags} --learning_rate {rate} --num_train_epochs 1 --max_test_samples 50"
-                results = train(f"{method}/search-{rate:g}", said).results()
+                words = f"{flags} --learning_rate {rate} --num_train_epochs 1 --max_test_samples 50"
+                results = train(f"{method}/search-{rate:g}", words).results()
                 found[rate] = results["chosen"]["value"]
         best = max(found, key=lambda rate: found[rate])
         if best == GRID[low] and low > 0:
@@ -93,7 +93,7 @@ def learning_rate(method: str) -> dict[float, float]:
 
 
 def tuned(method: str) -> dict[str, Any]:
-    """The chosen learning rate and whether each test row was right: ``correct`` (seeds, rows)."""
+    """Returns the chosen learning rate, and ``correct`` (seeds, rows): 1 for a right test row."""
     tried = learning_rate(method)
     rate = max(tried, key=lambda rate: tried[rate])
     flags = f"{METHODS[method][0]} --learning_rate {rate} --num_train_epochs 2"
@@ -112,13 +112,13 @@ def tuned(method: str) -> dict[str, Any]:
 
 
 def timed(rounds: int = 3, steps: int = 40) -> dict[str, dict[str, float]]:
-    """Seconds a step and peak bytes of every method: medians of rounds in which each has a turn."""
-    said = f"--max_steps {steps} --eval_strategy no --max_test_samples 50"
+    """Returns seconds per step and peak bytes of every method: medians over the rounds."""
+    words = f"--max_steps {steps} --eval_strategy no --max_test_samples 50"
     costs: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
     for turn in range(rounds):
         for method, (flags, rate) in METHODS.items():
             place = f"{method}/timed-{turn}"
-            run = train(place, f"{flags} --learning_rate {rate} {said}", os.cpu_count() or 1)
+            run = train(place, f"{flags} --learning_rate {rate} {words}", os.cpu_count() or 1)
             costs[method].append(run.results()["cost"])
     return {
         method: {
@@ -130,7 +130,7 @@ def timed(rounds: int = 3, steps: int = 40) -> dict[str, dict[str, float]]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The README's table, best first."""
+    """Returns the README's table, best method first."""
     full = rows["full"]
     lines = [
         "| method | learning rate | accuracy | less full, points | trained parameters | "
@@ -153,7 +153,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(rows: dict[str, dict[str, Any]]) -> None:
-    """Accuracy against trained parameters on a log scale, as an SVG file."""
+    """Draws accuracy against trained parameters (log scale) into an SVG file."""
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         axes = figure.subplots()
@@ -177,11 +177,11 @@ def draw(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Run what is missing, then write and print the comparison."""
+    """Trains missing runs, then writes and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--accuracy-only", action="store_true", help="leave the timing for later")
+    parser.add_argument("--accuracy-only", action="store_true", help="skip the timing")
     options = parser.parse_args()
-    # Two processes of one thread take less time than two runs of two threads in turn.
+    # Two processes with one thread each are faster than one process with two threads.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = dict(zip(METHODS, pool.map(tuned, METHODS), strict=True))
     if options.accuracy_only:
@@ -205,7 +205,7 @@ def main() -> None:
 
 
 def run_versions() -> dict[str, str]:
-    """The packages that the runs were made with."""
+    """Returns the package versions of the runs."""
     return run_directory.Run(FOLDER / "full" / "seed-0").results()["versions"]
 
 

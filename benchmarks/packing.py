@@ -1,10 +1,11 @@
-"""Tokens a second: packed blocks against the plain Trainer with padding, on the same reviews.
+"""Measures tokens per second: packed blocks against the plain Trainer with padded batches.
 
 python benchmarks/packing.py
 python benchmarks/packing.py --reviews 64 --rounds 5 --bf16
 
-Both train the same weights on the same real tokens, in turn; printed are the medians and, from the
-pairs of a round, the ratio. The plain Trainer pads each batch to its longest review.
+Both train the same weights on the same real tokens of the same reviews, in alternation. Prints
+medians, and the ratio of the two in each round. The plain Trainer pads each batch to its longest
+review.
 
 Writes benchmarks/results/packing.json.
 """
@@ -42,7 +43,7 @@ NUMBERS = Path("benchmarks/results/packing.json")
 
 
 def seconds(trainer: Trainer) -> float:
-    """How long one epoch takes."""
+    """Trains one epoch and returns its seconds."""
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
     trainer.train()
@@ -50,7 +51,7 @@ def seconds(trainer: Trainer) -> float:
 
 
 def main() -> None:
-    """Train both ways, in turn, and print what they took."""
+    """Trains both ways in alternation and prints their speed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--checkpoint", default="embedded:smollm2")
     parser.add_argument("--dataset", default="embedded:imdb")
@@ -59,14 +60,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bf16", action="store_true")
-    said = parser.parse_args()
+    options = parser.parse_args()
     logging.set_verbosity_error()
 
-    checkpoint = sources.checkpoint(said.checkpoint)
+    checkpoint = sources.checkpoint(options.checkpoint)
     read = recipe.Recipe(
         task="text-generation",
-        model=recipe.Model(said.checkpoint, max_length=said.max_length),
-        data=recipe.Data(said.dataset, max_train_samples=said.reviews),
+        model=recipe.Model(options.checkpoint, max_length=options.max_length),
+        data=recipe.Data(options.dataset, max_train_samples=options.reviews),
         tuning=recipe.Tuning(),
         training={},
         reference=None,
@@ -77,12 +78,12 @@ def main() -> None:
     config: Any = load_config(read, checkpoint, {})
     config.use_cache = False
     tokenizer = load_tokenizer(read, checkpoint, config)
-    # Cut alike, so that both see the same tokens.
+    # Truncated equally, so that both get the same tokens.
     rows = documents.encode(data.train, tokenizer)
-    made = causal_lm.blocks(rows, said.max_length, pieces=False, packs=True)
+    made = causal_lm.blocks(rows, options.max_length, pieces=False, packs=True)
     packed = Dataset.from_dict(made)
-    facts = causal_lm.describe_blocks(packed, len(rows), said.max_length, packs=True)
-    plain = Dataset.from_dict({"input_ids": [row.ids[: said.max_length] for row in rows]})
+    facts = causal_lm.describe_blocks(packed, len(rows), options.max_length, packs=True)
+    plain = Dataset.from_dict({"input_ids": [row.ids[: options.max_length] for row in rows]})
     model = pretrained.load(causal_lm.TASK.auto_model, checkpoint, config, read)
     assert packing.is_kept_apart(model)
     assert isinstance(tokenizer.pad_token_id, int)
@@ -90,15 +91,15 @@ def main() -> None:
     def arguments(folder: str, **more: Any) -> TrainingArguments:
         return TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=said.batch,
+            per_device_train_batch_size=options.batch,
             num_train_epochs=1,
-            # The weights stay what they are, so that every round does the same work.
+            # The weights do not change, so that every round does the same work.
             learning_rate=0.0,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
             logging_strategy="no",
-            bf16=said.bf16,
+            bf16=options.bf16,
             use_cpu=not has_accelerator(),
             **more,
         )
@@ -132,19 +133,19 @@ def main() -> None:
 
     took: dict[str, list[float]] = {"packed": [], "padded": []}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(said.rounds):
+        for _ in range(options.rounds):
             took["packed"].append(facts["tokens"] / seconds(ours(folder)))
             took["padded"].append(facts["tokens"] / seconds(theirs(folder)))
     for name, speeds in took.items():
-        print(f"{name}: {statistics.median(speeds):,.0f} real tokens a second")
+        print(f"{name}: {statistics.median(speeds):,.0f} real tokens per second")
     ratios = [round(a / b, 2) for a, b in zip(took["packed"], took["padded"], strict=True)]
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"packed is {statistics.median(ratios):.2f} times as fast ({spread})")
     speeds = {name: round(statistics.median(each), 1) for name, each in took.items()}
-    results = {"machine": machine(), "settings": vars(said), "tokens_per_second": speeds}
+    results = {"machine": machine(), "settings": vars(options), "tokens_per_second": speeds}
     results |= {"ratio": statistics.median(ratios), "every": ratios, "tokens": facts["tokens"]}
     NUMBERS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"{facts['tokens']:,} tokens in {facts['blocks']} blocks of {said.max_length}")
+    print(f"{facts['tokens']:,} tokens in {facts['blocks']} blocks of {options.max_length}")
 
 
 if __name__ == "__main__":

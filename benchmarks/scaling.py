@@ -1,9 +1,11 @@
-"""What twice the rows, twice the length and fifty times the test rows cost (`make scaling`).
+"""Measures how time grows with rows and length, and memory with test rows (`make scaling`).
 
-Full fine-tuning of MiniLM on texts that all have max_length tokens, each setting three times, in
-turns; the seconds are put beside the floating-point operations that the model's sizes ask for. Then
-what testing takes in memory over what the process had before, with 1,000 and with 50,000 rows,
-through the evaluation that every run ends with, on one layer of MiniLM. Linux; some minutes.
+- Time: full fine-tuning of MiniLM on texts of exactly max_length tokens, with twice the rows and
+  with twice the length, each three times, compared to the floating-point operations needed.
+- Memory: peak memory of testing 1,000 and 50,000 rows on one layer of MiniLM, minus the memory
+  before it.
+
+Linux only; takes some minutes.
 
 Writes benchmarks/results/scaling.json.
 """
@@ -22,7 +24,7 @@ from typing import Any
 import numpy
 
 NUMBERS = Path("benchmarks/results/scaling.json")
-# Rows and tokens of each.
+# Rows, and tokens per row.
 SETTINGS = {"one": (96, 128), "twice the rows": (192, 128), "twice the length": (96, 256)}
 ROUNDS = 3
 TEST_ROWS = (1000, 50_000)
@@ -45,26 +47,28 @@ training:
 
 
 def write(name: str, rows: int, words: int) -> None:
-    """A table of so many texts of so many words, drawn at random from one review."""
+    """Writes a CSV file of ``rows`` texts with ``words`` random words of one review."""
     from finetune.data import readers
 
     tables, _ = readers.dataset("embedded:imdb", None, None, "label", "utf-8")
-    said = "".join(c if c.isalpha() else " " for c in tables["train"].rows["text"].iloc[0]).split()
+    vocabulary = "".join(
+        c if c.isalpha() else " " for c in tables["train"].rows["text"].iloc[0]
+    ).split()
     draw = numpy.random.default_rng(0)
     lines = [
-        f"{' '.join(said[i] for i in draw.integers(0, len(said), words))},{row % 2}"
+        f"{' '.join(vocabulary[i] for i in draw.integers(0, len(vocabulary), words))},{row % 2}"
         for row in range(rows)
     ]
     Path(f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
 
 
 def run(train: int, test: int, length: int, layers: int, steps: int) -> Any:
-    """A finished run in the working directory."""
+    """Trains and returns a run in the working directory."""
     from finetune import recipe
     from finetune.tasks import text_classification
     from finetune.training import runner
 
-    # Words are a token or more each.
+    # Every word has at least one token.
     for name, rows in {"train": train, "validation": 16, "test": test}.items():
         write(name, rows, length)
     words = RECIPE.format(length=length, layers=layers, steps=steps)
@@ -75,7 +79,7 @@ def run(train: int, test: int, length: int, layers: int, steps: int) -> Any:
 
 
 def training(setting: str) -> dict[str, float]:
-    """Seconds of an epoch, and the operations of its matrix products, forward and backward."""
+    """Returns seconds of an epoch and the operations of its matrix products, both passes."""
     rows, length = SETTINGS[setting]
     done = run(rows, 16, length, 6, -1)
     config = json.loads((done.model / "config.json").read_text("utf-8"))
@@ -88,19 +92,19 @@ def training(setting: str) -> dict[str, float]:
 
 
 def memory(name: str) -> int:
-    """Bytes of this process by their name in /proc."""
+    """Returns a memory figure of this process in bytes, by its name in /proc/self/status."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def testing(rows: int) -> dict[str, float]:
-    """Bytes at the peak of testing so many rows, less those before it."""
+    """Returns peak bytes while testing so many rows, minus the bytes before it."""
     from finetune.training import runner
 
     test, taken = runner.test, []
 
     def watched(*arguments: Any) -> Any:
-        # Forget the peak so far (proc(5), clear_refs).
+        # Resets the peak (proc(5), clear_refs).
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         before = memory("VmRSS")
         found = test(*arguments)
@@ -113,7 +117,7 @@ def testing(rows: int) -> dict[str, float]:
 
 
 def measure(what: str, folder: Path) -> dict[str, float]:
-    """One measurement, in a process of its own."""
+    """Takes one measurement in this process."""
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.chdir(folder)
     return training(what) if what in SETTINGS else testing(int(what))
@@ -146,7 +150,7 @@ def main() -> None:
     few, many = (found[str(rows)][0]["bytes"] for rows in TEST_ROWS)
     each = (many - few) / (TEST_ROWS[1] - TEST_ROWS[0])
     results["testing"] = {"bytes": [few, many], "bytes_a_row": round(each, 1)}
-    print(f"testing: {few / 1e6:.1f} and {many / 1e6:.1f} MB, {each:.1f} bytes a row more")
+    print(f"testing: {few / 1e6:.1f} and {many / 1e6:.1f} MB, {each:.1f} bytes per additional row")
     NUMBERS.parent.mkdir(parents=True, exist_ok=True)
     NUMBERS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -1,14 +1,19 @@
-"""This project's paths beside what a user would write instead (`make bench`).
+"""Compares this project's speed with transformers' Trainer and pipeline() (`make bench`).
 
-MiniLM on IMDB reviews, max_length 256, batch 16, one epoch, fp32: the plain Trainer padded to the
-maximum, with dynamic padding and with length-grouped batches; this project's full, lora and head;
-ten epochs on a frozen trunk; answers beside pipeline(batch_size=32). Every path is a process of its
-own, all paths take turns, and medians and ratios are printed; about 45 minutes on two cores. What
-a step of lora costs beside one of full is measured step by step: two runs on the same batches, each
-waiting while the other computes. The limit is the time that the real tokens' matrix products take
-at the speed of this machine's own, measured in the same turns.
+MiniLM on IMDB reviews, max_length 256, batch 16, one epoch, fp32. Measured are:
 
-Writes benchmarks/results/speed.json after every turn, and benchmarks/results/speed.svg.
+- the plain Trainer with batches padded to the maximum, to their longest row, and grouped by length;
+- this project's full, lora and head;
+- ten epochs on a frozen encoder, both ways;
+- predictions, compared with pipeline(batch_size=32);
+- a step of lora compared with one of full: two processes on the same batches, each waiting while
+  the other computes.
+
+Every measurement is its own process. Each round runs all of them, and medians and ratios over the
+rounds are printed. The limit is the time of the real tokens' matrix products at the speed of
+``torch.mm``, measured in the same rounds. About 45 minutes on two cores.
+
+Writes benchmarks/results/speed.json after every round, and benchmarks/results/speed.svg.
 """
 
 import argparse
@@ -35,24 +40,24 @@ FROZEN = {"plain, frozen": "frozen", "head, ten epochs": ["head", EPOCHS]}
 STEPS = {"full, a step": "full", "lora, a step": "lora"}
 ANSWERS = ["pipeline", "predict"]
 PATHS = ["matrix products", *PLAIN, *OURS, "steps", *FROZEN, *ANSWERS]
-# Slow, and far from what they are compared with: their turn is in the first round alone. Of the
-# plain Trainer's ten epochs on a frozen trunk, all the same work, two are run and count for ten.
+# Slow, and clearly apart from the others: run in the first round only. Of the plain Trainer's ten
+# epochs on a frozen encoder, which are all alike, two are run, and their time counts five times.
 ONCE = {"plain, padded", "plain, frozen"}
 FROZEN_EPOCHS = 2
-# What is divided by what, turn by turn and step by step: more than 1 means that the second is
-# faster; the bar.
+# Name: (numerator, denominator, least ratio). Ratios are taken per round or per step; above 1 the
+# second is faster.
 RATIOS = {
     "full against dynamic padding": ("plain, dynamic", "full", 2.2),
     "full against length-grouped": ("plain, grouped", "full", 1.5),
     "a step of full against lora": ("full, a step", "lora, a step", 1 / 0.75),
-    "ten epochs on a frozen trunk": ("plain, frozen", "head, ten epochs", 10),
+    "ten epochs on a frozen encoder": ("plain, frozen", "head, ten epochs", 10),
     "predict against pipeline": ("pipeline", "predict", 1.3),
 }
 MEMORY = "peak memory, full to dynamic"
 
 
 def reviews(count: int) -> Any:
-    """So many embedded reviews with their labels, the same ones every time."""
+    """Returns ``count`` embedded reviews with their labels, the same ones every time."""
     from finetune.data import readers
 
     tables, _ = readers.dataset("embedded:imdb", None, None, "label", "utf-8")
@@ -60,7 +65,7 @@ def reviews(count: int) -> Any:
 
 
 def products() -> dict[str, float]:
-    """Floating-point operations a second of the layers' own matrix products."""
+    """Returns floating-point operations per second of a layer's matrix product."""
     import torch
 
     states, weights = torch.randn(3200, 384), torch.randn(384, 1536)
@@ -73,7 +78,7 @@ def products() -> dict[str, float]:
 
 
 def plain(way: str, rows: int) -> dict[str, float]:
-    """The plain Trainer on so many reviews."""
+    """Trains the plain Trainer on so many reviews."""
     from datasets import Dataset
     from transformers import (
         AutoModelForSequenceClassification,
@@ -125,19 +130,13 @@ def plain(way: str, rows: int) -> dict[str, float]:
     return {"seconds": seconds, "operations": float(work)}
 
 
-def ours(method: str, epochs: int, rows: int, folder: Path) -> dict[str, float]:
-    """This project's recipe on the same reviews; for a head, what comes before counts too."""
-    from finetune import recipe
-    from finetune.tasks import text_classification
-    from finetune.training import runner
-
+def recipe_for(folder: Path, method: str, epochs: int, rows: int) -> str:
+    """Returns a recipe for so many reviews, and writes its tables to ``folder``."""
     reviews(rows).to_csv(folder / "train.csv", index=False, columns=["text", "label"])
     few = reviews(rows).head(16)
     for name in ("validation.csv", "test.csv"):
         few.to_csv(folder / name, index=False, columns=["text", "label"])
-    words = folder / "speed.yaml"
-    words.write_text(
-        f"""\
+    return f"""\
 task: text-classification
 model:
   checkpoint: "embedded:minilm"
@@ -152,9 +151,17 @@ training:
   eval_strategy: "no"
   use_cpu: true
   output_dir: run
-""",
-        encoding="utf-8",
-    )
+"""
+
+
+def ours(method: str, epochs: int, rows: int, folder: Path) -> dict[str, float]:
+    """Trains this project's recipe on the same reviews; for a head, start-up counts too."""
+    from finetune import recipe
+    from finetune.tasks import text_classification
+    from finetune.training import runner
+
+    words = folder / "speed.yaml"
+    words.write_text(recipe_for(folder, method, epochs, rows), encoding="utf-8")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.chdir(folder)
     run = runner.train(recipe.load(words), text_classification.TASK.build)
@@ -164,7 +171,7 @@ training:
 
 
 def steps(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the steps of two methods, which take turns on the same batches."""
+    """Returns seconds of the steps of two methods that alternate on the same batches."""
     ends = [os.pipe(), os.pipe()]
     os.write(ends[0][1], b".")
     running = []
@@ -174,14 +181,14 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
         baton = (own[0], other[1])
         words += ["--baton", *map(str, baton)]
         running.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, pass_fds=baton))
-    # A run that ends, or fails, lets the other go on: nobody else holds its end.
+    # If one process ends or fails, the other reads end-of-file and continues.
     for end in (*ends[0], *ends[1]):
         os.close(end)
-    said = [process.communicate()[0] for process in running]
+    printed = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
         sys.exit(1)
-    # The first step is still warming up, and during the last one the other run ends.
-    found = [json.loads(text.splitlines()[-1])["steps"][1:-1] for text in said]
+    # The first step warms up, and during the last one the other process ends.
+    found = [json.loads(text.splitlines()[-1])["steps"][1:-1] for text in printed]
     return {
         path: {"seconds": statistics.median(seconds), "steps": seconds}
         for path, seconds in zip(STEPS, found, strict=True)
@@ -189,7 +196,7 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def take_turns(baton: list[int]) -> list[float]:
-    """Let a Trainer's steps wait for a byte each, then send one; their seconds, as they come."""
+    """Makes a Trainer's steps wait for a byte and send one; returns the list of their seconds."""
     from transformers import TrainerCallback, trainer
 
     seconds: list[float] = []
@@ -208,7 +215,7 @@ def take_turns(baton: list[int]) -> list[float]:
 
 
 def answers(way: str, rows: int, folder: Path) -> dict[str, Any]:
-    """Seconds to answer so many reviews, and the answers."""
+    """Returns the seconds of predicting so many reviews, and the labels."""
     from transformers import pipeline
 
     from finetune import inference, run_directory, tasks
@@ -218,8 +225,8 @@ def answers(way: str, rows: int, folder: Path) -> dict[str, Any]:
     if way == "pipeline":
         ask = pipeline("text-classification", model=str(run.model), device="cpu")
         before = time.perf_counter()
-        said = ask(texts, batch_size=32, truncation=True, max_length=LENGTH)
-        labels = [answer["label"] for answer in said]
+        answers = ask(texts, batch_size=32, truncation=True, max_length=LENGTH)
+        labels = [answer["label"] for answer in answers]
     else:
         model, tokenizer, recipe = inference.load(run)
         before = time.perf_counter()
@@ -230,7 +237,7 @@ def answers(way: str, rows: int, folder: Path) -> dict[str, Any]:
 
 
 def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One path, in this process."""
+    """Takes one measurement in this process."""
     if path == "matrix products":
         return products()
     if path == "steps":
@@ -251,7 +258,7 @@ def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on; without torch, whose memory would count as that of every path."""
+    """Describes the machine; without importing torch, which would add to every peak memory."""
     kind = Path("/proc/cpuinfo")
     names = [x for x in kind.read_text().splitlines() if "model name" in x] if kind.exists() else []
     return {
@@ -263,17 +270,15 @@ def machine() -> dict[str, Any]:
 
 
 def draw(seconds: dict[str, float], limit: float) -> None:
-    """A bar for each way of training, and the limit."""
+    """Draws a bar for each way of training, and the limit."""
     from matplotlib.figure import Figure
 
     names = [*PLAIN, *OURS]
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.barh(names[::-1], [seconds[name] for name in names[::-1]], color="#4477aa")
-    axes.axvline(
-        limit, color="#aa3377", linestyle="--", label="matrix products of every token, no more"
-    )
-    axes.set_xlabel("seconds an epoch")
+    axes.axvline(limit, color="#aa3377", linestyle="--", label="matrix products of all tokens only")
+    axes.set_xlabel("seconds per epoch")
     axes.legend(frameon=False)
     figure.savefig(FIGURE)
 
@@ -281,9 +286,9 @@ def draw(seconds: dict[str, float], limit: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rows", type=int, default=480, help="reviews to train on")
-    parser.add_argument("--answers", type=int, default=2000, help="reviews to answer")
-    parser.add_argument("--rounds", type=int, default=3, help="how often all paths take their turn")
-    parser.add_argument("--paths", nargs="+", default=PATHS, help="some of the paths")
+    parser.add_argument("--answers", type=int, default=2000, help="reviews to predict")
+    parser.add_argument("--rounds", type=int, default=3, help="how often to run all measurements")
+    parser.add_argument("--paths", nargs="+", default=PATHS, help="only these measurements")
     parser.add_argument("--path", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--baton", nargs=2, type=int, help=argparse.SUPPRESS)
@@ -318,7 +323,7 @@ def main() -> None:
 
 
 def summary(found: dict[str, list[dict[str, Any]]], options: dict[str, Any]) -> dict[str, Any]:
-    """Medians, ratios and shares of what was measured so far."""
+    """Returns medians, ratios and shares of the limit of the rounds so far."""
 
     def middle(path: str, what: str) -> float:
         return statistics.median(row[what] for row in found[path])
@@ -362,7 +367,7 @@ def summary(found: dict[str, list[dict[str, Any]]], options: dict[str, Any]) -> 
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print medians, of how many runs each, and ratios beside their bars."""
+    """Prints medians with their number of runs, and ratios with their bars."""
     shares = results.get("share_of_limit", {})
     for path, seconds in results["seconds"].items():
         of = f"median of {len(results['every'][path])}"

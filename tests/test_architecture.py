@@ -127,7 +127,7 @@ def test_peft_is_imported_in_four_places() -> None:
         "finetune.recipe.adapters",
         "finetune.models.tuning",
         "finetune.models.bottleneck",
-        "finetune.models.speed.cpu",
+        "finetune.models.speed.merged_lora",
     }
 
 

@@ -45,7 +45,7 @@ def load(
             base = load_base(run, recipe)
         else:
             config = AutoConfig.from_pretrained(run.model)
-            base = pretrained.with_trunk_of(base, task.auto_model, config)
+            base = pretrained.with_shared_base(base, task.auto_model, config)
         model = tuning.load_adapter(base, run.model)
     task.prepare(model, recipe)
     return model.eval(), processor, recipe
@@ -186,5 +186,5 @@ def merge(run: run_directory.Run, folder: Path) -> None:
             "would differ, so serve it as an adapter"
         )
     model, processor, _ = load(run)
-    tuning.fold(model, method).save_pretrained(folder)
+    tuning.merge(model, method).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Checkpoints with a head, the ways of tuning them, small models of our own.
+"""Models: loading checkpoints, tuning methods, bottleneck adapters, small convolutional nets.
 
 May import errors, recipe and data.
 """

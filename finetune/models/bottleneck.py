@@ -1,7 +1,10 @@
-"""Bottleneck adapters (Houlsby et al. 2019), as a method that peft saves, loads and switches.
+"""Bottleneck adapters (Houlsby et al. 2019), registered as a peft method.
 
-Two small layers with a nonlinearity between them, h + up(act(down(h))), behind a sublayer of every
-transformer layer. They start as the identity, and only they, the layer norms and the head learn.
+- An adapter is two small linear layers with a residual connection, h + up(act(down(h))), after a
+  sublayer of every transformer layer.
+- ``up`` starts at zero, so the model starts unchanged. Only the adapters, the layer norms and the
+  head are trained.
+- peft saves, loads, enables and disables them like its own methods.
 """
 
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ PREFIX = "bottleneck_"
 
 @dataclass
 class Sublayers:
-    """Names of one transformer layer's projections, found by what they do."""
+    """Names of the linear layers of one transformer layer that adapters attach to."""
 
     attention_output: str
     feed_forward_input: str
@@ -29,11 +32,11 @@ class Sublayers:
 
 
 def sublayers(model: nn.Module, hidden_size: int) -> list[Sublayers]:
-    """The projections of every transformer layer, in order, by role and not by name.
+    """Finds the linear layers of every transformer layer by their shapes, in order.
 
-    In a layer, the feed-forward output is the last linear that narrows to ``hidden_size``; its
-    input is the first linear of that inner width (or twice it, gated); the attention output is the
-    last linear to ``hidden_size`` before that.
+    - Feed-forward output: the last linear from a wider input to ``hidden_size``.
+    - Feed-forward input: the first linear to that inner width, or to twice it if it is gated.
+    - Attention output: the last linear to ``hidden_size`` before the feed-forward input.
     """
     found: list[Sublayers] = []
     taken: list[str] = []
@@ -50,7 +53,7 @@ def sublayers(model: nn.Module, hidden_size: int) -> list[Sublayers]:
 
 
 def _roles(layer: nn.Module, hidden_size: int) -> tuple[str, str, str] | None:
-    # A layer that carries another adapter already has its projection one level down.
+    # In a layer that already has an adapter the linear layer is called ``base_layer``.
     shapes = [
         (name.removesuffix(".base_layer"), *features(module))
         for name, module in layer.named_modules()
@@ -68,7 +71,7 @@ def _roles(layer: nn.Module, hidden_size: int) -> tuple[str, str, str] | None:
 
 
 def features(module: nn.Module) -> tuple[int, int]:
-    """Input and output width of a linear layer; GPT-2's Conv1D is one, stored transposed."""
+    """Returns input and output width of a linear layer, or of GPT-2's Conv1D (transposed)."""
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]
     assert isinstance(module, nn.Linear)
@@ -76,7 +79,7 @@ def features(module: nn.Module) -> tuple[int, int]:
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """A projection with an adapter behind it, or beside the part it ends (``source``)."""
+    """A linear layer followed by an adapter, or with one parallel to the feed-forward part."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ()
@@ -88,13 +91,13 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_up = nn.ModuleDict()
         self.activations: dict[str, Any] = {}
         self.parallel: set[str] = set()
-        self.beside: torch.Tensor | None = None
+        self.parallel_input: torch.Tensor | None = None
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
         self.add(adapter_name, config)
 
     def add(self, adapter_name: str, config: BottleneckConfig) -> None:
-        """Give the layer another adapter, which starts as the identity."""
+        """Adds an adapter to the layer, initialized to the identity."""
         width = features(self.get_base_layer())[1]
         narrow = max(1, int(width / config.reduction_factor))
         down, up = nn.Linear(width, narrow), nn.Linear(narrow, width)
@@ -110,18 +113,18 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def keep_input(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        """Forward hook of the feed-forward input: what a parallel adapter reads."""
-        self.beside = arguments[0]
+        """Forward pre-hook of the feed-forward input: keeps the parallel adapter's input."""
+        self.parallel_input = arguments[0]
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(..., inner) -> (..., width), as the projection, with the active adapters' part."""
+        """Applies the linear layer and the active adapters: (..., inner) -> (..., width)."""
         out = self.base_layer(hidden, *args, **kwargs)
-        beside, self.beside = self.beside, None
+        parallel_input, self.parallel_input = self.parallel_input, None
         if self.disable_adapters:
             return out
         for name in self.active_adapters:
             if name in self.bottleneck_down:
-                source = beside if name in self.parallel else out
+                source = parallel_input if name in self.parallel else out
                 assert source is not None
                 narrow = self.activations[name](self.bottleneck_down[name](source))
                 out = out + self.bottleneck_up[name](narrow)
@@ -129,7 +132,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
 
 class BottleneckModel(BaseTuner):
-    """What peft calls a tuner: puts ``BottleneckLayer`` where the config's placement says."""
+    """A peft tuner that puts ``BottleneckLayer`` at the config's placement."""
 
     prefix = PREFIX
     tuner_layer_cls = BottleneckLayer
@@ -141,7 +144,7 @@ class BottleneckModel(BaseTuner):
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         found = sublayers(model, model.config.hidden_size)  # pyright: ignore
         if not found:
-            raise ValueError("no transformer layers with attention and feed-forward part found")
+            raise ValueError("found no transformer layers with attention and a feed-forward part")
         targets = [s.feed_forward_output for s in found]
         if peft_config.placement == "houlsby":
             targets += [s.attention_output for s in found]
@@ -175,7 +178,7 @@ class BottleneckModel(BaseTuner):
 
 
 def register() -> None:
-    """Make peft know the method by its name, as it knows its own."""
+    """Registers the method with peft under its name."""
     PEFT_TYPE_TO_TUNER_MAPPING[BOTTLENECK] = BottleneckModel  # pyright: ignore
     PEFT_TYPE_TO_PREFIX_MAPPING[BOTTLENECK] = PREFIX  # pyright: ignore
 

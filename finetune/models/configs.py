@@ -1,20 +1,23 @@
 """Model configs: the checkpoint's own, with a task's labels and the recipe's values."""
 
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, ViTConfig
 
-from finetune.data import corpus, sources
+from finetune.data import sources
 from finetune.errors import refuse_unknown
 from finetune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from finetune.data.corpus import Corpus
 
 # A recipe names it like a key of config.json, as from_pretrained accepts it.
 ATTENTION = "attn_implementation"
 
 
 def labelled_config(
-    recipe: Recipe, checkpoint: sources.Checkpoint, data: corpus.Corpus
+    recipe: Recipe, checkpoint: sources.Checkpoint, data: "Corpus"
 ) -> PreTrainedConfig:
     """Returns the checkpoint's config with the data's labels and the recipe's values.
 
@@ -67,7 +70,7 @@ def override(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedConfig:
     return config
 
 
-def describe_head(checkpoint: sources.Checkpoint, data: corpus.Corpus) -> list[str]:
+def describe_head(checkpoint: sources.Checkpoint, data: "Corpus") -> list[str]:
     """Says what happens to the head of a checkpoint that is a classifier already."""
     if checkpoint.is_new:
         return []

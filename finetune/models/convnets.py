@@ -1,8 +1,10 @@
-"""Small convolutional nets to measure transformers against, as transformers loads and saves them.
+"""Small convolutional networks, as a baseline for vision transformers (``new:convnet``).
 
-``new:convnet`` in a recipe. Stages of convolutions, each ended by 2x2 pooling, then linear layers.
-With ``channels: [32]``, one 5x5 convolution and no batch norm it is the net of the MNIST tutorials;
-with three stages of two 3x3 convolutions, batch norm and global pooling a modern one.
+- Each stage is some convolutions with ReLU, then 2x2 max pooling. Linear layers follow.
+- ``channels: [32]``, one 5x5 convolution and ``batch_norm: false`` is the network of the MNIST
+  tutorials; the defaults are three stages of two 3x3 convolutions with batch norm and global
+  average pooling.
+- Registered with transformers, so that the Auto classes load and save them.
 """
 
 from typing import Any
@@ -19,7 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 
 class ConvNetConfig(PreTrainedConfig):
-    """Widths and depths of a ``ConvNet``; ``hidden_size: 0`` pools globally before one linear."""
+    """Sizes of a ``ConvNet``; ``hidden_size: 0`` means global pooling and one linear layer."""
 
     model_type = "convnet"
 
@@ -34,7 +36,7 @@ class ConvNetConfig(PreTrainedConfig):
 
 
 class ConvNet(PreTrainedModel):
-    """(B, C, H, W) -> logits (B, K)."""
+    """A convolutional image classifier: pixels (B, C, H, W) -> logits (B, K)."""
 
     config_class = ConvNetConfig
     base_model_prefix = "stages"
@@ -63,19 +65,19 @@ class ConvNet(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # torch's own, as the tutorials have them; transformers' would be for linear layers.
+        # torch's defaults, as in the tutorials; transformers' initialization is for transformers.
         if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             module.reset_parameters()
 
     def forward(
         self, pixel_values: torch.Tensor, labels: Any = None, **kwargs: Any
     ) -> ImageClassifierOutputWithNoAttention:
-        """Logits alone: the loss is the runner's."""
+        """Returns logits without a loss; the Trainer computes it."""
         logits: Any = self.classifier(self.stages(pixel_values))
         return ImageClassifierOutputWithNoAttention(logits=logits)
 
 
 def register() -> None:
-    """Make transformers know the type, as it knows its own."""
+    """Registers the model type with transformers' Auto classes."""
     AutoConfig.register(ConvNetConfig.model_type, ConvNetConfig, exist_ok=True)
     AutoModelForImageClassification.register(ConvNetConfig, ConvNet, exist_ok=True)

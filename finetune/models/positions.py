@@ -1,4 +1,4 @@
-"""How far positions reach: of tokens, and of pixels, where learned ones are interpolated."""
+"""Limits of a model's positions: tokens of a text, and pixels of an image (interpolated)."""
 
 import copy
 from typing import Any
@@ -11,28 +11,28 @@ from finetune.errors import UserError
 
 
 def most_tokens(config: Any) -> int:
-    """How many tokens a text may have; a number beyond all where the config says none."""
-    # By attribute: GPT-2 and others have it under a name of their own.
+    """Returns the most tokens that a text may have; 10**9 if the config names no limit."""
+    # Read as an attribute: the configs of GPT-2 and others map this name to their own.
     return getattr(config, "max_position_embeddings", 10**9)
 
 
 def side(config: Any) -> int | None:
-    """The side in pixels of the images that a config was made for; None where it says none."""
+    """Returns the side in pixels of a config's images; None if it names none."""
     size = getattr(config, "image_size", None)
     return size[0] if isinstance(size, list | tuple) else size
 
 
 def fit(model: PreTrainedModel, auto: Any, pixels: int) -> PreTrainedModel:
-    """The model for images of ``pixels`` a side, its position embeddings interpolated.
+    """Returns the model for images of ``pixels`` x ``pixels``, its position embeddings resized.
 
-    In the weights and in the config, as bicubic as transformers does it while running, so that
-    whoever loads the model later needs no argument.
+    Interpolates bicubically, as ``interpolate_pos_encoding=True`` does in transformers, but once:
+    weights and config change, so that loading the model later needs no argument.
 
     Args:
         auto: the task's class, for example ``AutoModelForImageClassification``.
 
     Raises:
-        UserError: something else than position embeddings depends on the resolution.
+        UserError: a weight other than the position embeddings depends on the resolution.
     """
     config = copy.deepcopy(model.config)
     config.image_size = pixels
@@ -43,8 +43,8 @@ def fit(model: PreTrainedModel, auto: Any, pixels: int) -> PreTrainedModel:
             continue
         if "position_embedding" not in name:
             raise UserError(
-                f"{config.model_type}: its {name} is made for {side(model.config)} pixels; leave "
-                "out image_size"
+                f"{config.model_type}: its weight {name} depends on images of {side(model.config)} "
+                "pixels; leave image_size out"
             )
         weights[name] = _interpolated(tensor, wanted[name].shape[1])
     made.load_state_dict(weights)
@@ -52,7 +52,7 @@ def fit(model: PreTrainedModel, auto: Any, pixels: int) -> PreTrainedModel:
 
 
 def _interpolated(table: torch.Tensor, tokens: int) -> torch.Tensor:
-    """(1, S + G², D) -> (1, ``tokens``, D): S special tokens stay, the grid of patches grows."""
+    """Resizes the grid of patches: (1, S + G², D) -> (1, ``tokens``, D); S special tokens stay."""
     grid = int(table.shape[1] ** 0.5)
     special = table.shape[1] - grid**2
     new = int((tokens - special) ** 0.5)

@@ -1,4 +1,10 @@
-"""Checkpoints under a new head, in full precision or few bits; shared by several adapters."""
+"""Loads checkpoints with a task's head, in full precision or quantized.
+
+- The config is built without memory first (torch's meta device), and the tuning method is applied
+  to it, so that what does not fit is rejected before gigabytes of weights are read.
+- Position embeddings of images are resized if the recipe asks for another resolution.
+- Several adapters can share one base model's weights in memory (``with_shared_base``).
+"""
 
 import copy
 from typing import Any
@@ -14,16 +20,15 @@ from finetune.recipe import Recipe
 
 
 def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreTrainedModel:
-    """The checkpoint's weights under a new head, loaded once the recipe's tuning is known to fit.
+    """Loads the checkpoint's weights with a new head, after checking that the tuning fits.
 
     Args:
         auto: the task's class, for example ``AutoModelForSequenceClassification``.
-        config: the checkpoint's, with the task's labels.
+        config: the checkpoint's config, with the task's labels.
 
     Raises:
         UserError: the tuning does not fit the model, or the quantization does not work here.
     """
-    # Shapes without memory: what cannot work shows before gigabytes are read.
     try:
         empty = _empty(auto, config)
     except (ValueError, ImportError) as error:
@@ -35,14 +40,15 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
     heads = tuning.head_modules(empty)
     try:
         with torch.device("meta"):
-            _pass(tuning.apply(empty, recipe, checkpoint), empty, recipe, checkpoint)
+            adapted = tuning.apply(empty, recipe, checkpoint)
+            _try_forward(adapted, empty, recipe, checkpoint)
     except RuntimeError as error:
-        # Some methods look at values when they start; those show once there are any.
+        # Some methods read values when they start; their errors show after loading.
         if "meta tensor" not in str(error).lower():
             raise
     if checkpoint.is_new:
         return auto.from_config(config)
-    # The checkpoint's own resolution first, else its positions would come out random.
+    # Load at the checkpoint's own resolution, else its position embeddings would be random.
     pixels, own = positions.side(config), copy.deepcopy(config)
     if pixels:
         own.image_size = AutoConfig.from_pretrained(checkpoint.folder).image_size
@@ -59,22 +65,22 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
         model = positions.fit(model, auto, pixels)
     for module in model.modules():
         # On a CPU bitsandbytes repacks 4-bit weights at the first evaluation and rounds their
-        # scales: what answers would not be what was trained.
+        # scales, so that the evaluated model would differ from the trained one.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module)["support_avx512bf16_for_cpu"] = False
     return model
 
 
 def _quantization(recipe: Recipe, checkpoint: Checkpoint, heads: list[str]) -> Any:
-    """transformers' config for how the weights are held, the heads left as they are; or None."""
+    """Returns transformers' quantization config, or None; heads are not quantized."""
     kind = recipe.model.quantization
     if checkpoint.gguf:
         from transformers import GgufConfig
 
         if kind:
             raise UserError(
-                f"{recipe.where('model.quantization')}: {checkpoint.name} is a file of few bits, "
-                "which is read into full precision; leave the quantization out"
+                f"{recipe.where('model.quantization')}: {checkpoint.name} is a GGUF file, "
+                "which is dequantized when it is read; leave quantization out"
             )
         return GgufConfig(dequantize=True)
     if kind is None:
@@ -87,19 +93,22 @@ def _quantization(recipe: Recipe, checkpoint: Checkpoint, heads: list[str]) -> A
         load_in_8bit=kind == "int8",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=compute,
-        # Said to be none, it would take a language model's output layer too.
+        # With an empty list transformers would quantize a language model's output layer too.
         llm_int8_skip_modules=heads or None,
     )
 
 
 def _empty(auto: Any, config: Any) -> PreTrainedModel:
-    """The model of a config with shapes but no memory."""
+    """Builds a config's model on the meta device: shapes without memory."""
     with torch.device("meta"):
         return auto.from_config(config)
 
 
-def with_trunk_of(base: PreTrainedModel, auto: Any, config: Any) -> PreTrainedModel:
-    """A model whose trunk shares ``base``'s weights, with a head of ``config``'s still to load."""
+def with_shared_base(base: PreTrainedModel, auto: Any, config: Any) -> PreTrainedModel:
+    """Builds ``config``'s model around ``base``'s encoder weights, which it shares.
+
+    The head's weights are uninitialized: an adapter's saved head is loaded into them.
+    """
     model = _empty(auto, config)
     for name, child in model.named_children():
         if name != model.base_model_prefix:
@@ -109,8 +118,10 @@ def with_trunk_of(base: PreTrainedModel, auto: Any, config: Any) -> PreTrainedMo
     return model
 
 
-def _pass(model: nn.Module, empty: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """One forward pass of an adapted model without memory: some misfits only show there."""
+def _try_forward(
+    model: nn.Module, empty: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint
+) -> None:
+    """Runs one forward pass on the meta device; some methods fail only there."""
     if empty.main_input_name == "input_ids":
         ids = torch.ones(2, 8, dtype=torch.long)
-        tuning.fitting(lambda: model(input_ids=ids, attention_mask=ids), recipe, checkpoint)
+        tuning.or_user_error(lambda: model(input_ids=ids, attention_mask=ids), recipe, checkpoint)

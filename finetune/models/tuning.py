@@ -1,14 +1,20 @@
-"""Which weights learn: full, head or an adapter; the one place that knows peft."""
+"""Applies a tuning method to a model: full, head, bitfit, or an adapter by peft.
 
-import re
-from collections.abc import Callable, Iterator
+- ``check`` rejects unknown methods and options before any weight is read.
+- ``apply`` freezes what the method does not train, or wraps the model by peft, with this project's
+  defaults (``_defaults``) under the recipe's own options.
+- ``load_adapter`` and ``merge`` are for finished runs.
+
+peft is imported inside functions, so that runs without an adapter start without it.
+"""
+
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -35,25 +41,24 @@ IA3_MODULES: dict[str, tuple[list[str], list[str]]] = {
     "modernbert": (["attn.Wqkv", "mlp.Wo"], ["mlp.Wo"]),
     "vit": (["k_proj", "v_proj", "mlp.fc2"], ["mlp.fc2"]),
 }
-LAYER_INDEX = re.compile(r"\.(?:layer|layers|h|blocks?)\.(\d+)\.")
 
 
-def writes(model: PreTrainedModel) -> bool:
-    """Whether the model is a causal language model, which says what comes next."""
+def is_causal_lm(model: PreTrainedModel) -> bool:
+    """Returns whether the model predicts next tokens."""
     return model.can_generate()
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
-    """Names of the modules that are the task's, not the pretrained trunk's.
+    """Returns the names of the modules that belong to the task's head.
 
-    Everything beside the trunk, and the trunk's pooler: it feeds nothing but the head, and many
-    checkpoints come without one. A language model has none: what stands beside its trunk was
-    pretrained with it.
+    These are all modules outside of the base model, and the base model's pooler: only the head
+    reads it, and many checkpoints have none. A causal LM has no head in this sense: its output
+    layer was pretrained.
     """
-    if writes(model):
+    if is_causal_lm(model):
         return []
     prefix = model.base_model_prefix
-    beside = [
+    outside = [
         name
         for name, child in model.named_children()
         if name != prefix and list(child.parameters())
@@ -61,11 +66,11 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     pooler = [
         f"{prefix}.pooler" for name, _ in model.base_model.named_children() if name == "pooler"
     ]
-    return pooler + beside
+    return pooler + outside
 
 
 def is_prompt(method: str) -> bool:
-    """Whether a method puts virtual tokens before the text, or before every layer's."""
+    """Returns whether a method adds virtual tokens, to the input or to every layer."""
     from peft import PromptLearningConfig
 
     from finetune.recipe.adapters import adapter_methods
@@ -74,14 +79,14 @@ def is_prompt(method: str) -> bool:
 
 
 def without_adapter(model: nn.Module) -> AbstractContextManager[Any]:
-    """A context in which the model answers as its base does."""
+    """Returns a context in which the model computes without its adapter."""
     from peft import PeftModel
 
     return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 
 def check(recipe: Recipe) -> None:
-    """Checks, before any weight loads, that quantized weights can be trained here.
+    """Checks, before any weight is read, that quantized weights can be trained here.
 
     Raises:
         UserError: the method trains the quantized weights, or bitsandbytes is not installed.
@@ -89,7 +94,7 @@ def check(recipe: Recipe) -> None:
     method, kind = recipe.tuning.method, recipe.model.quantization
     if kind and method in PLAIN_METHODS:
         raise UserError(
-            f"{recipe.where('model.quantization')}: weights in {kind} do not learn; take an "
+            f"{recipe.where('model.quantization')}: weights in {kind} cannot be trained; use an "
             "adapter, for example method: lora"
         )
     if kind and not find_spec("bitsandbytes"):
@@ -99,23 +104,23 @@ def check(recipe: Recipe) -> None:
         )
 
 
-def fitting(action: Callable[[], Any], recipe: Recipe, checkpoint: Checkpoint) -> Any:
-    """What ``action`` returns; peft's and torch's complaints become one line."""
+def or_user_error(action: Callable[[], Any], recipe: Recipe, checkpoint: Checkpoint) -> Any:
+    """Returns what ``action`` returns; errors of peft and torch become a ``UserError``."""
     try:
         return action()
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        if "meta tensor" in said.lower():
+        message = " ".join(str(error).split())
+        if "meta tensor" in message.lower():
             raise
         where, method = recipe.where("tuning.method"), recipe.tuning.method
-        raise UserError(f"{where}: {method} does not fit {checkpoint.name}: {said}") from None
+        raise UserError(f"{where}: {method} does not fit {checkpoint.name}: {message}") from None
 
 
 def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
-    """The model with only the recipe's weights set to learn; wrapped by peft for an adapter.
+    """Returns the model with only the method's weights trainable, wrapped by peft for an adapter.
 
     Raises:
-        UserError: the method does not fit the model, in peft's words.
+        UserError: the method does not fit the model, with peft's message.
     """
     method = recipe.tuning.method
     if method == "full":
@@ -136,9 +141,7 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
     cls = adapter_methods()[method]
     if issubclass(cls, PromptLearningConfig) and model.main_input_name != "input_ids":
         where = recipe.where("tuning.method")
-        raise UserError(
-            f"{where}: {method} puts tokens before a text; {checkpoint.name} reads none"
-        )
+        raise UserError(f"{where}: {method} adds tokens to a text; {checkpoint.name} takes none")
     known = {f.name for f in fields(cls)}
     defaults = {k: v for k, v in _defaults(model, method, cls, heads).items() if k in known}
     options = typed_as(cls, recipe.tuning.options, "tuning", recipe.origin)
@@ -147,23 +150,23 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
         model = prepare_model_for_kbit_training(model, checkpointing)
     if issubclass(cls, PromptLearningConfig):
         prompt_cache.accept_past_key_values(model)
-    config: Any = fitting(lambda: cls(**defaults | options), recipe, checkpoint)
-    adapted = fitting(lambda: get_peft_model(model, config), recipe, checkpoint)
+    config: Any = or_user_error(lambda: cls(**defaults | options), recipe, checkpoint)
+    adapted = or_user_error(lambda: get_peft_model(model, config), recipe, checkpoint)
     if checkpoint.gguf:
-        # The folder alone names no checkpoint.
+        # A folder of GGUF files is not a checkpoint by itself: the file has to be named.
         own = Path(checkpoint.name)
         config.base_model_name_or_path = str(own.resolve() if own.is_file() else own)
     elif checkpoint.revision:
-        # A cache folder means nothing elsewhere; the hub id and its commit do.
+        # The hub id and its commit are valid elsewhere, a cache folder is not.
         config.base_model_name_or_path, config.revision = checkpoint.name, checkpoint.revision
     return adapted
 
 
 def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) -> dict[str, Any]:
-    """What this project tells a method where the recipe is silent; unknown keys are left out."""
+    """Returns this project's defaults of a method's options; the caller drops unknown keys."""
     from peft import PromptLearningConfig
 
-    # peft knows which heads to save only for some task types, and never the pooler.
+    # peft saves the heads of some task types only, and never the pooler.
     saved = [head.rpartition(".")[2] for head in heads]
     norms = [
         name
@@ -171,20 +174,20 @@ def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) 
         if _is_norm(module) and not any(name.startswith(f"{head}.") for head in heads)
     ]
     reads_text = model.main_input_name == "input_ids"
-    task_type = "CAUSAL_LM" if writes(model) else "SEQ_CLS" if reads_text else None
+    task_type = "CAUSAL_LM" if is_causal_lm(model) else "SEQ_CLS" if reads_text else None
     common = {"task_type": task_type, "modules_to_save": saved}
     if method == "bottleneck":
         return common | {"modules_to_save": saved + norms}
     if method == "ln_tuning":
         return common | {"target_modules": norms}
     if issubclass(cls, PromptLearningConfig):
-        # peft reads the widths by the names that BERT gives them; some tokens enter every layer.
+        # peft looks for the widths under BERT's names. Some methods add tokens to every layer.
         embeddings: Any = model.get_input_embeddings()
-        inside = method in {"prefix_tuning", "cartridge"}
+        every_layer = method in {"prefix_tuning", "cartridge"}
         return common | {
             "num_virtual_tokens": 20,
             "num_attention_heads": model.config.num_attention_heads,
-            "token_dim": model.config.hidden_size if inside else embeddings.embedding_dim,
+            "token_dim": model.config.hidden_size if every_layer else embeddings.embedding_dim,
         }
     if method == "ia3" and model.config.model_type in IA3_MODULES:
         targets, feed_forward = IA3_MODULES[model.config.model_type]
@@ -197,7 +200,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
-    """The base with the adapter and head of ``folder`` on it, ready to predict."""
+    """Returns the base with the adapter and head saved in ``folder``, for inference."""
     from peft import PeftModel
 
     from finetune.models import bottleneck
@@ -207,93 +210,20 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
     return PeftModel.from_pretrained(base, str(folder))
 
 
-def fold(model: nn.Module, method: str) -> PreTrainedModel:
-    """The adapted model with its adapter folded into the base's weights, free of peft.
+def merge(model: nn.Module, method: str) -> PreTrainedModel:
+    """Returns the base model with the adapter merged into its weights.
 
     Raises:
-        UserError: the method adds layers or tokens that no weight of the base can take up.
+        UserError: the method adds layers or tokens, which cannot be merged into weights.
     """
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTuner
 
     assert isinstance(model, PeftModel)
-    refusal = UserError(
-        f"{method} cannot be folded into the base's weights; serve it as an adapter"
-    )
+    error = UserError(f"{method} cannot be merged into the base's weights; serve it as an adapter")
     if not isinstance(model.base_model, BaseTuner):
-        raise refusal
+        raise error
     try:
         return model.base_model.merge_and_unload(safe_merge=True)  # pyright: ignore
     except (NotImplementedError, AttributeError, ValueError):
-        raise refusal from None
-
-
-def layer_of(name: str, layers: int) -> int:
-    """How far above the embeddings (0) a parameter stands; heads are at ``layers`` + 1."""
-    found = LAYER_INDEX.search(name)
-    if found:
-        return int(found[1]) + 1
-    return 0 if "embed" in name else layers + 1
-
-
-def parameter_groups(
-    model: nn.Module, decayed: set[str], learning_rate: float, weight_decay: float, decay: float
-) -> list[dict[str, Any]]:
-    """Optimizer groups with a learning rate that shrinks by ``decay`` a layer towards the input.
-
-    Layer-wise decay as in Sun et al. 2019, section 5.3.3.
-
-    Args:
-        decayed: names of the parameters that take weight decay.
-    """
-    layers = max((layer_of(n, -1) for n, _ in model.named_parameters()), default=0)
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in learning(model):
-        groups.setdefault((layer_of(name, layers), name in decayed), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": learning_rate * decay ** (layers + 1 - layer),
-            "weight_decay": weight_decay if takes else 0.0,
-        }
-        for (layer, takes), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
-
-
-def learning(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((n, p) for n, p in model.named_parameters() if p.requires_grad)
-
-
-def learned(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes, by name and not copied: weights that learn, and what is counted.
-
-    peft's own files leave out what makes the virtual tokens of a prompt method.
-    """
-    saved = model.state_dict()
-    counted = {name: b for name, b in model.named_buffers() if name in saved}
-    return {**dict(learning(model)), **counted}
-
-
-@torch.no_grad()
-def load_learned(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Set what ``learned`` gave, to the bit.
-
-    Raises:
-        ValueError: the names, shapes or types are not this model's; nothing was set then.
-    """
-    own = learned(model)
-    odd = sorted(own.keys() ^ tensors.keys())
-    odd += [n for n, t in tensors.items() if n in own and own[n].shape != t.shape]
-    odd += [n for n, t in tensors.items() if n in own and own[n].dtype != t.dtype]
-    if odd:
-        raise ValueError(f"{odd[0]} differs")
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
-
-
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """``trainable_parameters`` and ``total_parameters``; shared tensors count once."""
-    return {
-        "trainable_parameters": sum(p.numel() for _, p in learning(model)),
-        "total_parameters": sum(p.numel() for p in model.parameters()),
-    }
+        raise error from None

@@ -25,7 +25,7 @@ from finetune.data import corpus, documents, packing, sources, streaming, token_
 from finetune.data.documents import Document
 from finetune.errors import UserError
 from finetune.evaluation import intervals, metrics, scoring
-from finetune.models import configs, positions, pretrained, tuning
+from finetune.models import configs, parameters, positions, pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.tasks import text
 from finetune.tasks.base import Task
@@ -90,7 +90,7 @@ class CausalLM(Task):
             )
         data.report |= found | {"documents": parts}
         tuned = tuning.apply(model, recipe, checkpoint)
-        if not tuning.count_parameters(tuned)["trainable_parameters"]:
+        if not parameters.count_parameters(tuned)["trainable_parameters"]:
             raise UserError(
                 f"{where}: {method} finds nothing to train in {checkpoint.name}; take lora"
             )

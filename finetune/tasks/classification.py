@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from finetune.data import corpus
 from finetune.evaluation import scoring
 from finetune.tasks.base import Mistake, Task
 from finetune.tasks.usage import Example
@@ -17,8 +16,10 @@ from finetune.tasks.usage import Example
 if TYPE_CHECKING:
     import pandas
 
+    from finetune.data.corpus import Corpus
 
-def scorer(data: corpus.Corpus) -> Callable[..., dict[str, Any]]:
+
+def scorer(data: "Corpus") -> Callable[..., dict[str, Any]]:
     """Returns (logits, labels, resamples) -> all scores for this corpus's problem type."""
 
     def score(logits: numpy.ndarray, labels: numpy.ndarray, resamples: int) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def scorer(data: corpus.Corpus) -> Callable[..., dict[str, Any]]:
     return score
 
 
-def for_metrics(data: corpus.Corpus) -> Callable[..., tuple[numpy.ndarray, numpy.ndarray]]:
+def for_metrics(data: "Corpus") -> Callable[..., tuple[numpy.ndarray, numpy.ndarray]]:
     """Returns (logits, labels) -> predictions and references as ``evaluate`` metrics take them.
 
     Class indices (N,) int, 0/1 (N, K) int for several labels, or numbers (N,) for a regression.
@@ -45,7 +46,7 @@ def for_metrics(data: corpus.Corpus) -> Callable[..., tuple[numpy.ndarray, numpy
     return convert
 
 
-def difference(data: corpus.Corpus) -> Callable[..., scoring.Metric]:
+def difference(data: "Corpus") -> Callable[..., scoring.Metric]:
     """Returns (logits, others' logits, labels) -> the difference in the headline metric."""
     return partial(scoring.difference, data.problem_type)
 

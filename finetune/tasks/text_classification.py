@@ -1,7 +1,7 @@
 """Text classification: one label, several labels or a number for a text or a pair of texts."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import pandas
@@ -15,17 +15,19 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_torch_xla_available
 
-from finetune.data import corpus, sources, token_cache
+from finetune.data import sources
 from finetune.errors import UserError
-from finetune.evaluation import baselines, extra_metrics, metrics
 from finetune.models import configs, pretrained, tuning
-from finetune.models.speed import cached_features, padding_free
+from finetune.models.speed import padding_free
 from finetune.recipe import Augmentation, Recipe
 from finetune.tasks import text
 from finetune.tasks.classification import Classifier, difference, example, for_metrics, scorer
 from finetune.tasks.usage import Example
 from finetune.training.job import Job
 from finetune.training.losses import classification_loss
+
+if TYPE_CHECKING:
+    from finetune.data.corpus import Corpus
 
 # Evaluation batches: so many rows, or fewer where their tokens would be more than that.
 EVAL_ROWS, EVAL_TOKENS = 64, 32_768
@@ -39,6 +41,11 @@ class TextClassification(Classifier):
     auto_processor = AutoTokenizer
 
     def build(self, recipe: Recipe) -> Job:
+        # Prediction starts without these.
+        from finetune.data import corpus
+        from finetune.evaluation import baselines, extra_metrics, metrics
+        from finetune.models.speed import cached_features
+
         tuning.check(recipe)
         if recipe.augmentation != Augmentation():
             raise UserError(f"{recipe.name}: augmentation changes images; leave it out for texts")
@@ -137,8 +144,10 @@ class TextClassification(Classifier):
 TASK = TextClassification()
 
 
-def _encoded(recipe: Recipe, tokenizer: Any, data: corpus.Corpus) -> dict[str, Dataset]:
+def _encoded(recipe: Recipe, tokenizer: Any, data: "Corpus") -> dict[str, Dataset]:
     """The splits as token ids of at most ``max_length``, through the token cache."""
+    from finetune.data import token_cache
+
     model = recipe.model
 
     def encode(rows: dict[str, list[str]]) -> dict[str, list[Any]]:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from finetune.errors import UserError
-from finetune.models.tuning import learning
+from finetune.models.parameters import trainable
 
 # The allocator's statistics in peft: importance, its running mean and its uncertainty.
 STATISTICS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -63,7 +63,7 @@ class RankBudget(TrainerCallback):
             return
         factors = [
             (p, p @ p.T if "lora_A" in n else p.T @ p)
-            for n, p in learning(self.tuner.model)
+            for n, p in trainable(self.tuner.model)
             if "lora_A" in n or "lora_B" in n
         ]
         # A skipped step has no gradients, and must change nothing.

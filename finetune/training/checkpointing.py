@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState
 
 from finetune.errors import TrainingError, UserError
-from finetune.models import tuning
+from finetune.models import parameters
 from finetune.training import checkpoints, random_state
 from finetune.training.hooks import HookedTrainer
 from finetune.training.saver import Saver
@@ -125,7 +125,7 @@ class CheckpointTrainer(HookedTrainer):
             self.state.best_model_checkpoint = str(self.saver.folder / checkpoints.name(best))
         else:
             best = None
-        weights = tuning.learned(self.accelerator.unwrap_model(self.model))
+        weights = parameters.trained_state(self.accelerator.unwrap_model(self.model))
         for name, weight in weights.items():
             # A value that is not finite makes the sum not finite, which needs no mask in memory.
             suspect = weight.is_floating_point() and not bool(torch.isfinite(weight.sum()))
@@ -150,7 +150,7 @@ class CheckpointTrainer(HookedTrainer):
 
     def check_disk(self, count: int) -> str | None:
         """Returns an error message if ``count`` checkpoints do not fit on the disk."""
-        weights = tuning.learned(self.accelerator.unwrap_model(self.model))
+        weights = parameters.trained_state(self.accelerator.unwrap_model(self.model))
         return self.saver.shortage(count, _expected_bytes(weights))
 
     def _callback_counters(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class CheckpointTrainer(HookedTrainer):
     def load_weights(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)
         try:
-            tuning.load_learned(model, checkpoints.read(folder, "model"))
+            parameters.load_trained_state(model, checkpoints.read(folder, "model"))
         except ValueError as error:
             raise UserError(f"{folder}: is of another model: {error}") from None
 

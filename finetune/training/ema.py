@@ -9,8 +9,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
-from finetune.models.tuning import learning
-
 
 class EMA(TrainerCallback):
     """Updates the EMA after every step, and puts it into the model at the end of training.
@@ -25,7 +23,7 @@ class EMA(TrainerCallback):
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
-        self.names = [name for name, _ in learning(model)] if decay else []
+        self.names = [name for name, _ in trainable(model)] if decay else []
         self.averaged = AveragedModel(self._weights())
 
     def _weights(self) -> nn.ParameterList:

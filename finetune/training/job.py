@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 from datasets import Dataset
 
-from finetune.data.corpus import Corpus
 from finetune.data.sources import Checkpoint
 from finetune.evaluation import extra_metrics
 from finetune.evaluation.extra_metrics import ExtraMetric
 from finetune.evaluation.intervals import Metric
 from finetune.training.losses import Loss
+
+if TYPE_CHECKING:
+    from finetune.data.corpus import Corpus
 
 # Rows that a message names; a step may have thousands.
 SHOWN = 64
@@ -60,7 +62,7 @@ class Job:
     processor: Any
     collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
     splits: dict[str, Dataset]
-    data: Corpus
+    data: "Corpus"
     loss: Loss
     score: Callable[[Any, Any, int], dict[str, Any]]
     headline: str

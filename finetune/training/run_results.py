@@ -16,7 +16,7 @@ from transformers.trainer_callback import TrainerState
 from finetune import run_directory
 from finetune.data.corpus import Corpus
 from finetune.evaluation import scoring
-from finetune.models import tuning
+from finetune.models import parameters
 from finetune.recipe import Recipe, differences
 from finetune.training.job import Job
 
@@ -140,7 +140,7 @@ def cost(
         "total_seconds": round(time.time() - started, 2),
         **counted,
         "peak_memory_bytes": int(peak),
-        **tuning.count_parameters(model),
+        **parameters.count_parameters(model),
         "model_bytes": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
     }
 

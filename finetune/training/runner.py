@@ -24,7 +24,7 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 from finetune import run_directory
 from finetune.data import findings
 from finetune.errors import TrainingError, UserError
-from finetune.models import tuning
+from finetune.models import parameters, tuning
 from finetune.models.speed import cpu
 from finetune.recipe import Recipe
 from finetune.training import adalora, checkpoints, run_results
@@ -253,7 +253,7 @@ def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
 
 
 def _opening(recipe: Recipe, job: Job, run: run_directory.Run) -> str:
-    data, count = job.data, tuning.count_parameters(job.model)
+    data, count = job.data, parameters.count_parameters(job.model)
     notes = [*job.notes, *findings.describe(data.report)]
     if data.rejected:
         notes.append(f"rejected rows are listed in {run_directory.REJECTED}")

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 
 from finetune.errors import TrainingError, UserError
-from finetune.models import tuning
+from finetune.models import parameters
 from finetune.training import checkpoints, losses
 from finetune.training.ema import EMA
 from finetune.training.resumable import ResumableTrainer
@@ -89,7 +89,7 @@ class StepTrainer(ResumableTrainer):
             module = model or self.model
             assert isinstance(module, torch.nn.Module)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = tuning.parameter_groups(
+            groups = parameters.parameter_groups(
                 module,
                 set(self.get_decay_parameter_names(module)),
                 self.args.learning_rate,

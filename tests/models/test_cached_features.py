@@ -1,4 +1,4 @@
-"""A frozen trunk runs once: what its head learns from is what it would have said each epoch."""
+"""Cached features: training a head on them equals training it on the frozen encoder."""
 
 import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ HEAD = ("--method", "head", "--learning_rate", "3e-2", "--num_train_epochs", "3"
 
 
 def curve(path: Path, name: str, *flags: str) -> tuple[list[float], list[float], Job]:
-    """The losses and validation accuracies of a run, and its job."""
+    """Trains the recipe; returns its training losses, its validation losses and its job."""
     run, job = train_job(path, "--output_dir", f"runs/{name}", *flags)
     rows = run.history()
     losses = [row["loss"] for row in rows if "loss" in row]
@@ -26,7 +26,7 @@ def curve(path: Path, name: str, *flags: str) -> tuple[list[float], list[float],
 
 
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each pass through a BERT's layers took, from now on."""
+    """Records the sequence length of every forward pass through a BERT's layers."""
     from transformers.models.bert.modeling_bert import BertEncoder
 
     passed, forward = [], BertEncoder.forward
@@ -47,7 +47,7 @@ def test_training_on_features_is_training_the_head(tiny_recipe: Path) -> None:
     assert losses[-1] < losses[0]
     assert "the encoder's features computed once, without its dropout" in job.notes
     assert len(without.notes) == 1
-    # The model still answers texts, and so does the one that was saved.
+    # Both models still take texts.
     read = recipe.load(tiny_recipe)
     rows = [{"text": "the film was good"}, {"text": "awful plot"}]
     ours = inference.outputs(job.model.eval(), job.processor, read, rows)
@@ -55,14 +55,14 @@ def test_training_on_features_is_training_the_head(tiny_recipe: Path) -> None:
     assert abs(ours - theirs).max() < 1e-5
 
 
-def test_the_trunk_passes_once_over_rows_and_never_again(
+def test_the_encoder_runs_once_per_row_over_all_runs(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curve(tiny_recipe, "first", *HEAD)
     assert len(list(sources.cache("features").glob("*.safetensors"))) == 3
     passed = count_passes(monkeypatch)
     first = curve(tiny_recipe, "again", *HEAD)
-    # Those of the proofs, with and without padding, are left.
+    # Only the proofs at start-up are left, with and without padding.
     assert len(passed) == 3
     for file in sources.cache("features").iterdir():
         file.write_bytes(b"cut short")
@@ -83,7 +83,7 @@ def test_other_rows_or_another_encoding_are_other_features(
     assert set(sources.cache("features").iterdir()) - before
 
 
-def test_another_trunk_has_other_features(tiny_recipe: Path) -> None:
+def test_another_encoder_has_other_features(tiny_recipe: Path) -> None:
     job = text_classification.TASK.build(recipe.load(tiny_recipe, ["--method", "head"]))
     assert isinstance(job.model, PreTrainedModel)
     next(job.model.base_model.parameters()).data.add_(1)
@@ -95,7 +95,7 @@ def test_another_trunk_has_other_features(tiny_recipe: Path) -> None:
     assert len(list(sources.cache("features").iterdir())) == 6
 
 
-def test_a_head_that_reads_every_state_keeps_its_trunk(tiny_recipe: Path) -> None:
+def test_a_head_that_reads_all_states_gets_no_cached_features(tiny_recipe: Path) -> None:
     source = text_classification.TASK.build(recipe.load(tiny_recipe))
     config = AutoConfig.for_model(
         "modernbert",
@@ -110,7 +110,7 @@ def test_a_head_that_reads_every_state_keeps_its_trunk(tiny_recipe: Path) -> Non
     assert job.notes == [
         "the checkpoint's head is kept under new label names",
         "batches without padding",
-        "the encoder runs every epoch: its head reads more than each text's first state",
+        "the encoder runs every epoch: the head reads more than the first token's state",
     ]
     assert "input_ids" in job.splits["train"].column_names
 
@@ -125,7 +125,7 @@ def test_a_copy_of_the_model_stands_alone(tiny_recipe: Path) -> None:
     assert twin(inputs_embeds=states).logits.abs().max() > 0
 
 
-def test_nothing_flows_back_below_the_lowest_layer_that_learns(tiny_recipe: Path) -> None:
+def test_no_gradient_flows_below_the_lowest_trainable_layer(tiny_recipe: Path) -> None:
     tiny_recipe.write_text(
         tiny_recipe.read_text("utf-8")
         + "tuning: {method: lora, target_modules: [query], layers_to_transform: [1]}\n",

@@ -1,142 +1,23 @@
-"""The cheaper ways to train on a CPU give what torch's and peft's own give."""
+"""Training on a CPU: merged LoRA computes what peft computes."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from finetune.models.speed import cpu
+from finetune.models.speed import cpu, merged_lora
+from finetune.models.speed.dropout import Dropout
 from tests.conftest import train_job
-
-# Steps of blocks that glibc always takes from the system, and the pages that the last ones took.
-STEPS = """\
-import resource, sys, torch
-from finetune import cpu
-if sys.argv[1] == "kept":
-    cpu.keep_memory()
-for step in range(20):
-    if step == 10:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    states = [torch.ones(2**24) for _ in range(2)]
-    del states
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of Linux")
-def test_a_step_takes_the_memory_of_the_one_before() -> None:
-    def pages(way: str) -> int:
-        words = [sys.executable, "-c", STEPS, way]
-        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-
-    assert pages("kept") < 0.1 * pages("given back")
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
-    torch.manual_seed(0)
-    states = torch.ones(1000, 1001, requires_grad=True)
-    out = cpu.Dropout(p)(states)
-    dropped = float((out == 0).float().mean())
-    # Five standard deviations of a share over so many draws.
-    assert abs(dropped - p) < 5 * (p * (1 - p) / states.numel()) ** 0.5
-    assert out.max().item() == pytest.approx(1 / (1 - p), rel=1e-4)
-    # Neither rows nor columns share their draws.
-    for axis in (0, 1):
-        shares = (out == 0).float().mean(axis)
-        assert shares.std().item() == pytest.approx((p * (1 - p) / 1000) ** 0.5, rel=0.15)
-    out.sum().backward()
-    assert states.grad is not None
-    assert torch.equal(states.grad, out.detach())
-
-
-def test_dropout_holds_a_byte_a_value_for_the_backward_pass() -> None:
-    states = torch.ones(100, 100, requires_grad=True)
-    held: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(held.append, lambda _: None):
-        cpu.Dropout(0.5)(states)
-    assert sum(x.nbytes for x in held) == states.numel()
-
-
-def test_dropout_follows_torchs_seed() -> None:
-    states, dropout = torch.ones(7, 9), cpu.Dropout(0.5)
-    torch.manual_seed(3)
-    first, second = dropout(states), dropout(states)
-    torch.manual_seed(3)
-    assert torch.equal(dropout(states), first)
-    assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize("p", [0.0, 1.0])
-def test_dropout_of_nothing_or_all(p: float) -> None:
-    assert torch.equal(cpu.Dropout(p)(torch.ones(5)), torch.full((5,), 1 - p))
-    assert torch.equal(cpu.Dropout(0.5).eval()(torch.ones(5)), torch.ones(5))
-
-
-@pytest.mark.parametrize("shape", [(5, 7, 12), (1, 12), (12,), (0, 12)], ids=str)
-@pytest.mark.parametrize("out", [3, 12, 40])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer_is_torchs(shape: tuple[int, ...], out: int, bias: bool) -> None:
-    torch.manual_seed(0)
-    theirs = nn.Linear(12, out, bias=bias)
-    ours = copy.deepcopy(theirs)
-    ours.__class__ = cpu.Linear
-    # As they come from a longer row, and as a sum hands its gradient back.
-    states = torch.randn(*shape[:-1], 20)[..., :12]
-
-    def learn(layer: nn.Linear) -> list[torch.Tensor]:
-        x = states.detach().requires_grad_()
-        y = layer(x)
-        # As AdaLoRA adds to what its base layer gives.
-        y += 1
-        y.square().sum().backward(retain_graph=True)
-        y.sum().backward()
-        assert x.grad is not None
-        return [y.detach(), x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
-
-    for found, expected in zip(learn(ours), learn(theirs), strict=True):
-        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert len(learn(ours)) == 3 + bias
-
-
-def test_a_frozen_layer_gets_no_gradient() -> None:
-    frozen = nn.Linear(4, 3).requires_grad_(False)
-    frozen.__class__ = cpu.Linear
-    x = torch.randn(2, 4, requires_grad=True)
-    frozen(x).sum().backward()
-    assert frozen.weight.grad is None
-    assert x.grad is not None
-    assert torch.allclose(x.grad, frozen.weight.sum(0).expand(2, 4))
-    assert not frozen(x.detach()).requires_grad
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_linear_layer_of_another_precision_is_torchs_own(dtype: torch.dtype) -> None:
-    layer = nn.Linear(4, 3).to(dtype)
-    x = torch.randn(2, 4, dtype=dtype)
-    expected = layer(x)
-    layer.__class__ = cpu.Linear
-    assert torch.equal(layer(x), expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer.float()(x.float()).dtype is torch.bfloat16
-
-
-def test_a_linear_layer_answers_by_the_bits_of_torchs() -> None:
-    layer, x = nn.Linear(384, 384).eval(), torch.randn(64, 384)
-    expected = layer(x)
-    layer.__class__ = cpu.Linear
-    assert torch.equal(layer(x), expected)
 
 
 def lora(**options: Any) -> Any:
-    """A tiny BERT under LoRA whose every matrix has left its beginning."""
+    """A tiny BERT with LoRA, all of whose matrices differ from their initial zeros."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -152,7 +33,7 @@ def lora(**options: Any) -> Any:
 
 
 def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits of a batch, and the gradients of what learns."""
+    """The logits of a batch, and the gradients of trainable parameters."""
     torch.manual_seed(1)
     logits = model(input_ids=torch.arange(48).view(3, 16)).logits
     logits.square().sum().backward()
@@ -164,13 +45,13 @@ def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}],
     ids=str,
 )
-def test_lora_is_pefts(options: dict[str, Any]) -> None:
+def test_lora_has_pefts_logits_and_gradients(options: dict[str, Any]) -> None:
     theirs = lora(**options)
     ours = copy.deepcopy(theirs)
     dropout = {module: type(module) for module in ours.modules() if isinstance(module, nn.Dropout)}
     cpu.prepare(ours)
     for module, kind in dropout.items():
-        # Its draws are others.
+        # Dropout of our own draws other values.
         module.__class__ = kind
     for training in (True, False):
         (expected, gradients), (logits, found) = (step(m.train(training)) for m in (theirs, ours))
@@ -178,7 +59,7 @@ def test_lora_is_pefts(options: dict[str, Any]) -> None:
         assert found.keys() == gradients.keys()
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         for name, gradient in gradients.items():
-            # A key's bias gets no gradient but noise: softmax does not see it.
+            # The gradient of a key's bias is only rounding noise: softmax cancels the bias.
             near = 1e-5 * max(float(gradient.abs().max()), 1e-2 * largest)
             assert torch.allclose(found[name], gradient, rtol=0, atol=near), name
 
@@ -186,25 +67,27 @@ def test_lora_is_pefts(options: dict[str, Any]) -> None:
 def test_lora_takes_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lora()
     cpu.prepare(model)
-    count = sum(isinstance(module, cpu.LoraLinear) for module in model.modules())
+    count = sum(isinstance(module, merged_lora.LoraLinear) for module in model.modules())
     calls = []
-    product = cpu.MergedProduct.apply
-    monkeypatch.setattr(cpu.MergedProduct, "apply", lambda *x: calls.append(1) or product(*x))
+    product = merged_lora.MergedProduct.apply
+    monkeypatch.setattr(
+        merged_lora.MergedProduct, "apply", lambda *x: calls.append(1) or product(*x)
+    )
     step(model.train())
-    # Two layers of six products, the pooler's and the head's.
+    # Two layers with six linear layers each, the pooler and the head.
     assert len(calls) == count == 14
 
 
-def test_a_run_on_the_cpu_trains_by_them(tiny_recipe: Path) -> None:
+def test_a_run_on_the_cpu_uses_merged_lora_and_dropout(tiny_recipe: Path) -> None:
     flags = ["--method", "lora", "--use_cpu", "true", "--config", "{hidden_dropout_prob: 0.1}"]
     run, job = train_job(tiny_recipe, *flags)
     kinds = {type(module) for module in job.model.modules()}
-    assert {cpu.Dropout, cpu.Linear, cpu.LoraLinear} <= kinds
-    assert not {nn.Dropout, nn.Linear, cpu.PeftLinear} & kinds
+    assert {merged_lora.LoraLinear, Dropout} <= kinds
+    assert not {PeftLinear, nn.Dropout} & kinds
     assert run.is_finished
 
 
-def test_lora_switched_off_or_folded_in_answers_as_ever() -> None:
+def test_disabled_or_merged_lora_computes_what_pefts_does() -> None:
     model = lora().train()
     ids = torch.arange(48).view(3, 16)
     cpu.prepare(model)
@@ -212,6 +95,6 @@ def test_lora_switched_off_or_folded_in_answers_as_ever() -> None:
         adapted = model(input_ids=ids).logits
         with model.disable_adapter():
             base = model(input_ids=ids).logits
-        folded = model.merge_and_unload()(input_ids=ids).logits
+        merged = model.merge_and_unload()(input_ids=ids).logits
     assert not torch.allclose(base, adapted, atol=1e-3)
-    assert torch.allclose(folded, adapted, atol=1e-5)
+    assert torch.allclose(merged, adapted, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Every way of tuning: what learns, what is saved, and that it comes back bit for bit."""
+"""Tuning methods: what is trained, what is saved, and that it loads bit for bit."""
 
 import copy
 import io
@@ -35,7 +35,7 @@ from transformers import (
 from finetune import cli, inference, recipe, run_directory
 from finetune.data import sources
 from finetune.errors import UserError
-from finetune.models import pretrained, tuning
+from finetune.models import parameters, pretrained, tuning
 from finetune.models.bottleneck import sublayers
 from finetune.recipe import methods
 from finetune.recipe.adapters import BottleneckConfig, adapter_methods
@@ -83,15 +83,13 @@ def with_tuning(path: Path, method: str, options: dict[str, object]) -> Path:
     return made
 
 
-# What peft has to say about its methods' own defaults.
+# peft warns about its own methods' defaults.
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-def test_adapters_come_back_bit_for_bit_in_a_new_process(
-    tiny_recipe: Path, tiny_bert: Path
-) -> None:
+def test_adapters_load_bit_for_bit_in_a_new_process(tiny_recipe: Path, tiny_bert: Path) -> None:
     base = load_file(tiny_bert / "model.safetensors")
     expected: dict[str, numpy.ndarray] = {}
     for method, options in METHODS.items():
-        # By this measure the best epoch is not the last, so that coming back to it shows.
+        # With this metric the best epoch is not the last, so the test covers loading it again.
         worst = ["--metric_for_best_model", "eval_loss", "--greater_is_better", "true"]
         path = with_tuning(tiny_recipe, method, options)
         run, job = train_job(path, *worst)
@@ -118,7 +116,7 @@ def test_adapters_come_back_bit_for_bit_in_a_new_process(
         chosen = run.results()["chosen"]
         assert chosen["step"] < run.results()["steps"], method
         best = checkpoints.read(run.checkpoints / f"checkpoint-{chosen['step']}", "model")
-        ends = tuning.learned(model)
+        ends = parameters.trained_state(model)
         assert set(best) == set(ends), method
         assert all(torch.equal(best[name], ends[name]) for name in ends), method
     command = [sys.executable, "-c", RELOAD, json.dumps(TEXTS), *expected]
@@ -128,7 +126,7 @@ def test_adapters_come_back_bit_for_bit_in_a_new_process(
         assert numpy.array_equal(numpy.load(f"{folder}/logits.npy"), logits), folder
 
 
-def test_every_installed_peft_method_is_offered_or_refused_with_a_reason() -> None:
+def test_every_installed_peft_method_is_offered_or_rejected_with_a_reason() -> None:
     installed = {str.lower(name) for name in PEFT_TYPE_TO_CONFIG_MAPPING}
     offered = set(adapter_methods())
     assert len(offered) > 30
@@ -156,12 +154,12 @@ def test_a_method_of_a_later_peft_needs_no_code(
         ("shira", {"r": 1000}, "shira does not fit"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(
+def test_what_cannot_work_is_rejected_in_one_line(
     tiny_recipe: Path, method: str, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message) as refusal:
+    with pytest.raises(UserError, match=message) as raised:
         text_classification.TASK.build(recipe.load(with_tuning(tiny_recipe, method, options)))
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +170,7 @@ def test_what_cannot_work_is_refused_in_one_line(
         ("hra", {}, "gpt2"),
     ],
 )
-def test_what_does_not_fit_the_model_shows_before_its_weights_load(
+def test_a_misfit_is_rejected_before_weights_load(
     tiny_recipe: Path,
     method: str,
     options: dict[str, object],
@@ -242,7 +240,7 @@ def test_adalora_keeps_its_factors_orthogonal_as_pefts_own_loss_does(tiny_recipe
         assert torch.allclose(gradient, theirs, atol=1e-6), name
 
 
-def test_adalora_without_steps_to_spend_is_refused(tiny_recipe: Path) -> None:
+def test_adalora_without_enough_steps_is_rejected(tiny_recipe: Path) -> None:
     read = recipe.load(with_tuning(tiny_recipe, "adalora", {"tinit": 50}))
     with pytest.raises(UserError, match="leave none of the"):
         runner.train(read, text_classification.TASK.build)
@@ -253,9 +251,9 @@ def test_adalora_without_steps_to_spend_is_refused(tiny_recipe: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("method", ["lora", "bottleneck"])
-# bitsandbytes' own: it casts to the type it computes in.
+# bitsandbytes warns that it casts to the type it computes in.
 @pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes")
-def test_an_adapter_over_a_quantized_base_comes_back(
+def test_an_adapter_on_a_quantized_base_loads_again(
     tiny_recipe: Path, kind: str, method: str
 ) -> None:
     path = with_tuning(tiny_recipe, method, {})
@@ -279,7 +277,7 @@ def test_an_adapter_over_a_quantized_base_comes_back(
 def test_quantization_says_what_it_needs(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="nf4 do not learn; take an adapter"):
+    with pytest.raises(UserError, match="nf4 cannot be trained; use an adapter"):
         tuning.check(recipe.load(tiny_recipe, ["--quantization", "nf4"]))
     lora = recipe.load(tiny_recipe, ["--quantization", "nf4", "--method", "lora"])
     monkeypatch.setattr(tuning, "find_spec", lambda name: None)
@@ -299,7 +297,7 @@ def trained(path: Path, name: str, *flags: str) -> run_directory.Run:
     return run
 
 
-def test_several_adapters_answer_from_one_base(
+def test_several_adapters_predict_from_one_base(
     tiny_recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grades = [(text, str(i % 3)) for i, (text, _) in enumerate(sentences(136, seed=5))]
@@ -323,10 +321,10 @@ def test_several_adapters_answer_from_one_base(
     named = [word for run in runs for word in ("--adapter", str(run))]
     capsys.readouterr()
     cli.main(["predict", *named, *TEXTS])
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(loads) == 1
-    assert [row["adapter"] for row in said] == [str(run) for run in runs for _ in TEXTS]
-    for row, expected in zip(said, [a for each in alone.values() for a in each], strict=True):
+    assert [row["adapter"] for row in printed] == [str(run) for run in runs for _ in TEXTS]
+    for row, expected in zip(printed, [a for each in alone.values() for a in each], strict=True):
         assert row["prediction"] == expected["prediction"]
         assert row["probabilities"] == expected["probabilities"]
     cli.main(["predict", *named, "--format", "csv", TEXTS[0]])
@@ -348,7 +346,7 @@ def test_adapters_of_one_base_share_its_memory(tiny_recipe: Path) -> None:
         assert not any(p.is_meta for p in model.parameters())
 
 
-def test_an_adapter_for_another_base_of_the_same_shape_is_refused(
+def test_an_adapter_for_another_base_of_the_same_shape_is_rejected(
     tiny_recipe: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(tiny_bert, tmp_path / "other")
@@ -366,7 +364,7 @@ def test_an_adapter_for_another_base_of_the_same_shape_is_refused(
     short = trained(path, "short", "--config", "{num_hidden_layers: 1}")
     with pytest.raises(UserError, match="set up otherwise than runs/ours: num_hidden_layers"):
         inference.shared_base([ours, short])
-    # The base itself may change behind an adapter's back.
+    # The base may be changed after the adapter was trained.
     shutil.copy(tiny_bert / "model.safetensors", other / "model.safetensors")
     with pytest.raises(UserError, match="trained on other weights"):
         inference.predict(theirs, [{"text": "a film"}])
@@ -397,7 +395,7 @@ def test_options_of_a_method_are_flags_too(tiny_recipe: Path) -> None:
 
 def never(read: recipe.Recipe) -> Job:
     tuning.check(read)
-    raise AssertionError("nothing was refused")
+    raise AssertionError("no error was raised")
 
 
 def test_bitfit_trains_biases_and_head(tiny_recipe: Path, tiny_bert: Path) -> None:
@@ -444,7 +442,7 @@ ARCHITECTURES = {
 }
 
 
-# What the README's table of defaults promises, and what peft cannot do on GPT-2's Conv1D layers.
+# The methods in the README's table of defaults, and the pairs that peft does not support.
 EVERYWHERE = ["lora", "adalora", "ia3", "vera", "oft", "loha", "lokr", "ln_tuning", "bottleneck"]
 EVERYWHERE += ["prompt_tuning", "p_tuning", "prefix_tuning"]
 CANNOT = {
@@ -454,7 +452,7 @@ CANNOT = {
 }
 
 
-# peft's: vera shares its projections between layers of different width.
+# peft warns that vera shares its projections between layers of different width.
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.parametrize("method", EVERYWHERE)
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -490,7 +488,7 @@ def test_defaults_fit_vit(tiny_recipe: Path, method: str) -> None:
     model = AutoModelForImageClassification.from_config(copy.deepcopy(VIT))
     checkpoint = sources.Checkpoint("vit", Path(), None)
     if method in {"prompt_tuning", "p_tuning", "prefix_tuning"}:
-        with pytest.raises(UserError, match="puts tokens before a text; vit reads none"):
+        with pytest.raises(UserError, match="adds tokens to a text; vit takes none"):
             tuning.apply(model, read, checkpoint)
         return
     adapted = tuning.apply(model, read, checkpoint)
@@ -503,7 +501,7 @@ def test_defaults_fit_vit(tiny_recipe: Path, method: str) -> None:
 
 @pytest.mark.parametrize("placement", ["houlsby", "pfeiffer", "parallel"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_bottleneck_starts_as_the_identity_anywhere(name: str, placement: str) -> None:
+def test_bottleneck_starts_as_the_identity_on_every_architecture(name: str, placement: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(ARCHITECTURES[name]).eval()
     inputs = {"input_ids": torch.randint(3, 50, (3, 7)), "attention_mask": torch.ones(3, 7).long()}
@@ -555,7 +553,7 @@ def test_bottleneck_finds_vit_layers() -> None:
     assert len({s.attention_output for s in found} | {s.feed_forward_output for s in found}) == 4
 
 
-def test_bottleneck_with_gradient_checkpointing_learns_the_same(tiny_recipe: Path) -> None:
+def test_bottleneck_with_gradient_checkpointing_has_the_same_losses(tiny_recipe: Path) -> None:
     path = with_tuning(tiny_recipe, "bottleneck", {"placement": "parallel"})
     curves = []
     for flag in ("false", "true"):
@@ -569,7 +567,7 @@ def test_bottleneck_with_gradient_checkpointing_learns_the_same(tiny_recipe: Pat
 # --- merge -----------------------------------------------------------------------------------
 
 
-def test_a_merged_lora_answers_the_same_without_peft(
+def test_a_merged_lora_predicts_the_same_without_peft(
     tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = with_tuning(tiny_recipe, "lora", {"r": 4, "init_lora_weights": False})
@@ -596,9 +594,9 @@ def test_a_merged_lora_answers_the_same_without_peft(
 
 @pytest.mark.parametrize(
     ("method", "message"),
-    [("bottleneck", "cannot be folded"), ("prompt_tuning", "cannot be folded"), ("head", "plain")],
+    [("bottleneck", "cannot be merged"), ("prompt_tuning", "cannot be merged"), ("head", "plain")],
 )
-def test_what_cannot_be_merged_says_so(tiny_recipe: Path, method: str, message: str) -> None:
+def test_what_cannot_be_merged_is_rejected(tiny_recipe: Path, method: str, message: str) -> None:
     path = with_tuning(tiny_recipe, method, {})
     flags = ["--max_steps", "1", "--load_best_model_at_end", "false"]
     run = runner.train(recipe.load(path, flags), text_classification.TASK.build)
@@ -609,7 +607,7 @@ def test_what_cannot_be_merged_says_so(tiny_recipe: Path, method: str, message: 
 
 
 @pytest.mark.parametrize("method", ["lora", "bottleneck", "prompt_tuning", "bitfit"])
-def test_the_code_on_the_model_card_answers_as_predict_does(tiny_recipe: Path, method: str) -> None:
+def test_the_code_on_the_model_card_predicts_the_same(tiny_recipe: Path, method: str) -> None:
     flags = ["--max_steps", "2"]
     run = runner.train(
         recipe.load(with_tuning(tiny_recipe, method, {}), flags), text_classification.TASK.build
@@ -621,7 +619,7 @@ def test_the_code_on_the_model_card_answers_as_predict_does(tiny_recipe: Path, m
     exec(card.split("```python\n")[1].split("```")[0], names)
     classify = names["classify"]
     assert callable(classify)
-    said = classify("the film was good")[0]
+    answer = classify("the film was good")[0]
     ours = inference.predict(run, [{"text": "the film was good"}])[0]
-    assert said["label"] == ours["prediction"]
-    assert said["score"] == pytest.approx(ours["probabilities"][ours["prediction"]], abs=1e-5)
+    assert answer["label"] == ours["prediction"]
+    assert answer["score"] == pytest.approx(ours["probabilities"][ours["prediction"]], abs=1e-5)

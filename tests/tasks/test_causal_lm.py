@@ -15,7 +15,7 @@ from finetune.data import documents
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
 from finetune.evaluation import scoring
-from finetune.models import tuning
+from finetune.models import parameters
 from finetune.report import files, tables
 from finetune.tasks import causal_lm
 from tests.conftest import CHAT_TEMPLATE, make_writer, sentences, train_job
@@ -274,7 +274,7 @@ def test_adapters(path: Path, tmp_path: Path, kind: str, method: str) -> None:
         return
     run, job = train_job(path, *flags)
     assert job.data.report["packed"] == (method != "prompt_tuning")
-    count = tuning.count_parameters(job.model)
+    count = parameters.count_parameters(job.model)
     assert 0 < count["trainable_parameters"] < 0.5 * count["total_parameters"]
     model, tokenizer, _ = inference.load(run)
     ids = tokenizer("a film", return_tensors="pt")["input_ids"]

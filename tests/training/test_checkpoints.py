@@ -12,7 +12,7 @@ import numpy
 import pytest
 import torch
 
-from finetune.models import tuning
+from finetune.models import parameters
 from finetune.training import checkpoints
 from finetune.training.checkpoints import InvalidCheckpoint
 from finetune.training.saver import Saver
@@ -233,7 +233,7 @@ def test_an_invalid_folder_of_the_same_name_is_set_aside(tmp_path: Path) -> None
 def test_weights_of_another_model_are_not_loaded_in_part() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     model[0].bias.requires_grad_(False)
-    held = {name: tensor.clone() for name, tensor in tuning.learned(model).items()}
+    held = {name: tensor.clone() for name, tensor in parameters.trained_state(model).items()}
     assert set(held) == {
         *("0.weight", "1.weight", "1.bias"),
         *("1.running_mean", "1.running_var", "1.num_batches_tracked"),
@@ -245,10 +245,10 @@ def test_weights_of_another_model_are_not_loaded_in_part() -> None:
         held | {"1.bias": torch.zeros(3, dtype=torch.float64)},
     ):
         with pytest.raises(ValueError, match="differs"):
-            tuning.load_learned(model, {k: v + 1 for k, v in odd.items()})
-        assert all(torch.equal(t, held[n]) for n, t in tuning.learned(model).items())
-    tuning.load_learned(model, {k: v + 1 for k, v in held.items()})
-    assert all(torch.equal(t, held[n] + 1) for n, t in tuning.learned(model).items())
+            parameters.load_trained_state(model, {k: v + 1 for k, v in odd.items()})
+        assert all(torch.equal(t, held[n]) for n, t in parameters.trained_state(model).items())
+    parameters.load_trained_state(model, {k: v + 1 for k, v in held.items()})
+    assert all(torch.equal(t, held[n] + 1) for n, t in parameters.trained_state(model).items())
 
 
 def test_a_manifest_is_plain_json(tmp_path: Path) -> None:

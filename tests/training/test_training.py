@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from finetune import cli, inference, recipe, run_directory
 from finetune.data import corpus
 from finetune.errors import UserError
-from finetune.models import tuning
+from finetune.models import parameters
 from finetune.report import page
 from finetune.tasks import text_classification
 from finetune.tasks.text import encode
@@ -293,7 +293,7 @@ def test_accumulation_is_right_for_several_labels_and_numbers(tiny_recipe: Path)
 def test_layer_decay_scales_each_layer(tiny_recipe: Path) -> None:
     job = text_classification.TASK.build(recipe.load(tiny_recipe))
     names = {id(p): n for n, p in job.model.named_parameters()}
-    groups = tuning.parameter_groups(job.model, set(), 1.0, 0.0, 0.5)
+    groups = parameters.parameter_groups(job.model, set(), 1.0, 0.0, 0.5)
     rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == len(names)
     assert rates["classifier.weight"] == rates["bert.pooler.dense.weight"] == 1.0

@@ -21,7 +21,7 @@ def test_the_tiny_recipe_learns_the_same_on_xla(tiny_recipe: Path, method: str) 
     run, job = train_job(tiny_recipe, "--method", method)
     assert run.results()["device"].startswith("1 x xla")
     assert {parameter.device.type for parameter in job.model.parameters()} == {"xla"}
-    assert "batches padded: XLA wants fixed shapes" in job.notes
+    assert "batches padded: XLA needs fixed shapes" in job.notes
     words = [sys.executable, "-m", "finetune", "train", str(tiny_recipe), "--method", method]
     done = subprocess.run(
         [*words, "--output_dir", "runs/cpu"],

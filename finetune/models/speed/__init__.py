@@ -1,4 +1,4 @@
-"""Faster ways to compute the same: no padding, cached features, CPU kernels.
+"""Speed-ups that keep the result: padding-free batches, cached features, CPU kernels.
 
 May import errors and data.
 """

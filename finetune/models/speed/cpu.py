@@ -1,166 +1,21 @@
-"""What makes training on a CPU cheaper and leaves its result: memory, dropout, matrix products."""
+"""Prepares a model for training on a CPU: cheaper dropout, one matrix product for a LoRA layer."""
 
-import ctypes
-import platform
-from typing import Any
-
-import numpy
-import torch
-from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
+from transformers import PreTrainedModel
 
-# By glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+from finetune.models.speed.dropout import Dropout
 
 
 def prepare(model: nn.Module) -> None:
-    """Let a model train by the cheaper ways below; what it saves stays what it was."""
-    keep_memory()
+    """Makes a model train faster on a CPU; what it saves stays the same."""
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout
-        elif type(module) is nn.Linear:
-            module.__class__ = Linear
-        elif type(module) is PeftLinear:
+    # peft is imported only for models with an adapter, which are peft's own class.
+    if isinstance(model, PreTrainedModel):
+        return
+    from finetune.models.speed.merged_lora import LoraLinear, PeftLinear
+
+    for module in model.modules():
+        if type(module) is PeftLinear:
             module.__class__ = LoraLinear
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that a step frees: the next step wants as much.
-
-    glibc gives large blocks back to the system, which hands them out anew page by page, each
-    cleared first; that took about a tenth of a step. Other allocators are left alone.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-class Dropout(nn.Dropout):
-    """``nn.Dropout`` that draws 16 bits a value, from a generator that torch's seeds.
-
-    torch draws values one after the other, five times as slowly. A value is dropped with the
-    multiple of 2**-16 that is nearest to ``p``, and the others are scaled by just that.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        dropped = round(self.p * 2**16)
-        plain = input.dtype is torch.float32 and input.device.type == "cpu" and not self.inplace
-        if not plain or not self.training or not 0 < dropped < 2**16:
-            return super().forward(input)
-        draws = numpy.random.SFC64(int(torch.randint(2**63 - 1, ())))
-        bits = draws.random_raw(-(-input.numel() // 4)).view(numpy.uint16)[: input.numel()]
-        # Numbers of 0 and 1: torch turns those into floats eight times as fast as truth values,
-        # and the backward pass holds a quarter of what it would of floats.
-        kept = torch.from_numpy((bits >= dropped).view(numpy.uint8)).view(input.shape)
-        return input * kept * (2**16 / (2**16 - dropped))
-
-
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x (T, in) -> x @ weight.T + bias (T, out), without a gradient.
-
-    By oneDNN, where torch has it, as torch.compile does: torch's own linear layers go to MKL,
-    which takes a tenth longer on AMD's processors, and twice as long for a side of 8.
-    """
-    if ONEDNN and x.numel():
-        # In any other order of memory it takes reference code, a thousand times as slow.
-        weight = weight if weight.T.is_contiguous() else weight.contiguous()
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
-    return functional.linear(x, weight, bias)
-
-
-class Product(torch.autograd.Function):
-    """x (T, in) -> x @ weight.T + bias (T, out)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> Any:
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return product(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore
-        (of_out,), (x, weight) = grads, ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        of_x = product(of_out, weight.T, None) if for_x else None
-        of_weight = None
-        if for_weight:
-            # MKL is the faster one here, if the longer side comes first.
-            wide = of_out.shape[1] > x.shape[1]
-            of_weight = of_out.T @ x if wide else (x.T @ of_out).T
-        return of_x, of_weight, of_out.sum(0) if for_bias else None
-
-
-class Linear(nn.Linear):
-    """``nn.Linear`` that learns as ``Product`` does, in fp32; it answers as the saved one will."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.training and fp32_on_cpu(input, self.weight):
-            out = Product.apply(flat(input), self.weight, self.bias)
-            return out.view(*input.shape[:-1], self.out_features)
-        return super().forward(input)
-
-
-def flat(x: torch.Tensor) -> torch.Tensor:
-    """(*, n) -> (T, n)."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def fp32_on_cpu(*tensors: Any) -> bool:
-    """Whether all are fp32 and on a CPU, and their products are to stay so."""
-    plain = all(x.dtype is torch.float32 and x.device.type == "cpu" for x in tensors)
-    return plain and not torch.is_autocast_enabled("cpu")
-
-
-class MergedProduct(torch.autograd.Function):
-    """x (T, in) -> x @ (weight + scale * b @ a).T + bias (T, out), learned in a and b.
-
-    a (r, in) and b (out, r) are added to the weight (out, in) first: with more tokens than
-    columns that is cheaper than to send every token through them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
-        merged = torch.addmm(weight, b, a, alpha=scale)
-        # Reads x while it is at hand; the backward pass would wait for it.
-        low = product(a, x, None)
-        ctx.save_for_backward(x, merged, low, b)
-        ctx.scale = scale
-        return product(x, merged, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore
-        (of_out,), (x, merged, low, b) = grads, ctx.saved_tensors
-        of_low = product(of_out, b.T, None)
-        of_b = ctx.scale * product(low, of_out.T, None).T
-        of_a = ctx.scale * product(of_low.T, x.T, None)
-        of_x = product(of_out, merged.T, None) if ctx.needs_input_grad[0] else None
-        return of_x, None, None, of_a, of_b, None
-
-
-class LoraLinear(PeftLinear):
-    """peft's LoRA on a linear layer; in its plain form, in fp32, as one product."""
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        name, base = self.active_adapters[0] if self.active_adapters else "", self.base_layer
-        plain = (
-            self.training
-            and not (args or kwargs or self.disable_adapters or self.merged)
-            and list(self.lora_A) == [name] == self.active_adapters
-            and name not in self.lora_variant
-            and not self.lora_bias[name]
-            and isinstance(self.lora_dropout[name], nn.Identity)
-            and isinstance(base, Linear)
-            and fp32_on_cpu(x, base.weight, self.lora_A[name].weight)
-        )
-        if not plain:
-            return super().forward(x, *args, **kwargs)
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        scale = self.scaling[name]
-        out = MergedProduct.apply(flat(x), base.weight, base.bias, a, b, scale)
-        return out.view(*x.shape[:-1], base.out_features)
