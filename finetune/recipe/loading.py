@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from finetune.errors import UserError, refuse_unknown
+from finetune.recipe import packaged
 from finetune.recipe.checking import typed
 from finetune.recipe.schema import FLAGS, NOTES, SECTIONS, Recipe, Tuning
 from finetune.recipe.strict_yaml import Block, Scalar, parse_yaml, place, plain
@@ -93,9 +94,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: the file is missing or breaks a rule of ``parse_yaml``, a key is unknown, a
             value does not fit its declared type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such recipe; `finetune recipes` lists what there is")
+    path = packaged.find(path)
     name = str(path)
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"), name)

@@ -9,17 +9,21 @@ from rich.table import Table
 
 from finetune import recipe, run_directory
 from finetune.errors import UserError
+from finetune.recipe import packaged
 from finetune.report import wording
 from finetune.report.comparison import settings_of, without_seed
 from finetune.report.tables import WIDTH, as_text, new_table
 
 RUNS = Path("runs")
+HERE = Path("recipes")
 # accelerate's own configuration files lie beside the recipes.
 NOT_RECIPES = "launch"
 
 
-def recipes(folder: Path) -> str:
+def recipes(folder: Path | None = None) -> str:
     """Every recipe below a folder, a line each, with its measured and its published number.
+
+    Without a folder: ``recipes/`` where there is one, else the recipes installed with the package.
 
     Measured are finished runs below ``runs/`` with the recipe's name and its settings as they are
     now, several seeds by their mean; where there are none, what the recipe itself notes.
@@ -27,9 +31,12 @@ def recipes(folder: Path) -> str:
     Raises:
         UserError: there is no such folder, or no recipe in it.
     """
-    paths = sorted(p for p in folder.rglob("*.yaml") if NOT_RECIPES not in p.parent.parts)
+    if folder is None and HERE.is_dir():
+        folder = HERE
+    place = folder or packaged.folder()
+    paths = sorted(p for p in place.rglob("*.yaml") if NOT_RECIPES not in p.parent.parts)
     if not paths:
-        raise UserError(f"{folder}: no recipe (*.yaml) there; start in the project's own folder")
+        raise UserError(f"{place}: no recipe (*.yaml) there; without a folder, the installed ones")
     rows, unread = [], []
     for path in paths:
         try:
@@ -39,13 +46,13 @@ def recipes(folder: Path) -> str:
             continue
         published = read.reference
         number = wording.number(published.metric, published.value) if published else ""
-        short = str(path.relative_to(folder))
+        short = str(path.relative_to(place))
         cells = [short, read.tuning.method, read.model.checkpoint, _measured(read), number]
         rows.append((read.task, cells))
     parts: list[RenderableType] = []
     for task, members in groupby(sorted(rows, key=lambda row: row[0]), key=lambda row: row[0]):
         parts += [_recipe_table(task, [cells for _, cells in members]), ""]
-    parts.append(f"They lie in {folder}/: finetune train {folder}/RECIPE")
+    parts.append(f"Train one: finetune train {f'{folder}/' if folder else ''}RECIPE")
     return as_text(*parts, *unread)
 
 
