@@ -23,7 +23,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("finetune", "recipes", "tests"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "MANIFEST.in"):
         shutil.copy(ROOT / name, tree)
     (tree / "dist").mkdir()
     done = subprocess.run([sys.executable, "-c", BUILD], cwd=tree, capture_output=True, text=True)
@@ -59,3 +59,4 @@ def test_an_sdist_holds_all_that_a_wheel_is_built_from(dist: Path) -> None:
         members = {m.name.partition("/")[2]: m for m in archive.getmembers()}
     assert package_files() | {"pyproject.toml", "README.md"} <= set(members)
     assert all(members[name].isfile() for name in package_files())
+    assert not [name for name in members if name.startswith("tests/")]
