@@ -46,6 +46,7 @@ MAKE = {
     "torture": "benchmarks/torture.py",
     "test": "-m pytest",
     "test-slow": "-m pytest -m slow",
+    "test-latest": ".venv-latest/bin/python -m pytest",
     "xla": "-m pytest -m xla",
     "wheel": ".ci/wheel",
     "check": "pyright",
