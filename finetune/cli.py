@@ -193,7 +193,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _recipes(options: argparse.Namespace) -> None:
     from finetune.report import listing
 
-    print(listing.recipes(Path(options.folder)))
+    print(listing.recipes(Path(options.folder) if options.folder else None))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -299,7 +299,10 @@ def _parser(default: str | None) -> tuple[argparse.ArgumentParser, dict[str, Any
 
     command = add("recipes", _recipes, "list recipes, with measured and published numbers")
     command.add_argument(
-        "folder", nargs="?", default="recipes", metavar="FOLDER", help="where they are [recipes]"
+        "folder",
+        nargs="?",
+        metavar="FOLDER",
+        help="where they are [recipes, else the installed ones]",
     )
 
     command = add("report", _report, "show a run's results and rewrite its report.html")

@@ -1,11 +1,19 @@
-"""What the README and the recipes say can be typed in."""
+"""Every command in the README and the recipes runs and does what is documented.
 
+Training commands run on a few rows; those that need the hub have to say that they cannot reach it.
+"""
+
+import csv
+import itertools
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,24 +29,66 @@ RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 SMALL = [
     *("--max_train_samples", "32", "--max_test_samples", "16", "--validation_size", "16"),
     *("--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"),
-    *("--max_length", "16", "--overwrite"),
+    *("--max_length", "16"),
 ]
-
-
-def reviews() -> list[str]:
-    return [text for text, _ in sentences(40)]
+# Short texts, so that a step costs little.
+SHORT = ["--dataset", "embedded:rotten_tomatoes"]
+# What `make TARGET -n` has to print.
+MAKE = {
+    "imdb": "finetune train recipes/imdb/minilm.yaml",
+    "gpt": "finetune train recipes/reviews/smollm2-lora.yaml",
+    "mnist": "finetune compare runs/mnist/cnn-tutorial runs/mnist/cnn",
+    "few-labels": "finetune compare runs/few-labels/",
+    "dropout": "finetune compare runs/dropout/",
+    "adapters": "benchmarks/adapters.py",
+    "bench": "benchmarks/speed.py",
+    "scaling": "benchmarks/scaling.py",
+    "torture": "benchmarks/torture.py",
+    "test": "-m pytest",
+    "test-slow": "-m pytest -m slow",
+    "test-latest": ".venv-latest/bin/python -m pytest",
+    "xla": "-m pytest -m xla",
+    "wheel": ".ci/wheel",
+    "check": "pyright",
+}
+LAUNCHERS = {
+    ("accelerate", "launch"): "accelerate.commands.launch",
+    ("torchrun",): "torch.distributed.run",
+}
 
 
 def commands(text: str) -> list[str]:
-    """The commands of a text's shell blocks and comments, without their remarks."""
+    """The commands of a text's shell blocks, without their remarks."""
     blocks = "\n".join(re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL))
     lines = [re.split(r"\s{2,}#|\s#\s", line)[0].strip() for line in blocks.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def documented() -> list[str]:
-    found = [c for page in PAGES for c in commands(page.read_text(encoding="utf-8"))]
-    return sorted(set(found))
+DOCUMENTED = sorted({c for page in PAGES for c in commands(page.read_text(encoding="utf-8"))})
+
+
+def documented(*kinds: str) -> list[str]:
+    """The documented commands that begin with one of some words."""
+    return [c for c in DOCUMENTED if c.startswith(tuple(f"{kind} " for kind in kinds))]
+
+
+TRAIN = documented("finetune train")
+
+
+def recipe_of(command: str) -> str:
+    """The recipe that a `finetune train` command names, such as `imdb/minilm`."""
+    found = re.search(r" recipes/([\w-]+/[\w-]+)\.yaml", command)
+    assert found, command
+    return found[1]
+
+
+def needs_the_hub(command: str) -> bool:
+    read = recipe.load(ROOT / "recipes" / f"{recipe_of(command)}.yaml")
+    sources = [read.model.checkpoint, *([] if " --train " in command else [read.data.dataset])]
+    return any(not str(s).startswith(("embedded:", "new:", "runs/")) for s in sources)
+
+
+OF_HUB = [c for c in TRAIN if needs_the_hub(c)]
 
 
 def opening(path: Path) -> list[str]:
@@ -52,107 +102,245 @@ def opening(path: Path) -> list[str]:
     return lines
 
 
-def test_the_pages_hold_commands() -> None:
-    assert len(PAGES) >= 4
-    assert len(documented()) >= 12
+def train(*words: str, name: str, folder: Path | None = None) -> dict[str, Any]:
+    """Trains and returns results.json of the run that is left in the working directory."""
+    where = folder or Path("runs") / name / "seed-0"
+    cli.main(["train", *words, *([] if folder is None else ["--output_dir", str(folder)])])
+    assert (where / "report.html").is_file()
+    assert (where / "model" / "config.json").is_file() or list(where.glob("model/adapter_*.json"))
+    return json.loads((where / "results.json").read_text(encoding="utf-8"))
 
 
-def test_every_recipe_reads_and_opens_with_its_command() -> None:
-    assert len(RECIPES) >= 12
-    for path in RECIPES:
-        read = recipe.load(path)
-        assert isinstance(read, Recipe)
-        name = str(path.relative_to(ROOT))
-        assert any(name in c or "minilm.yaml" in name for c in opening(path)), name
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny language model in place of SmolLM2."""
+    return str(make_writer(tmp_path_factory.mktemp("writer")))
 
 
-@pytest.mark.parametrize("command", documented())
-def test_documented_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command runs; training ones on a few rows, and those of the hub only as far as it."""
-    for name in ("recipes", "finetune", "Makefile", "pyproject.toml", "constraints.txt"):
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: what a clone holds, and the files that commands name."""
+    for name in ("recipes", "finetune", "Makefile", "pyproject.toml", "constraints.txt", ".ci"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    write_csv(
-        tmp_path / "mine.csv",
-        [(f"{t} {i}", str(i % 5 + 1)) for i, (t, _) in enumerate(sentences(120))],
-        "review,stars",
-    )
-    chats = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    lines = [json.dumps({"messages": [{**chats[0], "content": t}, chats[1]]}) for t in reviews()]
-    (tmp_path / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    lines = [json.dumps({"text": t}) for t in reviews()]
-    (tmp_path / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    rated = [(f"{t} {i}", str(i % 5 + 1)) for i, (t, _) in enumerate(sentences(120))]
+    write_csv(tmp_path / "mine.csv", rated, "review,stars")
+    write_csv(tmp_path / "reviews.csv", sentences(3), "text,label")
+    texts = [text for text, _ in sentences(40)]
+    asked = {"role": "assistant", "content": "!"}
+    chats = [{"messages": [{"role": "user", "content": text}, asked]} for text in texts]
+    for name, rows in (("chats.jsonl", chats), ("corpus.jsonl", [{"text": t} for t in texts])):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    Image.new("RGB", (28, 28)).save(tmp_path / "digit.png")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs are kept that several commands need, so that each is trained once."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def finished(clone: Path, kept: Path, writer: str) -> Callable[[str], None]:
+    """Puts a finished run of a recipe such as `imdb/minilm` into the working directory."""
+
+    def put(name: str) -> None:
+        here = clone / "runs" / name / "seed-0"
+        if (kept / name).is_dir():
+            shutil.copytree(kept / name, here)
+            return
+        own = [] if name.startswith("mnist") else SHORT
+        own = ["--checkpoint", writer] if name.startswith("reviews") else own
+        train(f"recipes/{name}.yaml", *own, *SMALL, name=name, folder=here.relative_to(clone))
+        shutil.copytree(here, kept / name)
+
+    return put
+
+
+def test_every_documented_command_is_run_below() -> None:
+    tools = [" ".join(words) for words in LAUNCHERS]
+    subcommands = ("train", "resume", "predict", "generate", "merge", "compare", "report")
+    run = documented("make", *tools, *(f"finetune {command}" for command in subcommands))
+    assert sorted([*run, "finetune recipes"]) == DOCUMENTED
+    assert len(PAGES) >= 7
+    assert len(DOCUMENTED) >= 40
+    assert len(OF_HUB) >= 4
+
+
+def test_every_recipe_reads_and_opens_with_its_command() -> None:
+    assert len(RECIPES) >= 30
+    for path in RECIPES:
+        assert isinstance(recipe.load(path), Recipe)
+        name = str(path.relative_to(ROOT))
+        assert any(name in command for command in opening(path)), name
+
+
+@pytest.mark.parametrize("command", documented("make"))
+def test_make(command: str, clone: Path) -> None:
     words = shlex.split(command)
-    if words[0] in {"make", "git", "cd", "pip", "cp"}:
-        if words[0] == "make":
-            done = subprocess.run([*words, "-n"], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-        return
-    if words[:2] == ["accelerate", "launch"] or words[0] == "torchrun":
-        module = {"accelerate": "accelerate.commands.launch", "torchrun": "torch.distributed.run"}
-        rest = words[2:] if words[0] == "accelerate" else words[1:]
-        if not any("recipes/" in word for word in rest):
-            own = "reviews/smollm2-lora" if any("writing" in w for w in rest) else "imdb/minilm"
-            rest.append(f"recipes/{own}.yaml")
-        # The embedded data set of short texts, so that a step costs little.
-        extra = ["--dataset", "embedded:rotten_tomatoes", *SMALL]
-        done = subprocess.run(
-            [sys.executable, "-m", module[words[0]], *rest, *extra], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return
-    assert words[0] == "finetune", command
-    if words[1] == "train":
-        if "chat.yaml" in command or "text-corpus.yaml" in command:
-            writer = str(make_writer(tmp_path / "writer"))
-            cli.main([*words[1:], "--checkpoint", writer, "--max_length", "64", "--max_steps", "1"])
-            return
-        of_hub = ("bert-base", "distilbert", "roberta", "images.yaml", "vit-base", "cifar10")
-        hub = any(n in command for n in (*of_hub, "wikitext2"))
-        small = (
-            SMALL
-            if "--train" in words or "mnist" in command
-            else ["--dataset", "embedded:rotten_tomatoes", *SMALL]
-        )
-        if hub:
-            with pytest.raises(SystemExit) as stop:
-                cli.main([*words[1:], *SMALL])
-            assert stop.value.code == 2
-            return
-        first = re.search(r"(recipes/\w+/\w+)-after-(mlm|mae).yaml", command)
-        if first:
-            cli.main(["train", f"{first[1]}-{first[2]}.yaml", *SMALL[:-1]])
-            small = [*small, "--output_dir", "runs/after"]
-        cli.main([*words[1:], *[w for w in small if w != "--overwrite"]])
-        assert list(tmp_path.glob("runs/**/results.json"))
-    elif words[1] == "resume":
-        flags = ["--dataset", "embedded:rotten_tomatoes", "--output_dir", words[2], *SMALL[:-1]]
-        cli.main(["train", "recipes/imdb/minilm.yaml", *flags])
-        results = tmp_path / words[2] / "results.json"
-        results.unlink()
-        cli.main(words[1:])
-        assert results.is_file()
-    elif words[1] == "generate":
-        writer = str(make_writer(tmp_path / "writer"))
-        recipe_file = words[2].replace("runs/", "recipes/") + ".yaml"
-        cli.main(["train", recipe_file, "--checkpoint", writer, *SMALL[:-1]])
-        cli.main(words[1:])
-    elif words[1] in {"predict", "compare", "report", "merge"}:
-        named = re.findall(r"runs/(\w+/[a-z][\w-]*)", command) or ["imdb/minilm"]
-        for name in named:
-            folder = f"runs/{name}/seed-0"
-            texts = [] if "mnist" in name else ["--dataset", "embedded:rotten_tomatoes"]
-            if "reviews" in name:
-                texts += ["--checkpoint", str(make_writer(tmp_path / "writer"))]
-            flags = [*texts, "--output_dir", folder, *SMALL]
-            cli.main(["train", f"recipes/{name}.yaml", *[w for w in flags if w != "--overwrite"]])
-        Image.new("RGB", (28, 28)).save(tmp_path / "digit.png")
-        write_csv(tmp_path / "reviews.csv", sentences(3), "text,label")
-        spread = [
-            str(p) for w in words[2:] for p in (sorted(tmp_path.glob(w)) if "*" in w else [w])
-        ]
-        monkeypatch.setattr(sys, "stdin", ["a film\n"])
-        cli.main([words[1], *spread])
+    done = subprocess.run([*words, "-n"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    set_to = dict(word.split("=", 1) for word in words[2:])
+    expected = MAKE[words[1]]
+    if set_to:
+        expected = f"finetune train {set_to['RECIPE']} {set_to.get('ARGS', '')}"
+    assert expected in done.stdout
+
+
+@pytest.mark.parametrize("command", documented(*(" ".join(words) for words in LAUNCHERS)))
+def test_launchers(command: str, clone: Path, writer: str) -> None:
+    words = shlex.split(command)
+    start = next(tool for tool in LAUNCHERS if command.startswith(" ".join(tool)))
+    own = SHORT
+    if "finetune/writing.py" in words:
+        own = ["--checkpoint", writer]
+    done = subprocess.run(
+        [sys.executable, "-m", LAUNCHERS[start], *words[len(start) :], *own, *SMALL],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (results,) = clone.glob("runs/*/*/seed-0/results.json")
+    processes = words[words.index("--nproc_per_node") + 1] if "--nproc_per_node" in words else "1"
+    assert json.loads(results.read_text(encoding="utf-8"))["device"].startswith(f"{processes} x ")
+
+
+@pytest.mark.parametrize("command", OF_HUB)
+def test_train_says_that_the_hub_cannot_be_reached(
+    command: str, clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Both are read from the environment when the library is imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(clone / "no-cache"))
+    read = recipe.load(ROOT / "recipes" / f"{recipe_of(command)}.yaml")
+    new = read.model.checkpoint.startswith("new:")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*shlex.split(command)[1:], *SMALL])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"finetune: {read.data.dataset if new else read.model.checkpoint}: the hub cannot be "
+        "reached and the local cache does not hold it; connect, or use an embedded: or local one\n"
+    )
+
+
+@pytest.mark.parametrize("command", [c for c in TRAIN if c not in OF_HUB])
+def test_train(command: str, clone: Path, writer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words, name = shlex.split(command)[2:], recipe_of(command)
+    small = list(SMALL)
+    if "--train" not in words and "mnist" not in name:
+        small = [*SHORT, *small]
+    if name in {"your-data/chat", "your-data/text-corpus"}:
+        small = ["--checkpoint", writer, "--max_length", "64", "--max_steps", "1"]
+    first = re.fullmatch(r"(\w+/\w+)-after-(mlm|mae)", name)
+    if first:
+        # The recipe starts from this one's run.
+        before = f"{first[1]}-{first[2]}"
+        own = SHORT if first[2] == "mlm" else []
+        train(f"recipes/{before}.yaml", *own, *SMALL, name=before, folder=Path("runs", before))
+    results = train(*words, *small, name=name, folder=Path("runs", "documented"))
+    assert results["steps"] == 1
+    asked = dict(itertools.pairwise(words))
+    assert results["seed"] == int(asked.get("--seed", 0))
+    assert results["method"] == asked.get("--method", results["method"])
+    assert results["data"]["source"].startswith(asked.get("--train", ""))
+    assert "95 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", documented("finetune resume"))
+def test_resume(command: str, finished: Callable[[str], None]) -> None:
+    folder = Path(shlex.split(command)[2])
+    assert folder.parts[-1] == "seed-0"
+    finished("/".join(folder.parts[1:3]))
+    # As if the run had been stopped before its end.
+    (folder / "results.json").unlink()
+    cli.main(shlex.split(command)[1:])
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["steps"] == 1
+
+
+@pytest.mark.parametrize("command", documented("finetune predict"))
+def test_predict(
+    command: str,
+    finished: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = re.findall(r"runs/(\w+/[\w-]+)", command)
+    for name in runs:
+        finished(name)
+    monkeypatch.setattr(sys, "stdin", ["a film\n", "a plot\n"])
+    capsys.readouterr()
+    cli.main(shlex.split(command)[1:])
+    shown = capsys.readouterr().out.splitlines()
+    if "--format csv" in command:
+        rows: list[dict[str, Any]] = list(csv.DictReader(shown))
+        assert [row["text"] for row in rows] == [text for text, _ in sentences(3)]
     else:
-        cli.main(words[1:])
+        rows = [json.loads(line) for line in shown]
+        expected = 2 if command.endswith("--file -") else len(runs)
+        assert len(rows) == expected
+    labels = set("0123456789") if "mnist" in command else {"negative", "positive"}
+    assert {row["prediction"] for row in rows} <= labels
+
+
+@pytest.mark.parametrize("command", documented("finetune generate"))
+def test_generate(
+    command: str, finished: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(command)
+    finished(words[2].removeprefix("runs/"))
+    capsys.readouterr()
+    cli.main(words[1:])
+    shown = capsys.readouterr().out
+    assert shown.startswith(words[3])
+    assert len(shown.rstrip("\n")) > len(words[3])
+
+
+@pytest.mark.parametrize("command", documented("finetune merge"))
+def test_merge(command: str, finished: Callable[[str], None], clone: Path) -> None:
+    words = shlex.split(command)
+    finished(words[2].removeprefix("runs/"))
+    cli.main(words[1:])
+    merged = clone / words[2] / "seed-0" / "merged"
+    assert (merged / "model.safetensors").is_file()
+    assert not (merged / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("command", documented("finetune compare"))
+def test_compare(
+    command: str,
+    finished: Callable[[str], None],
+    clone: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finished("imdb/minilm")
+    finished("imdb/minilm-lora")
+    capsys.readouterr()
+    # What a shell makes of the pattern.
+    runs = sorted(str(p.relative_to(clone)) for p in clone.glob(shlex.split(command)[2]))
+    assert runs == ["runs/imdb/minilm", "runs/imdb/minilm-lora"]
+    cli.main(["compare", *runs])
+    shown = capsys.readouterr().out
+    assert "full" in shown
+    assert "lora" in shown
+
+
+@pytest.mark.parametrize("command", documented("finetune report"))
+def test_report(
+    command: str, finished: Callable[[str], None], clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished("imdb/minilm")
+    page = clone / "runs" / "imdb" / "minilm" / "seed-0" / "report.html"
+    page.unlink()
+    capsys.readouterr()
+    cli.main(shlex.split(command)[1:])
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert "this model" in capsys.readouterr().out
+
+
+def test_recipes(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["recipes"])
+    shown = capsys.readouterr().out
+    for path in RECIPES:
+        assert str(path.relative_to(ROOT / "recipes")) in shown

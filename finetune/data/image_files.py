@@ -45,7 +45,9 @@ def _require_pillow() -> None:
     try:
         from PIL import Image  # noqa: F401
     except ImportError:
-        raise UserError("images need pillow and kornia: pip install 'finetune[vision]'") from None
+        raise UserError(
+            "images need pillow and kornia: pip install 'finetune-recipes[vision]'"
+        ) from None
 
 
 def _eight_bits(image: "Image.Image") -> "Image.Image":

@@ -162,7 +162,7 @@ def snapshot(name: str, revision: str | None, repo_type: str, patterns: list[str
 def _gguf(name: str, file: Path, revision: str | None) -> Checkpoint:
     """Returns a checkpoint in llama.cpp's file format."""
     if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"{name}: GGUF files need gguf: pip install 'finetune[gguf]'")
+        raise UserError(f"{name}: GGUF files need gguf: pip install 'finetune-recipes[gguf]'")
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise UserError(f"{file}: is not a GGUF file; download the checkpoint again")

@@ -100,7 +100,7 @@ def check(recipe: Recipe) -> None:
     if kind and not find_spec("bitsandbytes"):
         raise UserError(
             f"{recipe.where('model.quantization')}: {kind} needs bitsandbytes: "
-            "pip install 'finetune[quantization]'"
+            "pip install 'finetune-recipes[quantization]'"
         )
 
 

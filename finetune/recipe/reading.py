@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from finetune.errors import UserError, refuse_unknown
+from finetune.recipe import packaged
 from finetune.recipe.checking import typed
 from finetune.recipe.command_line import parse_overrides
 from finetune.recipe.methods import learning_rate
@@ -94,9 +95,7 @@ def read(path: str | Path, overrides: Sequence[str] | Mapping[str, str] = ()) ->
         UserError: the file is missing or breaks a rule of ``parse_yaml``, a key is unknown, a
             value does not fit its declared type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such recipe; `finetune recipes` lists them")
+    path = packaged.find(path)
     name = str(path)
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"), name)

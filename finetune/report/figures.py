@@ -1,6 +1,7 @@
-"""Figures of a run as SVG text that stands inside an HTML page, the same for the same numbers.
+"""Draws the figures of a run as SVG elements for an HTML page, and sheets of images as PNG files.
 
-Text stays text; ids carry the figure's name, so that several figures fit on one page.
+The same numbers give the same bytes. Text is kept as text. Ids start with the name of the figure,
+so that several figures can be on one page.
 """
 
 import io
@@ -18,10 +19,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from finetune.evaluation import metrics
 from finetune.report import wording
 
-# Okabe and Ito 2008: told apart with any colour vision.
+# Okabe and Ito 2008: distinguishable with color vision deficiency.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
 INK = "#222222"
-# With more classes than this the cells hold no readable number.
+# With more classes than this the numbers in the cells are not readable.
 MOST_CLASSES = 30
 # A point is about 100 bytes of SVG.
 MOST_POINTS = 2000
@@ -51,21 +52,21 @@ STYLE: dict[Any, Any] = {
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches; 9 inches is the width of the page's column."""
+    """Returns an empty figure, size in inches. The text column of the page is 9 inches wide."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as one ``<svg>`` element; ``label`` tells screen readers what it shows."""
+    """Returns the figure as one ``<svg>`` element; ``label`` is its name for screen readers."""
     file = io.BytesIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
-        # Label names in any script: the browser has the glyphs that the layout font lacks.
+        # Label names may be in any script. The browser has the glyphs that the font here lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="svg", metadata=nothing)
     svg = file.getvalue().decode("utf-8")
     svg = svg[svg.index("<svg") :]
-    # Its style rule would reach the whole page; the root's attributes say the same.
+    # Its style rule would apply to the whole page. The root's attributes do the same.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = svg.replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
@@ -80,7 +81,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
 
 
 def learning_curves(history: list[dict[str, Any]], results: dict[str, Any]) -> str | None:
-    """Loss, and the validation headline where it was measured, against the step.
+    """Plots the loss, and the validation headline metric where it was measured, over the steps.
 
     Args:
         history: the lines of history.jsonl.
@@ -118,7 +119,7 @@ def learning_curves(history: list[dict[str, Any]], results: dict[str, Any]) -> s
 
 
 def _curve(history: list[dict[str, Any]], name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Steps (M,) and values (M,) of what was logged by a name; gaps where it was not finite."""
+    """Returns the steps (M,) and values (M,) logged under a name; non-finite values become NaN."""
     logged = [(row["step"], row[name]) for row in history if name in row]
     steps, values = numpy.array(logged, dtype=float).reshape(-1, 2).T
     return steps, numpy.where(numpy.isfinite(values), values, numpy.nan)
@@ -128,7 +129,7 @@ def _curve(history: list[dict[str, Any]], name: str) -> tuple[numpy.ndarray, num
 
 
 def confusion(counts: list[list[int]], names: list[str]) -> str | None:
-    """Rows counted by true class (down) and predicted class (across), coloured by row share.
+    """Draws the confusion matrix, colored by row share: rows are true classes, columns predicted.
 
     Args:
         counts: K x K.
@@ -149,12 +150,12 @@ def confusion(counts: list[list[int]], names: list[str]) -> str | None:
         axes = figure.subplots()
         axes.grid(visible=False)
         axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)
-        # Counts beside shares need room; many classes leave it for the counts alone.
+        # Counts and shares need space. With many classes there is only space for the counts.
         size = max(6.0, min(11.0, 95 / k))
         for (i, j), count in numpy.ndenumerate(table):
-            said = f"{count:,}\n{100 * shares[i, j]:.1f} %" if k <= 10 else f"{count or ''}"
+            text = f"{count:,}\n{100 * shares[i, j]:.1f} %" if k <= 10 else f"{count or ''}"
             color = "white" if shares[i, j] > 0.55 else INK
-            axes.text(j + 0.5, i + 0.5, said, ha="center", va="center", color=color, size=size)
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=color, size=size)
         small = max(7.0, min(10.0, 150 / k))
         turned = {"rotation": 45, "ha": "right"} if k > 3 else {}
         axes.set_xticks(numpy.arange(k) + 0.5, names, fontsize=small, **turned)
@@ -173,7 +174,7 @@ def _short(name: str) -> str:
 
 
 def reliability(bins: dict[str, list[float]]) -> str:
-    """Accuracy against confidence, with the diagonal of a calibrated model and the counts below.
+    """Plots accuracy over confidence, with the diagonal of a calibrated model and the row counts.
 
     Args:
         bins: ``confidence``, ``accuracy`` and ``count`` of each filled bin.
@@ -208,7 +209,7 @@ def reliability(bins: dict[str, list[float]]) -> str:
 
 
 def scatter(rows: pandas.DataFrame) -> str:
-    """Predicted against true values of a regression, with the line of a perfect model.
+    """Plots predicted over true values of a regression, with the line of a perfect model.
 
     Args:
         rows: columns label and prediction (N,); more than 2,000 rows are thinned evenly.

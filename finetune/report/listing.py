@@ -9,28 +9,36 @@ from rich.table import Table
 
 from finetune import recipe, run_directory
 from finetune.errors import UserError
+from finetune.recipe import packaged
 from finetune.report import wording
 from finetune.report.comparison import settings_of, without_seed
 from finetune.report.tables import WIDTH, as_text, new_table
 
 RUNS = Path("runs")
+HERE = Path("recipes")
 # The folder of accelerate's configuration files, below that of the recipes.
 NOT_RECIPES = "launch"
 
 
-def recipes(folder: Path) -> str:
+def recipes(folder: Path | None = None) -> str:
     """Lists every recipe below a folder with its measured and its published number.
 
-    The measured number is the mean over the seeds of finished runs below ``runs/`` that have the
+    Without a folder: ``recipes/`` if it exists, else the recipes installed with the package. The
+    measured number is the mean over the seeds of finished runs below ``runs/`` that have the
     recipe's name and its present settings. Without such a run it is the recipe's own
     ``measured``.
 
     Raises:
         UserError: the folder does not exist or contains no recipe.
     """
-    paths = sorted(p for p in folder.rglob("*.yaml") if NOT_RECIPES not in p.parent.parts)
+    if folder is None and HERE.is_dir():
+        folder = HERE
+    place = folder or packaged.folder()
+    paths = sorted(p for p in place.rglob("*.yaml") if NOT_RECIPES not in p.parent.parts)
     if not paths:
-        raise UserError(f"{folder}: contains no recipe (*.yaml); run this in the project's folder")
+        raise UserError(
+            f"{place}: contains no recipe (*.yaml); leave the folder out for all of them"
+        )
     rows, unread = [], []
     for path in paths:
         try:
@@ -40,13 +48,13 @@ def recipes(folder: Path) -> str:
             continue
         published = read.reference
         number = wording.number(published.metric, published.value) if published else ""
-        short = str(path.relative_to(folder))
+        short = str(path.relative_to(place))
         cells = [short, read.tuning.method, read.model.checkpoint, _measured(read), number]
         rows.append((read.task, cells))
     parts: list[RenderableType] = []
     for task, members in groupby(sorted(rows, key=lambda row: row[0]), key=lambda row: row[0]):
         parts += [_recipe_table(task, [cells for _, cells in members]), ""]
-    parts.append(f"To run one: finetune train {folder}/RECIPE")
+    parts.append(f"To run one: finetune train {f'{folder}/' if folder else ''}RECIPE")
     return as_text(*parts, *unread)
 
 

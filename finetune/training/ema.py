@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
+from finetune.models.parameters import trainable
+
 
 class EMA(TrainerCallback):
     """Updates the EMA after every step, and puts it into the model at the end of training.

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from finetune import run_directory
+from finetune import DISTRIBUTION, run_directory
 from finetune.data.corpus import Corpus
 from finetune.evaluation import scoring
 from finetune.models import parameters
@@ -147,8 +147,8 @@ def cost(
 
 def versions() -> dict[str, str]:
     """What a run's numbers depend on beside its recipe and data."""
-    names = ("finetune", "torch", "transformers", "peft", "accelerate", "datasets")
-    return {name: version(name) for name in names}
+    names = ("torch", "transformers", "peft", "accelerate", "datasets")
+    return {"finetune": version(DISTRIBUTION), **{name: version(name) for name in names}}
 
 
 def identity(recipe: Recipe, job: Job, processes: int) -> dict[str, Any]:

@@ -344,7 +344,7 @@ def test_auto_contrast_stretches_and_leaves_a_blank():
 
 def test_without_kornia_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
-    with pytest.raises(UserError, match=r"pip install 'finetune\[vision\]'"):
+    with pytest.raises(UserError, match=r"pip install 'finetune-recipes\[vision\]'"):
         augment(images(2), torch.arange(2), 0, 0, Augmentation(randaugment_ops=1))
 
 

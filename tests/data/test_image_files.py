@@ -140,7 +140,10 @@ def test_without_pillow_one_line_says_what_to_install(monkeypatch):
     for ask in (lambda: image_files.decode(b"x"), lambda: load(dataset="embedded:mnist")):
         with pytest.raises(UserError) as caught:
             ask()
-        assert str(caught.value) == "images need pillow and kornia: pip install 'finetune[vision]'"
+        assert (
+            str(caught.value)
+            == "images need pillow and kornia: pip install 'finetune-recipes[vision]'"
+        )
 
 
 def test_between_the_two_limits_pil_does_not_warn(tmp_path):

@@ -281,7 +281,7 @@ def test_quantization_says_what_it_needs(
         tuning.check(recipe.load(tiny_recipe, ["--quantization", "nf4"]))
     lora = recipe.load(tiny_recipe, ["--quantization", "nf4", "--method", "lora"])
     monkeypatch.setattr(tuning, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'finetune\[quantization\]'"):
+    with pytest.raises(UserError, match=r"pip install 'finetune-recipes\[quantization\]'"):
         tuning.check(lora)
     with pytest.raises(UserError, match="quantization: 'nf5' does not fit"):
         recipe.load(tiny_recipe, ["--quantization", "nf5"])

@@ -279,7 +279,7 @@ def test_accumulation_is_right_for_several_labels_and_numbers(tiny_recipe: Path)
             *flags,
             "--per_device_train_batch_size",
             "40",
-            "--overwrite_me" if False else "--output_dir",
+            "--output_dir",
             f"runs/{kind}-a",
         )
         parts = train(
