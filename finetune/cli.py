@@ -4,7 +4,6 @@ Commands import torch only when they need it, so that help and tables appear at 
 """
 
 import argparse
-import csv
 import json
 import logging
 import re
@@ -135,6 +134,7 @@ def _predict(options: argparse.Namespace) -> None:
         file, texts = None, [line.rstrip("\n") for line in sys.stdin]
 
     from finetune import inference
+    from finetune.inference import tabular
 
     base = inference.shared_base(runs) if options.adapter else None
     predictions: list[dict[str, Any]] = []
@@ -147,23 +147,7 @@ def _predict(options: argparse.Namespace) -> None:
         for row in predictions:
             print(json.dumps(row, ensure_ascii=False))
         return
-    flat = [_flat(row) for row in predictions]
-    columns = list(dict.fromkeys(column for row in flat for column in row))
-    writer = csv.writer(sys.stdout)
-    writer.writerow([name for _, name in columns])
-    writer.writerows([[row.get(column, "") for column in columns] for row in flat])
-
-
-def _flat(row: dict[str, Any]) -> dict[tuple[bool, str], Any]:
-    """Returns a prediction as CSV cells by (is it a probability, name).
-
-    The pair keeps a label named "text" apart from the column of that name.
-    """
-    prediction = row["prediction"]
-    cells = {(False, k): v for k, v in row.items() if k != "probabilities"}
-    if isinstance(prediction, list):
-        cells[False, "prediction"] = ",".join(prediction)
-    return cells | {(True, k): v for k, v in row.get("probabilities", {}).items()}
+    tabular.write_csv(predictions, sys.stdout)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -302,7 +286,7 @@ def _parser(default: str | None) -> tuple[argparse.ArgumentParser, dict[str, Any
         "folder",
         nargs="?",
         metavar="FOLDER",
-        help="where they are [recipes, else the installed ones]",
+        help="[recipes, else the installed ones]",
     )
 
     command = add("report", _report, "show a run's results and rewrite its report.html")

@@ -36,9 +36,7 @@ def recipes(folder: Path | None = None) -> str:
     place = folder or packaged.folder()
     paths = sorted(p for p in place.rglob("*.yaml") if NOT_RECIPES not in p.parent.parts)
     if not paths:
-        raise UserError(
-            f"{place}: contains no recipe (*.yaml); leave the folder out for all of them"
-        )
+        raise UserError(f"{place}: contains no recipe (*.yaml); name another folder")
     rows, unread = [], []
     for path in paths:
         try:
