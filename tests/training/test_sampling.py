@@ -1,4 +1,4 @@
-"""Batches: a step's rows do not depend on how many processes and micro-batches share it."""
+"""A step has the same rows for any number of processes and micro-batches."""
 
 import itertools
 
@@ -115,8 +115,8 @@ def test_micro_batches_that_share_a_step_hold_rows_of_about_one_length(grouped):
         assert all(a.min() >= b.max() for a, b in itertools.pairwise(sizes))
 
 
-def test_fewer_rows_than_processes_are_refused():
-    with pytest.raises(UserError, match="3 training rows cannot feed 4 processes"):
+def test_fewer_rows_than_processes_are_rejected():
+    with pytest.raises(UserError, match="3 training rows are too few for 4 processes"):
         sampler(3, 1, 1, 4)
 
 

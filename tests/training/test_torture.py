@@ -1,4 +1,4 @@
-"""The harness that breaks trainings on purpose, in its short form."""
+"""The torture benchmark, in its short form."""
 
 import os
 import re
@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# The harness also times a save of a real model, which no test does.
+# The benchmark also times a save of a real model, which no test does.
 FIGURES = ["kill", "calls", "flip", "term", "matrix", "ranks", "early", "nan", "full", "rotation"]
 FIGURES += ["race"]
 
 
 def test_every_broken_training_comes_out_whole(tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "benchmarks" / "torture.py")]
-    # Its own folder has to come first on sys.path.
+    # The script imports a module of its own folder, which has to be on sys.path.
     env = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*script, "--short", "--side", "finetune", "--only", *FIGURES],
