@@ -221,7 +221,7 @@ def test_train_says_that_the_hub_cannot_be_reached(
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
         f"finetune: {read.data.dataset if new else read.model.checkpoint}: the hub cannot be "
-        "reached and the local cache does not hold it; connect, or use an embedded: or local one\n"
+        "reached and it is not in the local cache; connect, or use an embedded: or local one\n"
     )
 
 

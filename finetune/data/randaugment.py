@@ -93,5 +93,7 @@ def _kornia() -> ModuleType:
     try:
         from kornia import enhance
     except ImportError:
-        raise UserError("images need pillow and kornia: pip install 'finetune[vision]'") from None
+        raise UserError(
+            "images need pillow and kornia: pip install 'finetune-recipes[vision]'"
+        ) from None
     return enhance

@@ -171,6 +171,8 @@ class CheckpointTrainer(HookedTrainer):
 
     def load_best_weights(self) -> None:
         self.saver.finish()
+        # The main process has sealed the checkpoint now; the others read it, too.
+        self.accelerator.wait_for_everyone()
         best = Path(str(self.state.best_model_checkpoint))
         try:
             checkpoints.verify(best)

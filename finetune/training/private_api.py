@@ -240,7 +240,7 @@ DEPENDENCIES = [
     Dependency(
         "transformers.utils.import_utils.is_liger_kernel_available",
         "use",
-        "finetune.training.arguments",
+        "finetune.recipe.resolving",
         "not exported",
     ),
     Dependency(
@@ -355,34 +355,28 @@ DEPENDENCIES = [
     Dependency(
         "peft.tuners.lora.Linear",
         "use",
-        "finetune.models.speed.cpu",
+        "finetune.models.speed.merged_lora",
         "its class is replaced on a CPU",
     ),
     Dependency(
         "peft.tuners.lora.Linear.forward",
         "copy",
-        "finetune.models.speed.cpu",
+        "finetune.models.speed.merged_lora",
         "the same result, as one product",
         {"21b44cf01785f941": "0.21.2"},
-    ),
-    Dependency(
-        "torch.ops.mkldnn._linear_pointwise",
-        "use",
-        "finetune.models.speed.cpu",
-        "oneDNN's product, faster than MKL's",
     ),
     # --- Attention ----------------------------------------------------------------------------
     Dependency(
         "transformers.integrations.sdpa_attention.sdpa_attention_forward",
         "use",
-        "finetune.models.speed.padding_free",
+        "finetune.models.speed.per_sequence",
         "attention of padded batches",
         {"d36e0edceb433869": "5.23", "a244c43715867df8": "5.24"},
     ),
     Dependency(
         "transformers.masking_utils.sdpa_mask",
         "use",
-        "finetune.models.speed.padding_free",
+        "finetune.models.speed.per_sequence",
         "mask of padded batches",
         {"a1f072834dd74ab6": "5.23, 5.24"},
     ),

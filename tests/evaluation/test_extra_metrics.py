@@ -23,6 +23,7 @@ from finetune.tasks import (
     text_classification,
 )
 from finetune.training import runner
+from finetune.training.job import Job
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 MINE = """\
@@ -270,7 +271,9 @@ def test_a_classifier_passes_class_indices_matrices_or_numbers(kind: str) -> Non
         labels = (draw.random((50, 3)) < 0.5).astype(numpy.float32)
     extra = load(list(built_in.BUILT_IN[kind]), kind, len(names))
     data = cast(Corpus, SimpleNamespace(problem_type=kind, label_names=names))
-    found = classification.scorer(data, extra)(logits, labels, 20)["metrics"]
+    job = cast(Any, SimpleNamespace(score=classification.scorer(data), extra_metrics=extra))
+    job.for_metrics = classification.for_metrics(data)
+    found = Job.all_scores(job, logits, labels, 20)["metrics"]
     assert list(found) == [*metrics.MEASURED[kind], *built_in.BUILT_IN[kind]]
     if kind == SINGLE:
         recall = sk.recall_score(labels, logits.argmax(1), average="macro")

@@ -2,6 +2,7 @@
 
 import inspect
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,7 @@ def test_fifty_steps_have_the_padded_losses(tiny_recipe: Path, method: str) -> N
     modules = [m for m in learner.modules() if isinstance(m, PreTrainedModel)]
     assert modules[0].config._attn_implementation == padding_free.PER_SEQUENCE
     ours = inference.outputs(learner, tokenizer, read, texts)
-    read.model.padding_free = False
+    read = replace(read, model=replace(read.model, padding_free=False))
     (free.folder / run_directory.RECIPE).write_text(read.dump(), encoding="utf-8")
     plain, *_ = inference.load(free)
     theirs = inference.outputs(plain, tokenizer, read, texts)

@@ -270,7 +270,7 @@ def test_an_adapter_on_a_quantized_base_loads_again(
     rows = [{"text": text} for text in TEXTS]
     expected = inference.outputs(model, job.processor, read, rows)
     assert numpy.array_equal(inference.outputs(*inference.load(run), rows), expected)
-    with pytest.raises(UserError, match=f"over a base in {kind}"):
+    with pytest.raises(UserError, match=f"on a base in {kind}"):
         inference.merge(run, Path("merged"))
 
 
@@ -359,7 +359,7 @@ def test_an_adapter_for_another_base_of_the_same_shape_is_rejected(
     whole = trained(tiny_recipe, "whole")
     with pytest.raises(UserError, match="runs/theirs: its adapter is for another base"):
         inference.shared_base([ours, theirs])
-    with pytest.raises(UserError, match="runs/whole: full leaves a whole model"):
+    with pytest.raises(UserError, match="runs/whole: full saves a whole model"):
         inference.shared_base([ours, whole])
     short = trained(path, "short", "--config", "{num_hidden_layers: 1}")
     with pytest.raises(UserError, match="set up otherwise than runs/ours: num_hidden_layers"):
@@ -589,7 +589,7 @@ def test_a_merged_lora_predicts_the_same_without_peft(
     )
     with pytest.raises(SystemExit):
         cli.main(["merge", str(run)])
-    assert "holds files already" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_recipes_are_listed_from_any_folder(
     cli.main(["recipes"])
     listed = capsys.readouterr().out
     assert "imdb/minilm.yaml " in listed
-    assert listed.endswith("Train one: finetune train RECIPE\n")
+    assert listed.endswith("To run one: finetune train RECIPE\n")
     own = workdir / "recipes" / "mine.yaml"
     own.parent.mkdir()
     own.write_text((RECIPES / "imdb" / "minilm.yaml").read_text("utf-8"), encoding="utf-8")
@@ -56,4 +56,4 @@ def test_recipes_are_listed_from_any_folder(
     listed = capsys.readouterr().out
     assert "mine.yaml " in listed
     assert "imdb/" not in listed
-    assert listed.endswith("Train one: finetune train recipes/RECIPE\n")
+    assert listed.endswith("To run one: finetune train recipes/RECIPE\n")

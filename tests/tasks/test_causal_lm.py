@@ -211,7 +211,7 @@ def test_a_run_goes_on_with_a_text(path: Path, capsys) -> None:
         (["generate", str(run), " "], "the prompt is empty"),
         (["generate", str(run), "a", "--max_new_tokens", "0"], "at least 1"),
         (["generate", str(run), "a" * 128], "as many as the model has positions for"),
-        (["predict", str(run), "a"], "finetune generate writes with it"),
+        (["predict", str(run), "a"], "gives no labels; use `finetune generate`"),
     ):
         with pytest.raises(SystemExit):
             cli.main(wrong)

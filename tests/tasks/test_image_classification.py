@@ -278,7 +278,7 @@ def test_the_report_shows_the_images(path: Path) -> None:
     run, _ = trained(path, *CHANGES, "--max_steps", "1", "--learning_rate", "0.0")
     files.write(run)
     page = (run.folder / "report.html").read_text(encoding="utf-8")
-    assert "epochs would change them" in page
+    assert "epochs augments them" in page
     assert page.count("data:image/png;base64,") >= 2
     assert "<blockquote>" not in page
     assert "rows a second" in page

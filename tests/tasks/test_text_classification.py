@@ -13,8 +13,8 @@ from finetune.errors import UserError
 from finetune.recipe import Model
 from finetune.tasks import text, text_classification
 from finetune.tasks.text import batches, encode, kept
-from finetune.training import arguments, runner
-from tests.conftest import sentences, train_job, write_csv
+from finetune.training import arguments
+from tests.conftest import sentences, train, train_job, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +128,9 @@ def test_max_length_beyond_the_positions_is_refused(tiny_recipe: Path) -> None:
 def test_a_wrong_name_is_answered_with_the_nearest(
     tiny_recipe: Path, flags: list[str], message: str
 ) -> None:
-
-    read = recipe.load(tiny_recipe, flags)
-    with pytest.raises(UserError, match=message) as refusal:
-        runner.train(read, text_classification.TASK.build)
-    assert "\n" not in str(refusal.value)
+    with pytest.raises(UserError, match=message) as raised:
+        train(tiny_recipe, *flags)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_unknown_adapter_option_names_the_nearest(tiny_recipe: Path) -> None:
@@ -272,17 +270,17 @@ def test_evaluation_holds_so_many_tokens_at_once(
         ).per_device_eval_batch_size
 
     assert at_once() == 64
-    monkeypatch.setattr(text, "EVAL_TOKENS", 50)
+    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 50)
     rows = text_classification.TASK.build(recipe.load(tiny_recipe)).splits
     longest = max(max(rows[name]["length"]) for name in ("validation", "test"))
     assert longest < 16
     assert at_once() == 50 // longest
     # Of rows cut to 8 tokens there are more, of longer ones than the budget one.
     assert at_once("--max_length", "8") == 6
-    monkeypatch.setattr(text, "EVAL_TOKENS", 5)
+    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 5)
     assert at_once() == 1
     assert at_once("--per_device_eval_batch_size", "7") == 7
     # XLA pads every row to max_length.
-    monkeypatch.setattr(text, "EVAL_TOKENS", 50)
+    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 50)
     monkeypatch.setattr(text, "is_torch_xla_available", lambda: True)
     assert at_once() == 50 // 16

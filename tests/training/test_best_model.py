@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from finetune import inference, recipe, run_directory
+from finetune.data import corpus
 from finetune.errors import UserError
 from finetune.evaluation.metrics import MetricSpec
 from finetune.tasks import text_classification
@@ -18,7 +19,13 @@ from tests.conftest import sentences, write_csv
 
 def chosen(headline: str, values: dict[str, Any], **extra: MetricSpec) -> tuple[str, bool]:
     read = cast(recipe.Recipe, SimpleNamespace(where=lambda key: f"r.yaml: {key}"))
-    job = cast(Job, SimpleNamespace(headline=headline, extra_metrics=extra))
+    job = cast(
+        Job,
+        SimpleNamespace(
+            headline=headline,
+            extra_metrics={n: SimpleNamespace(spec=each) for n, each in extra.items()},
+        ),
+    )
     found = best_model(values, read, job)
     return found["metric_for_best_model"], found["greater_is_better"]
 
@@ -72,9 +79,7 @@ def test_a_regression_keeps_the_epoch_of_least_error(
 
 def error(run: run_directory.Run, path: Path, name: str) -> float:
     """The error of a run's saved model on the validation rows."""
-    data = text_classification.corpus.load(
-        recipe.load(path, ["--problem_type", "regression"]).data
-    ).validation
+    data = corpus.load(recipe.load(path, ["--problem_type", "regression"]).data).validation
     predictions = inference.predict(run, [{"text": text} for text in data["text"]])
     pairs = zip(predictions, data["label"], strict=True)
     errors = [each["prediction"] - label for each, label in pairs]

@@ -150,7 +150,8 @@ def test_every_private_name_of_a_library_is_listed() -> None:
                     own.add(node.attr)
                 used.setdefault(node.attr, path)
     private = {n: path for n, path in used.items() if re.fullmatch(r"_[a-z]\w*", n)}
-    missing = {n: path for n, path in private.items() if n not in own | LISTED}
+    # os._exit is documented.
+    missing = {n: path for n, path in private.items() if n not in own | LISTED | {"_exit"}}
     assert not missing
 
 

@@ -91,12 +91,6 @@ def stop_and_resume(
 DROPS = ["--config", "{hidden_dropout_prob: 0.1}", "--logging_steps", "4"]
 
 
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report takes longer than these trainings."""
-    monkeypatch.setattr(run_results.page, "render", lambda run: "")
-
-
 @pytest.mark.parametrize(
     ("at", "number"),
     [
