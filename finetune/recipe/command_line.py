@@ -47,8 +47,13 @@ def new_namespace() -> argparse.Namespace:
 
 def add_recipe_keys(parser: argparse.ArgumentParser, in_help: bool = True) -> None:
     """Declares a flag for each key of a recipe, except the training keys."""
-    shown = "the recipe's task" if in_help else argparse.SUPPRESS
-    parser.add_argument("--task", action=Override, default=argparse.SUPPRESS, help=shown)
+    top_level = {
+        "task": "the recipe's task",
+        "metrics": "further metrics: names such as matthews_correlation, or paths of .py files",
+    }
+    for name, text in top_level.items():
+        shown = text if in_help else argparse.SUPPRESS
+        parser.add_argument(f"--{name}", action=Override, default=argparse.SUPPRESS, help=shown)
     for section, cls in SETTINGS.items():
         group = parser.add_argument_group(section)
         hints = get_type_hints(cls)
