@@ -8,10 +8,9 @@
 - Only plain LoRA in fp32 in training mode takes this path. DoRA, dropout, several adapters,
   autocast and quantized weights use peft's own ``forward``.
 - Logits are peft's to 1e-6, gradients to 1e-5.
-- Without it a step of LoRA on MiniLM took 1.11 times the CPU time (quartiles 1.06 to 1.18) and 1.16
+- Without it a step of LoRA on MiniLM took 1.15 times the CPU time (quartiles 1.13 to 1.19) and 1.15
   times the wall time: 20 pairs of steps, ``OMP_NUM_THREADS=1 python benchmarks/parts.py --method
-  lora --steps 20``, 2026-11-25, Intel Xeon. Measured with oneDNN's product in this path;
-  with torch's, as now, it takes another 5 % less.
+  lora --steps 20``, 2026-11-25, Intel Xeon.
 """
 
 from typing import Any
