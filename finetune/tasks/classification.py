@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from finetune.evaluation import scoring
+from finetune.recipe import Recipe
 from finetune.tasks.base import Mistake, Task
 from finetune.tasks.usage import Example
 
@@ -46,9 +47,28 @@ def for_metrics(data: "Corpus") -> Callable[..., tuple[numpy.ndarray, numpy.ndar
     return convert
 
 
-def difference(data: "Corpus") -> Callable[..., scoring.Metric]:
-    """Returns (logits, others' logits, labels) -> the difference in the headline metric."""
-    return partial(scoring.difference, data.problem_type)
+def scored_by(data: "Corpus", recipe: Recipe) -> dict[str, Any]:
+    """Returns the parts of a classifier's ``Job`` that follow from its labels and metrics.
+
+    Raises:
+        UserError: a metric that the recipe names cannot be used.
+    """
+    # Prediction starts without these.
+    from finetune.evaluation import extra_metrics, metrics
+    from finetune.training.losses import classification_loss
+
+    kind = data.problem_type
+    smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
+    where = recipe.where("metrics")
+    return {
+        "loss": classification_loss(kind, smoothing),
+        "score": scorer(data),
+        "headline": metrics.HEADLINE[kind],
+        "extra_metrics": extra_metrics.load(recipe.metrics, kind, len(data.label_names), where),
+        "for_metrics": for_metrics(data),
+        # (logits, others' logits, labels) -> the difference in the headline metric.
+        "difference": partial(scoring.difference, kind),
+    }
 
 
 class Classifier(Task):

@@ -10,14 +10,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from finetune.data import augmentation, corpus, image_files, sources
 from finetune.errors import UserError
-from finetune.evaluation import baselines, extra_metrics, metrics
+from finetune.evaluation import baselines
 from finetune.models import configs, convnets, positions, pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.tasks import images
-from finetune.tasks.classification import Classifier, difference, example, for_metrics, scorer
+from finetune.tasks.classification import Classifier, example, scored_by
 from finetune.tasks.usage import Example
 from finetune.training.job import Job
-from finetune.training.losses import classification_loss
 
 convnets.register()
 # Rows and side of the images that the baselines on pixels learn from: seconds, whatever the data.
@@ -36,9 +35,7 @@ class ImageClassification(Classifier):
         tuning.check(recipe)
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         data = corpus.load(recipe.data, corpus.IMAGES)
-        extra = extra_metrics.load(
-            recipe.metrics, data.problem_type, len(data.label_names), recipe.where("metrics")
-        )
+        scored = scored_by(data, recipe)
         changes = recipe.augmentation
         if augmentation.mixes(changes) and data.problem_type != "single_label_classification":
             raise UserError(
@@ -57,7 +54,6 @@ class ImageClassification(Classifier):
             config.image_size = images.side_of(processor)
 
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
-        smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
         seed = int(recipe.training.get("seed", 0))
         collator = images.Collator(processor, channels, len(data.label_names), seed, changes)
         splits = {name: images.dataset(data, name) for name in ("train", "validation")}
@@ -69,14 +65,9 @@ class ImageClassification(Classifier):
             collator=collator,
             splits=splits,
             data=data,
-            loss=classification_loss(data.problem_type, smoothing),
-            score=scorer(data),
-            headline=metrics.HEADLINE[data.problem_type],
-            extra_metrics=extra,
-            for_metrics=for_metrics(data),
+            **scored,
             baselines=lambda: _baselines(data),
             answers=self.answers,
-            difference=difference(data),
             collect=lambda logits, labels, split: _mean_over_views(
                 logits, labels, changes.test_views if split == "test" else 0
             ),

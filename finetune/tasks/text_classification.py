@@ -21,10 +21,9 @@ from finetune.models import configs, pretrained, tuning
 from finetune.models.speed import padding_free
 from finetune.recipe import Augmentation, Recipe
 from finetune.tasks import text
-from finetune.tasks.classification import Classifier, difference, example, for_metrics, scorer
+from finetune.tasks.classification import Classifier, example, scored_by
 from finetune.tasks.usage import Example
 from finetune.training.job import Job
-from finetune.training.losses import classification_loss
 
 if TYPE_CHECKING:
     from finetune.data.corpus import Corpus
@@ -43,7 +42,7 @@ class TextClassification(Classifier):
     def build(self, recipe: Recipe) -> Job:
         # Prediction starts without these.
         from finetune.data import corpus
-        from finetune.evaluation import baselines, extra_metrics, metrics
+        from finetune.evaluation import baselines
         from finetune.models.speed import cached_features
 
         tuning.check(recipe)
@@ -51,9 +50,7 @@ class TextClassification(Classifier):
             raise UserError(f"{recipe.name}: augmentation changes images; leave it out for texts")
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         data = corpus.load(recipe.data)
-        extra = extra_metrics.load(
-            recipe.metrics, data.problem_type, len(data.label_names), recipe.where("metrics")
-        )
+        scored = scored_by(data, recipe)
         config = configs.labelled_config(recipe, checkpoint, data)
         tokenizer = text.load_tokenizer(recipe, checkpoint, config)
         splits = _encoded(recipe, tokenizer, data)
@@ -87,7 +84,6 @@ class TextClassification(Classifier):
         if padding == "max_length":
             longest = recipe.model.max_length
         eval_rows = max(1, min(EVAL_ROWS, EVAL_TOKENS // longest))
-        smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
         return Job(
             model=model,
             checkpoint=checkpoint,
@@ -95,14 +91,9 @@ class TextClassification(Classifier):
             collator=collator,
             splits=splits,
             data=data,
-            loss=classification_loss(data.problem_type, smoothing),
-            score=scorer(data),
-            headline=metrics.HEADLINE[data.problem_type],
-            extra_metrics=extra,
-            for_metrics=for_metrics(data),
+            **scored,
             baselines=lambda: baselines.for_texts(data),
             answers=self.answers,
-            difference=difference(data),
             training={"per_device_eval_batch_size": eval_rows},
             notes=notes,
         )
