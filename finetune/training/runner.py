@@ -1,7 +1,7 @@
 """Trains a recipe into its run directory: train, choose a checkpoint, test once, save.
 
-From a recipe to its gradient a reader crosses five files: ``cli.py``, the task's module in
-``tasks/``, this file, ``trainer.py`` and ``resumable.py``.
+From a recipe to its gradient a reader crosses five files: ``cli.py``, ``recipe/resolving.py``, the
+task's module in ``tasks/``, this file, and ``trainer.py``, whose bases save, resume and hook.
 """
 
 import errno

@@ -10,7 +10,7 @@ import numpy
 import pytest
 from sklearn import metrics as sk
 
-from finetune import inference, recipe, run_directory
+from finetune import inference, recipe
 from finetune.data.corpus import Corpus
 from finetune.errors import UserError
 from finetune.evaluation import built_in, extra_metrics, metrics
@@ -22,8 +22,8 @@ from finetune.tasks import (
     masked_lm,
     text_classification,
 )
-from finetune.training import runner
 from finetune.training.job import Job
+from tests.conftest import train
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 MINE = """\
@@ -227,12 +227,6 @@ def test_a_name_that_does_not_fit_is_one_line(names: list[str], kind: str, messa
 
 
 # --- in a run ----------------------------------------------------------------------------------
-
-
-def train(path: Path, *flags: str) -> run_directory.Run:
-    run = runner.train(recipe.load(path, flags), text_classification.TASK.build)
-    assert run is not None
-    return run
 
 
 def test_a_run_measures_shows_and_chooses_by_further_metrics(tiny_recipe: Path, mine: Path) -> None:

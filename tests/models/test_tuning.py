@@ -587,8 +587,9 @@ def test_a_merged_lora_predicts_the_same_without_peft(
         plain.bert.encoder.layer[0].output.dense.weight,
         unadapted.bert.encoder.layer[0].output.dense.weight,
     )
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         cli.main(["merge", str(run)])
+    assert stop.value.code == 2
     assert "is not empty" in capsys.readouterr().err
 
 

@@ -140,8 +140,9 @@ def test_every_command_has_help(command, flag, capsys, monkeypatch):
 
 def test_the_help_of_train_shows_every_key_with_its_help(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         cli.main(["train", "r.yaml", "--seed", "1", "--help"])
+    assert not stop.value.code
     shown = " ".join(capsys.readouterr().out.split())
     checked = 0
     for section in recipe.SETTINGS.values():

@@ -213,8 +213,9 @@ def test_a_run_goes_on_with_a_text(path: Path, capsys) -> None:
         (["generate", str(run), "a" * 128], "as many as the model has positions for"),
         (["predict", str(run), "a"], "gives no labels; use `finetune generate`"),
     ):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as stop:
             cli.main(wrong)
+        assert stop.value.code == 2
         assert message in capsys.readouterr().err
 
 

@@ -269,8 +269,9 @@ def test_predict_names_every_file(path: Path, capsys: pytest.CaptureFixture[str]
     assert len(capsys.readouterr().out.splitlines()) == 30
     Path("broken.png").write_bytes(b"<html>")
     for name, message in [("none.png", "no such image file"), ("broken.png", "broken.png: ")]:
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as stop:
             cli.main(["predict", str(run), name])
+        assert stop.value.code == 2
         assert message in capsys.readouterr().err
 
 

@@ -127,9 +127,9 @@ def test_without_the_random_state_a_resumed_run_differs(
 ) -> None:
     whole = end(train(tiny_recipe, *DROPS, "--output_dir", "runs/whole"))
     monkeypatch.setattr(random_state, "restore", lambda state, device: None)
-    run = stop_and_resume(monkeypatch, tiny_recipe, *DROPS, at=("training_step", 3))
+    resumed = end(stop_and_resume(monkeypatch, tiny_recipe, *DROPS, at=("training_step", 3)))
     with pytest.raises(AssertionError):
-        assert_same(whole, end(run))
+        assert_same(whole, resumed)
 
 
 @pytest.mark.parametrize("kind", ["second epoch, accumulated, workers", "masks", "adalora"])
@@ -183,8 +183,9 @@ def test_an_invalid_checkpoint_is_skipped_and_reported(
     flags = [*DROPS, "--eval_strategy", "steps", "--eval_steps", "1"]
     whole = end(train(tiny_recipe, *flags, "--output_dir", "runs/whole"))
     stop = Stop(monkeypatch, resumable.ResumableTrainer, "training_step", 5, signal.SIGTERM)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as left:
         train(tiny_recipe, *flags)
+    assert left.value.code == 143
     stop.undo()
     run = run_directory.Run("runs/tiny/seed-0")
     file = checkpoints.candidates(run.checkpoints)[0] / "optimizer.safetensors"
@@ -234,8 +235,9 @@ def test_changes_of_a_resumed_run_are_listed_and_can_be_allowed(
     text = Path("reviews.csv").read_text("utf-8")
     Path("reviews.csv").write_text(text + "a fine fine cast,positive\n", encoding="utf-8")
     monkeypatch.setattr(run_results, "version", lambda name: "9.9")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as left:
         cli.main(["resume", str(moved)])
+    assert left.value.code == 2
     shown = capsys.readouterr().err
     assert "data was " in shown
     assert "torch 9.9" in shown

@@ -81,7 +81,9 @@ def test_a_step_has_the_rows_of_one_process(shape, lengths):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_ranks_differ_by_one_row_at_most(shape):
-    for parts in micro_batches(shape):
+    dealt = list(micro_batches(shape))
+    assert dealt
+    for parts in dealt:
         sizes = [len(part) for part in parts]
         assert max(sizes) - min(sizes) <= 1
 
@@ -110,7 +112,9 @@ def test_rows_of_one_length_stand_together():
 @pytest.mark.parametrize("grouped", [True, False])
 def test_micro_batches_that_share_a_step_hold_rows_of_about_one_length(grouped):
     lengths = numpy.random.default_rng(1).integers(1, 60, 400)
-    for step in zip(*[iter(sampler(400, 4, 4, 1, lengths=grouped))] * 4, strict=True):
+    steps = list(zip(*[iter(sampler(400, 4, 4, 1, lengths=grouped))] * 4, strict=True))
+    assert len(steps) == 25
+    for step in steps:
         sizes = [lengths[part] for part in step]
         assert all(a.min() >= b.max() for a, b in itertools.pairwise(sizes))
 
