@@ -49,6 +49,22 @@ def difference(ours: Statistic, theirs: Statistic, n: int) -> Metric:
     return bootstrap(lambda rows: ours(rows) - theirs(rows), n)
 
 
+def unpaired_difference(ours: Array, theirs: Array, level: float = 0.95) -> Metric:
+    """Returns by how much the mean of ``ours`` (M,) exceeds that of ``theirs`` (N,) of other rows.
+
+    The interval is Welch's, for unequal variances; it has zero width where neither side varies.
+    Both sides have at least two rows.
+    """
+    from scipy.stats import ttest_ind
+
+    value = float(ours.mean() - theirs.mean())
+    low = high = value
+    if numpy.ptp(ours) > 0 or numpy.ptp(theirs) > 0:
+        interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(level)
+        low, high = float(interval.low), float(interval.high)
+    return {"value": value, "low": low, "high": high, "n": len(ours)}
+
+
 def over_seeds(values: Array, resamples: int = RESAMPLES) -> Metric:
     """Returns the mean over seeds and rows, with an interval that covers both sources of variance.
 
