@@ -1,7 +1,6 @@
 """The results of a run: results.json and the test rows' predictions."""
 
 import dataclasses
-import resource
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
@@ -129,20 +129,28 @@ def cost(
         if count:
             counted[f"{what}_seen"] = int(count)
             counted[f"{what}_per_second"] = round(count / seconds, 1)
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        # kB on Linux, bytes on macOS
-        scale = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     return {
         "train_seconds": round(seconds, 2),
         "total_seconds": round(time.time() - started, 2),
         **counted,
-        "peak_memory_bytes": int(peak),
+        "peak_memory_bytes": _peak_memory(),
         **parameters.count_parameters(model),
         "model_bytes": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
     }
+
+
+def _peak_memory() -> int:
+    """Returns the most bytes in use so far: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        # Windows
+        return psutil.Process().memory_info().peak_wset  # pyright: ignore[reportAttributeAccessIssue]
+    # kB on Linux, bytes on macOS
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def versions() -> dict[str, str]:
