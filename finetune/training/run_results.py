@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate import Accelerator
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
@@ -36,6 +37,7 @@ def results(
     job: Job,
     state: TrainerState,
     args: TrainingArguments,
+    accelerator: Accelerator,
     outputs: Any,
     labels: Any,
     start: Start | None = None,
@@ -83,7 +85,8 @@ def results(
         },
         "versions": versions(),
         "git_commit": _git_commit(),
-        "device": _device(args),
+        "device": _device(args, accelerator),
+        "accelerate": _settings(accelerator),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
@@ -198,8 +201,21 @@ def _git_commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
 
 
-def _device(args: TrainingArguments) -> str:
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+def _settings(accelerator: Accelerator) -> dict[str, Any]:
+    """Returns what accelerate did, whichever of recipe, launcher and config file asked for it."""
+    state = accelerator.state
+    return {
+        "distributed_type": state.distributed_type.value,
+        "backend": state.backend,
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "dynamo_backend": state.dynamo_plugin.backend.value,  # pyright: ignore[reportOptionalMemberAccess]
+        "gradient_accumulation": accelerator.gradient_state.plugin_kwargs,
+    }
+
+
+def _device(args: TrainingArguments, accelerator: Accelerator) -> str:
+    precision = accelerator.mixed_precision.replace("no", "fp32")
     if args.device.type == "cuda":
         what = torch.cuda.get_device_name()
     else:

@@ -271,7 +271,8 @@ def test_a_system_that_cannot_flush_a_folder_saves_and_says_so_once(
     kept, refused = getattr(os, call), []
 
     def refusing(place: Any, *arguments: Any) -> Any:
-        if stat.S_ISDIR(os.stat(place).st_mode):
+        folder = isinstance(place, Path) or stat.S_ISDIR(os.fstat(place).st_mode)
+        if folder:
             refused.append(place)
             raise OSError(number, os.strerror(number))
         return kept(place, *arguments)
