@@ -33,13 +33,20 @@ VISIBLE_SECONDS = 3.0
 
 
 def connect(recipe: Recipe) -> PartialState:
-    """Connects the processes that a launcher started, with the recipe's time limit."""
+    """Connects the processes that a launcher started, with the recipe's time limit.
+
+    Raises:
+        UserError: its ``ddp_backend`` cannot be used.
+    """
     given = recipe.training
-    state = PartialState(
-        cpu=bool(given.get("use_cpu", not has_accelerator())),
-        backend=given.get("ddp_backend"),
-        timeout=timedelta(seconds=given.get("ddp_timeout", TrainingArguments.ddp_timeout)),
-    )
+    try:
+        state = PartialState(
+            cpu=bool(given.get("use_cpu", not has_accelerator())),
+            backend=given.get("ddp_backend"),
+            timeout=timedelta(seconds=given.get("ddp_timeout", TrainingArguments.ddp_timeout)),
+        )
+    except ValueError as error:
+        raise UserError(f"{recipe.name}: training: {error}") from None
     if distributed.is_initialized():
         _unlimited()
     return state
