@@ -143,8 +143,9 @@ def check_accelerate(recipe: Recipe) -> None:
         # The recipe takes precedence over accelerate's defaults, and its compiler over any other.
         if theirs in {own, "no", "1"} or (name == "DYNAMO_BACKEND" and compiled):
             continue
+        # A recipe has no fp8.
+        advice = "" if theirs == "fp8" else f", and write {flag.format(theirs)} if you want it"
         raise UserError(
             f"{recipe.name}: accelerate is set to {name.lower()} {theirs}, and the recipe says "
-            f"{own}; leave it out of `accelerate launch` and `accelerate config`, and write "
-            f"{flag.format(theirs)} if you want it"
+            f"{own}; leave it out of `accelerate launch` and `accelerate config`{advice}"
         )
