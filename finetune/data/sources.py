@@ -5,9 +5,12 @@ import importlib.util
 import json
 import os
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import filelock
 from safetensors import SafetensorError, safe_open
 
 from finetune.errors import UserError, refuse_unknown
@@ -68,6 +71,17 @@ def cache(name: str) -> Path:
     """Returns a folder in the user's cache folder; its content can be deleted at any time."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "finetune" / name
+
+
+def filling(file: Path) -> AbstractContextManager[Any]:
+    """Returns a lock for a file of the cache, under which one process writes it.
+
+    Other processes wait for the lock, however long that takes, and then find the file.
+    """
+    if file.is_file():
+        return nullcontext()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(f"{file}.lock")
 
 
 def embedded(name: str, table: dict[str, tuple[str, str]], what: str) -> Path:

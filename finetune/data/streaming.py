@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import numpy
 import pandas
-from accelerate import PartialState
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
@@ -171,9 +170,8 @@ def _read(path: Path, data: Data) -> Dataset:
         options["features"] = Features({name: Value("string") for name in header})
     names = [str(f.resolve()) for f in inside]
     try:
-        # One process of a machine converts the files; the others wait and use its result.
-        with PartialState().local_main_process_first():
-            return load_dataset(kind, data_files=names, split="train", **options)
+        # Of several processes one converts the files, under a lock; the others use its result.
+        return load_dataset(kind, data_files=names, split="train", **options)
     except (DatasetGenerationError, ValueError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{path}: cannot be read as {kind}: {cause[:200]}") from None

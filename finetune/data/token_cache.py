@@ -15,7 +15,6 @@ from typing import Any
 
 import datasets
 import pandas
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -56,14 +55,12 @@ def once(
     parts = [digest, _identity(tokenizer), version("tokenizers"), code, *map(repr, settings)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     file = sources.cache("encoded") / f"{key}.arrow"
-    file.parent.mkdir(parents=True, exist_ok=True)
     size = rows.data.nbytes
     each = max(1, size // max(1, rows.data.num_rows))
     shown = datasets.are_progress_bars_disabled()
     (datasets.enable_progress_bars if size > LONG else datasets.disable_progress_bars)()
     try:
-        # One process of a machine fills the cache; the others wait and read from it.
-        with PartialState().local_main_process_first():
+        with sources.filling(file):
             return rows.map(
                 function,
                 batched=True,

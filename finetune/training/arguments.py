@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_xla_available
 
@@ -34,7 +35,9 @@ DEFAULTS: dict[str, Any] = {
 
 
 def has_accelerator() -> bool:
-    """Returns whether there is a GPU of any make, or a TPU."""
+    """Returns whether there is a GPU of any make, or a TPU, that accelerate is to use."""
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return False
     return torch.accelerator.is_available() or is_torch_xla_available()
 
 

@@ -19,7 +19,7 @@ from transformers.trainer_callback import ExportableState
 
 from finetune.errors import TrainingError, UserError
 from finetune.models import parameters
-from finetune.training import checkpoints, random_state
+from finetune.training import checkpoints, processes, random_state
 from finetune.training.hooks import HookedTrainer
 from finetune.training.saver import Saver
 
@@ -84,6 +84,8 @@ class CheckpointTrainer(HookedTrainer):
         Raises:
             TrainingError: the disk is full, or a weight is not finite; older checkpoints are kept.
         """
+        # The main process may have been completing the checkpoint before.
+        processes.wait()
         self.store_flos()
         final = checkpoints.name(self.state.global_step, evaluated=pending is None)
         own = {
@@ -110,6 +112,7 @@ class CheckpointTrainer(HookedTrainer):
                 failure = self.saver.failure(final, error)
             except TrainingError as error:
                 failure = str(error)
+        processes.wait()
         failure, self.state.best_model_checkpoint = broadcast_object_list(
             [failure, self.state.best_model_checkpoint]
         )
@@ -172,7 +175,7 @@ class CheckpointTrainer(HookedTrainer):
     def load_best_weights(self) -> None:
         self.saver.finish()
         # The main process has sealed the checkpoint now; the others read it, too.
-        self.accelerator.wait_for_everyone()
+        processes.wait()
         best = Path(str(self.state.best_model_checkpoint))
         try:
             checkpoints.verify(best)

@@ -8,11 +8,14 @@
 - Arrays are stored as safetensors and everything else as JSON; nothing is pickled.
 """
 
+import errno
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ LARGE = 2**16
 UNEVALUATED = "-unevaluated"
 NAME = re.compile(rf"checkpoint-(\d+)({UNEVALUATED})?")
 STAGED = re.compile(r"\.tmp-\d+-\d+")
+# Errors of a disk. Flushing a folder fails with others where the system has no such operation.
+BROKEN = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
 
 
 class InvalidCheckpoint(Exception):  # noqa: N818 - describes a folder
@@ -180,11 +185,32 @@ def _digest_and_sync(path: Path) -> str:
 
 
 def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    """Flushes the names in a folder to disk, where the system can do that.
+
+    Windows cannot open a folder, and some network file systems cannot flush one.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in BROKEN:
+            raise
+        _report_no_sync(str(error.strerror))
+
+
+@functools.cache
+def _report_no_sync(reason: str) -> None:
+    print(
+        f"finetune: folders cannot be flushed to disk here ({reason}); after a power failure the "
+        "newest checkpoint may be gone, and an older one is used",
+        file=sys.stderr,
+    )
 
 
 def _render(body: dict[str, Any]) -> str:

@@ -32,6 +32,10 @@ class HookedTrainer(Trainer):
         """Called with the norm of a step's gradients, before the optimizer uses them."""
         raise NotImplementedError
 
+    def step_tokens(self) -> int:
+        """Returns the tokens of the current step, over all processes and without padding."""
+        raise NotImplementedError
+
     def training_sampler(self) -> Sampler[Any]:
         """Returns the sampler of the training rows."""
         raise NotImplementedError
@@ -114,6 +118,16 @@ class HookedTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         self.check_gradients(norm)
         return norm
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        # Padding is of batches as they are made, so it is counted in them. Tokens are known; the
+        # Trainer would wait for the accelerator in every micro-batch to count them.
+        counted = self.args.include_num_input_tokens_seen
+        if counted == "all":
+            super()._track_num_input_tokens(inputs)
+        # The last micro-batch of a step makes the processes share their gradients.
+        elif counted != "no" and "input_ids" in inputs and self.accelerator.sync_gradients:
+            self.state.num_input_tokens_seen += self.step_tokens()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         return self.training_sampler()

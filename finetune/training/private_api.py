@@ -63,6 +63,13 @@ DEPENDENCIES = [
         {"f963e387d0a4b006": "5.23, 5.24"},
     ),
     Dependency(
+        f"{TRAINER}._track_num_input_tokens",
+        "override",
+        "finetune.training.hooks",
+        "counts tokens on the device, and waits for it",
+        {"e23c0887613a2aac": "5.23, 5.24"},
+    ),
+    Dependency(
         f"{TRAINER}._get_train_sampler",
         "override",
         "finetune.training.hooks",
@@ -248,6 +255,12 @@ DEPENDENCIES = [
         "use",
         "finetune.training.checkpointing",
         "rates of a schedule that resumes with another recipe",
+    ),
+    Dependency(
+        "transformers.TrainingArguments._n_gpu",
+        "use",
+        "finetune.training.processes",
+        "there is no argument for one GPU of several",
     ),
     Dependency(
         "accelerate.Accelerator._is_accelerate_prepared",

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from finetune.training import checkpoints, random_state
+from finetune.training import checkpoints, processes, random_state
 from finetune.training.checkpointing import CheckpointTrainer
 from finetune.training.signals import Signals, exit_for_signal, ignore_first_signal
 
@@ -69,11 +68,7 @@ class ResumableTrainer(CheckpointTrainer):
 
     def reduce_max(self, *values: float) -> list[float]:
         """Returns the maximum of each value over all processes, and exchanges their signals."""
-        if self.args.world_size == 1:
-            return list(values)
-        reduced = torch.tensor([self.signals.received, *values], device=self.args.device)
-        torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
-        received, *maxima = reduced.tolist()
+        received, *maxima = processes.maxima(self.signals.received, *values)
         self.agreed_signal = int(received)
         return maxima
 
@@ -164,6 +159,8 @@ class ResumableTrainer(CheckpointTrainer):
                 self.save_checkpoint()
         if self.signal:
             self.saver.finish()
+            # A launcher ends the main process soon after the first of the others has ended.
+            processes.wait()
             step = self.state.global_step
             exit_for_signal(self.signal, f"step {step} is saved; `finetune resume` goes on there")
 

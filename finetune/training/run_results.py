@@ -1,7 +1,6 @@
 """The results of a run: results.json and the test rows' predictions."""
 
 import dataclasses
-import resource
 import subprocess
 import sys
 import time
@@ -9,7 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from accelerate import Accelerator
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
@@ -35,6 +36,7 @@ def results(
     job: Job,
     state: TrainerState,
     args: TrainingArguments,
+    accelerator: Accelerator,
     outputs: Any,
     labels: Any,
     start: Start | None = None,
@@ -82,7 +84,8 @@ def results(
         },
         "versions": versions(),
         "git_commit": _git_commit(),
-        "device": _device(args),
+        "device": _device(args, accelerator),
+        "accelerate": _settings(accelerator),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
@@ -128,20 +131,28 @@ def cost(
         if count:
             counted[f"{what}_seen"] = int(count)
             counted[f"{what}_per_second"] = round(count / seconds, 1)
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        # kB on Linux, bytes on macOS
-        scale = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     return {
         "train_seconds": round(seconds, 2),
         "total_seconds": round(time.time() - started, 2),
         **counted,
-        "peak_memory_bytes": int(peak),
+        "peak_memory_bytes": _peak_memory(),
         **parameters.count_parameters(model),
         "model_bytes": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
     }
+
+
+def _peak_memory() -> int:
+    """Returns the most bytes in use so far: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        # Windows
+        return psutil.Process().memory_info().peak_wset  # pyright: ignore[reportAttributeAccessIssue]
+    # kB on Linux, bytes on macOS
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def versions() -> dict[str, str]:
@@ -189,8 +200,21 @@ def _git_commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
 
 
-def _device(args: TrainingArguments) -> str:
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+def _settings(accelerator: Accelerator) -> dict[str, Any]:
+    """Returns what accelerate did, whichever of recipe, launcher and config file asked for it."""
+    state = accelerator.state
+    return {
+        "distributed_type": state.distributed_type.value,
+        "backend": state.backend,
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "dynamo_backend": state.dynamo_plugin.backend.value,  # pyright: ignore[reportOptionalMemberAccess]
+        "gradient_accumulation": accelerator.gradient_state.plugin_kwargs,
+    }
+
+
+def _device(args: TrainingArguments, accelerator: Accelerator) -> str:
+    precision = accelerator.mixed_precision.replace("no", "fp32")
     if args.device.type == "cuda":
         what = torch.cuda.get_device_name()
     else:

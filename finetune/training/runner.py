@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import numpy
 import transformers
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
@@ -27,8 +26,8 @@ from finetune.errors import TrainingError, UserError
 from finetune.models import parameters, tuning
 from finetune.models.speed import cpu
 from finetune.recipe import Recipe
-from finetune.training import adalora, checkpoints, run_results
-from finetune.training.arguments import has_accelerator, training_arguments
+from finetune.training import adalora, checkpoints, processes, run_results
+from finetune.training.arguments import training_arguments
 from finetune.training.callbacks import Epochs, History, Progress
 from finetune.training.job import Job
 from finetune.training.signals import Signals
@@ -66,26 +65,31 @@ def train(
     transformers.logging.disable_progress_bar()
     started = time.time()
     run = run_directory.Run(recipe.training["output_dir"])
-    on_cpu = bool(recipe.training.get("use_cpu", not has_accelerator()))
-    main = PartialState(cpu=on_cpu).is_main_process
+    processes.check_accelerate(recipe)
+    main = processes.connect(recipe).is_main_process
     text = recipe.dump()
     claim = run.claim(text, overwrite, resume, allowed) if main else nullcontext()
     with Signals() as signals, claim, _room(run):
+        processes.check_folder(run.folder, main)
         if resume and run.is_finished:
             if main:
                 print(f"finetune: {run} is finished; nothing is left to resume", file=sys.stderr)
             return run if main else None
-        transformers.set_seed(recipe.training["seed"])
+        deterministic = recipe.training.get("full_determinism")
+        seed = transformers.enable_full_determinism if deterministic else transformers.set_seed
+        seed(recipe.training["seed"])
         job = build(recipe)
         args = training_arguments(recipe, run, job)
+        other_gpus = processes.use_one_gpu(args)
         identity = run_results.identity(recipe, job, args.world_size)
-        (last,) = broadcast_object_list(
-            [_last(run, identity, allowed) if resume and main else None]
-        )
+        last = _last(run, identity, allowed) if resume and main else None
+        processes.wait()
+        (last,) = broadcast_object_list([last])
         changed = list(run_results.changes(last.run, identity)) if last else []
         if args.device.type == "cpu" and not args.torch_compile:
             cpu.prepare(job.model)
         trainer = _trainer(recipe, job, run, args, signals, identity, changed)
+        unused = trainer.allow_unused_weights()
         if trainer.is_sharded:
             raise UserError(
                 f"{recipe.name}: FSDP and DeepSpeed split the model, and checkpoints here are of "
@@ -98,11 +102,15 @@ def train(
             run.begin(text, resume=last is not None)
             run.write_rejected(job.data.rejected)
             print(_opening(recipe, job, run), file=sys.stderr)
+            for note in filter(None, [other_gpus, unused]):
+                print(f"finetune: {note}", file=sys.stderr)
+        processes.wait()
         start = _start(trainer, job) if job.untuned else None
         if last:
             trainer.resume(last)
         else:
             trainer.train()
+        processes.wait()
         state = trainer.state
         rows = (state.epoch or 0) * len(job.splits["train"])
         tokens = (state.epoch or 0) * job.tokens or state.num_input_tokens_seen
@@ -111,14 +119,16 @@ def train(
         outputs, labels = test(trainer, job)
         _save(trainer, job, run)
         if main:
-            results = run_results.results(recipe, job, trainer.state, args, outputs, labels, start)
+            results = run_results.results(
+                recipe, job, trainer.state, args, trainer.accelerator, outputs, labels, start
+            )
             if recipe.tuning.skip_non_finite:
                 results["skipped_steps"] = trainer.counters["skipped"]
             since = started - trainer.earlier_seconds
             results["cost"] = run_results.cost(job.model, run, seconds, seen, since)
             run_results.write(job, run, results, outputs)
             trainer.tidy()
-    trainer.accelerator.wait_for_everyone()
+    processes.wait()
     return run if main else None
 
 

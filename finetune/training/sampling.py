@@ -57,14 +57,15 @@ class StepSampler(BatchRebalanceSampler):
 
     def rows_of(self, epoch: int, step: int) -> numpy.ndarray:
         """Returns the rows of a step over all processes; ``epoch`` and ``step`` count from 0."""
-        before, self.epoch = self.epoch, epoch
-        rows = self._steps()[step]
-        self.epoch = before
-        return rows
+        return self._steps(epoch)[step]
 
-    def _steps(self) -> list[numpy.ndarray]:
-        """Returns the rows of each optimizer step of this epoch, in order."""
-        generator = numpy.random.default_rng([self.seed, self.epoch])
+    def tokens_of(self, epoch: int) -> list[int]:
+        """Returns the number of tokens of each step over all processes."""
+        return [int(self.lengths[rows].sum()) for rows in self._steps(epoch)]
+
+    def _steps(self, epoch: int) -> list[numpy.ndarray]:
+        """Returns the rows of each optimizer step of an epoch, in order."""
+        generator = numpy.random.default_rng([self.seed, epoch])
         order = generator.permutation(self.rows)
         cuts = range(self.step_rows, self.rows, self.step_rows)
         if not self.grouped:
@@ -95,9 +96,9 @@ class StepSampler(BatchRebalanceSampler):
         return min(self.accumulation, -(-count // size), count // self.processes)
 
     def __iter__(self) -> Generator[list[int], None, None]:
-        for step in map(self._longest_first, self._steps()):
+        for step in map(self._longest_first, self._steps(self.epoch)):
             for micro_batch in numpy.array_split(step, self._micro_batches(len(step))):
                 yield micro_batch[self.rank :: self.processes].tolist()
 
     def __len__(self) -> int:
-        return sum(self._micro_batches(len(step)) for step in self._steps())
+        return sum(self._micro_batches(len(step)) for step in self._steps(self.epoch))

@@ -8,15 +8,20 @@ from typing import Any, cast
 
 import numpy
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import Sampler
 
 from finetune.errors import TrainingError, UserError
 from finetune.models import parameters
-from finetune.training import checkpoints, losses
+from finetune.training import checkpoints, losses, random_state
 from finetune.training.ema import EMA
 from finetune.training.resumable import ResumableTrainer
 from finetune.training.sampling import StepSampler
+
+# A gradient scaler halves its scale, 65,536 at first, when gradients overflow. Below this they
+# overflow without being scaled up, which no further halving mends.
+LOWEST_SCALE = 1.0
 
 
 class StepTrainer(ResumableTrainer):
@@ -55,8 +60,6 @@ class StepTrainer(ResumableTrainer):
         self.skip_limit, self.name_rows = skip_non_finite, name_rows
         self.counters = {"skipped": []}
         self.step_loss: torch.Tensor | None = None
-        # The arguments of a ``_check_step`` that waits for the accelerator.
-        self.unchecked: tuple[int, torch.Tensor, torch.Tensor, Any] | None = None
 
     def training_sampler(self) -> Sampler[Any]:
         rows, args = self.train_dataset, self.args
@@ -82,6 +85,7 @@ class StepTrainer(ResumableTrainer):
         # The Trainer's own set_epoch does not reach the sampler when it skips batches, or with
         # several processes.
         self.sampler.epoch = epoch
+        self.tokens_of_steps = self.sampler.tokens_of(epoch)
         return super().begin_epoch(epoch)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -98,6 +102,9 @@ class StepTrainer(ResumableTrainer):
             )
             self.optimizer = cls(groups, **options)
         return super().create_optimizer(model)
+
+    def step_tokens(self) -> int:
+        return self.tokens_of_steps[self.state.global_step % self.steps_in_epoch]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         scoring_only = set(self.label_names) - {"labels"}
@@ -141,27 +148,15 @@ class StepTrainer(ResumableTrainer):
     def check_gradients(self, norm: Any) -> None:
         loss, self.step_loss = self.step_loss, None
         assert loss is not None
-        bad = ~torch.isfinite(loss)
-        # A gradient scaler finds gradients that overflowed and skips them by itself.
-        if self.accelerator.scaler is None:
-            bad = bad | ~torch.isfinite(torch.as_tensor(norm, device=bad.device))
-        step = self.state.global_step + 1
-        if self.args.device.type == "cpu" or self.args.world_size > 1 or self.skip_limit:
-            self._check_step(step, bad, loss, norm)
-        else:
-            # Reading this step's values would wait for the accelerator, so it checks the previous
-            # step's. A checkpoint saved in between is checked when it is written.
-            if self.unchecked:
-                self._check_step(*self.unchecked)
-            self.unchecked = (step, bad, loss, norm)
+        finite = torch.isfinite(loss)
+        scaler = self.accelerator.scaler
+        # A gradient scaler skips a step whose gradients overflowed, and lowers its scale.
+        if scaler is None or scaler.get_scale() < LOWEST_SCALE:
+            finite = finite & torch.isfinite(torch.as_tensor(norm, device=finite.device))
+        # Waits for the accelerator, once a step: the optimizer must not use what is not finite.
+        self._check_step(self.state.global_step + 1, not finite, loss, norm)
 
-    def end_epoch(self) -> None:
-        super().end_epoch()
-        if self.unchecked:
-            self._check_step(*self.unchecked)
-            self.unchecked = None
-
-    def _check_step(self, step: int, bad: torch.Tensor, loss: torch.Tensor, norm: Any) -> None:
+    def _check_step(self, step: int, bad: bool, loss: torch.Tensor, norm: Any) -> None:
         """Skips a step that is not finite, or ends the training.
 
         Raises:
@@ -187,6 +182,53 @@ class StepTrainer(ResumableTrainer):
     def _last_checkpoint(self) -> str:
         last = self.saver.last
         return f"the last checkpoint is {last}" if last else "there is no checkpoint"
+
+    # --- weights without a gradient ------------------------------------------------------------
+
+    def allow_unused_weights(self) -> str | None:
+        """Lets several processes train a model some of whose weights get no gradient.
+
+        Each step waits for the gradients of all weights, unless it first looks for those that will
+        not come, which costs time.
+
+        Returns:
+            A line about these weights; None if there are none, or for a single process.
+        """
+        handler = self.accelerator.ddp_handler
+        if self.args.world_size == 1 or handler is None or handler.find_unused_parameters:
+            return None
+        unused = self.unused_weights()
+        if not unused:
+            return None
+        handler.find_unused_parameters = True
+        return (
+            f"{len(unused)} weights get no gradient, for example {unused[0]}; every step looks for "
+            "them, which takes time"
+        )
+
+    def unused_weights(self) -> list[str]:
+        """Returns the names of weights that should learn, but get no gradient from two rows.
+
+        The model, its buffers and the random state are the same afterwards.
+        """
+        model, device = cast(torch.nn.Module, self.model), self.args.device
+        loader: Any = self.get_train_dataloader()
+        rows: list[Any] = [loader.dataset[i] for i in range(min(2, len(loader.dataset)))]
+        before, was_training = random_state.capture(device), model.training
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        model.train()
+        inputs: Any = send_to_device(loader.collate_fn(rows), device)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        loss.backward()
+        weights = [(name, weight) for name, weight in model.named_parameters()]
+        unused = [name for name, each in weights if each.requires_grad and each.grad is None]
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        random_state.restore(before, device)
+        return unused
 
     # --- memory --------------------------------------------------------------------------------
 

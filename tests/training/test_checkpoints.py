@@ -1,9 +1,11 @@
 """Checkpoints on disk: complete or absent, every byte verified, no other folder deleted."""
 
+import errno
 import json
 import os
 import random
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,35 @@ def test_a_manifest_is_plain_json(tmp_path: Path) -> None:
     body = json.loads((save(tmp_path, 5, best=3) / "manifest.json").read_text("utf-8"))["manifest"]
     assert (body["step"], body["best"], body["run"]) == (5, 3, {"data": "abc"})
     assert set(body["files"]) == {"model.safetensors", "optimizer.json", "optimizer.safetensors"}
+
+
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_a_system_that_cannot_flush_a_folder_saves_and_says_so_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    call: str,
+) -> None:
+    # Windows opens no folder (EACCES); some network file systems flush none (EINVAL).
+    number = {"open": errno.EACCES, "fsync": errno.EINVAL}[call]
+    kept, refused = getattr(os, call), []
+
+    def refusing(place: Any, *arguments: Any) -> Any:
+        folder = isinstance(place, Path) or stat.S_ISDIR(os.fstat(place).st_mode)
+        if folder:
+            refused.append(place)
+            raise OSError(number, os.strerror(number))
+        return kept(place, *arguments)
+
+    checkpoints._report_no_sync.cache_clear()
+    monkeypatch.setattr(os, call, refusing)
+    for step in (1, 2):
+        assert checkpoints.verify(save(tmp_path, step)).step == step
+    assert len(refused) >= 4
+    shown = capsys.readouterr().err
+    assert shown.count("cannot be flushed to disk here") == 1
+    assert os.strerror(number) in shown
+    number = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        save(tmp_path, 3)
+    checkpoints._report_no_sync.cache_clear()

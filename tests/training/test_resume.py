@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers.trainer_callback import EarlyStoppingCallback
 
@@ -318,6 +320,72 @@ def test_a_step_that_is_not_finite_ends_the_run_and_names_its_rows(
         cli.main(["train", "tiny.yaml", "--overwrite", "--learning_rate", "1e30"])
     assert left.value.code == 1
     assert "finetune: step " in capsys.readouterr().err
+
+
+def test_an_accelerator_judges_a_step_before_its_optimizer() -> None:
+    trainer = SimpleNamespace(
+        step_loss=torch.tensor(1.0),
+        accelerator=SimpleNamespace(scaler=None),
+        args=SimpleNamespace(device=torch.device("cuda"), world_size=1),
+        state=SimpleNamespace(global_step=4),
+        skip_limit=0,
+        unchecked=None,
+    )
+    judged = []
+    trainer._check_step = lambda step, bad, *_: judged.append((step, bool(bad)))
+    runner.StepTrainer.check_gradients(cast(Any, trainer), torch.tensor(float("inf")))
+    assert judged == [(5, True)]
+
+
+class Scaler(torch.amp.GradScaler):
+    """A gradient scaler of fp16, on a CPU, with which gradients overflow above a scale."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, overflows_above: float) -> None:
+        super().__init__("cpu")
+        self.overflows_above, self.scales = overflows_above, []
+        made, end_step = runner._trainer, runner.StepTrainer.end_step
+
+        def scaled(*args: Any) -> Any:
+            trainer = made(*args)
+            trainer.accelerator.scaler, trainer.accelerator.native_amp = self, True
+            return trainer
+
+        def record(trainer: Any, *args: Any) -> None:
+            self.scales.append(self.get_scale())
+            end_step(trainer, *args)
+
+        monkeypatch.setattr(runner, "_trainer", scaled)
+        monkeypatch.setattr(runner.StepTrainer, "end_step", record)
+        # Clipping asks for it to undo the scale.
+        monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+
+    def scale(self, outputs: Any) -> Any:
+        scaled = super().scale(outputs)
+        return scaled * (float("inf") if self.get_scale() > self.overflows_above else 1.0)
+
+
+def test_overflows_of_a_gradient_scaler_in_the_first_steps_are_not_errors(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaler = Scaler(monkeypatch, 2.0**12)
+    run = train(tiny_recipe)
+    # An epoch has six steps, and its end is a call of its own.
+    assert scaler.scales[:6] == [2.0**15, 2.0**14, 2.0**13, 2.0**12, 2.0**12, 2.0**12]
+    rows = [row for row in run.history() if "loss" in row]
+    assert len(rows) == 12
+    # The first steps did not change the weights.
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert run.results()["device"].endswith("fp16")
+
+
+def test_gradients_that_overflow_at_any_scale_end_the_run(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaler = Scaler(monkeypatch, 0.0)
+    message = r"step 18: the loss is 0\.\d+ and its gradient's norm (inf|nan)"
+    with pytest.raises(TrainingError, match=message):
+        train(tiny_recipe, "--num_train_epochs", "4")
+    assert scaler.scales[-1] == 0.5
 
 
 def test_steps_that_are_not_finite_can_be_skipped(

@@ -98,33 +98,6 @@ def test_accumulation_gives_the_curve_of_the_whole_batch(tiny_recipe: Path) -> N
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "bottleneck"])
-def test_two_processes_give_the_losses_of_one(tiny_recipe: Path, method: str) -> None:
-    one = train(tiny_recipe, "--method", method, "--per_device_train_batch_size", "14")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    words = [
-        "-m",
-        "finetune.sentiment",
-        "tiny.yaml",
-        "--method",
-        method,
-        "--output_dir",
-        "runs/two",
-    ]
-    done = subprocess.run(
-        [*launch, *words, "--per_device_train_batch_size", "7"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    two = run_directory.Run("runs/two")
-    # 96 rows in batches of 14 leave 12: no row may be repeated to fill the last batch.
-    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
-    ids = list(two.predictions()["id"])
-    assert ids == list(one.predictions()["id"])
-    assert len(ids) == len(set(ids)) == 24
-    assert two.results()["metrics"]["accuracy"]["n"] == 24
-    assert two.results()["cost"]["tokens_seen"] == one.results()["cost"]["tokens_seen"]
-
-
 def test_lora_leaves_the_base_alone_and_reloads_to_the_last_bit(
     tiny_recipe: Path, tiny_bert: Path
 ) -> None:

@@ -65,20 +65,14 @@ def replace(
     Returns:
         An empty string, or the reason why the splits stay as they were.
     """
-    state = PartialState()
-    device = torch.device("cpu") if training.get("use_cpu") else torch.device(str(state.device))
+    device = torch.device("cpu" if training.get("use_cpu") else str(PartialState().device))
     model.to(device)  # pyright: ignore[reportArgumentType]
     encoder: Any = model.base_model
     low = torch.bfloat16 if training.get("bf16") else torch.float16
     half = bool(training.get("bf16") or training.get("fp16"))
     was_training = model.training
     model.eval()
-    # The main process of each machine fills the cache; the others read it.
-    with (
-        state.local_main_process_first(),
-        torch.inference_mode(),
-        torch.autocast(device.type, low, half),
-    ):
+    with torch.inference_mode(), torch.autocast(device.type, low, half):
         digest = _digest(encoder, half and str(low))
         found = {
             name: _states(encoder, rows, collator, digest.copy()) for name, rows in splits.items()
@@ -148,10 +142,29 @@ def _states(
             for buffer in chunk.buffers():
                 digest.update(buffer or b"")
     file = sources.cache("features") / f"{digest.hexdigest()}.safetensors"
-    try:
-        return load_file(file)["states"]
-    except (FileNotFoundError, SafetensorError):
-        pass
+    with sources.filling(file):
+        try:
+            return load_file(file)["states"]
+        except (FileNotFoundError, SafetensorError):
+            states = _computed(encoder, rows, collator, inputs)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        save_file({"states": states}, part)
+        part.replace(file)
+    return states
+
+
+def _computed(
+    encoder: PreTrainedModel,
+    rows: Dataset,
+    collator: Callable[..., dict[str, torch.Tensor]],
+    inputs: list[str],
+) -> torch.Tensor:
+    """Runs the encoder over all rows, and returns what ``_states`` returns.
+
+    Args:
+        inputs: the columns that the encoder reads.
+    """
     device = next(encoder.parameters()).device
     states = torch.empty(len(rows), 0)
     with tqdm(total=len(rows), unit="row", ncols=80, desc="features") as bar:
@@ -166,8 +179,4 @@ def _states(
                 states = torch.empty(len(rows), first.shape[1])
             states[torch.from_numpy(chosen)] = first
             bar.update(len(chosen))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    save_file({"states": states}, part)
-    part.replace(file)
     return states
