@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from finetune.errors import UserError, refuse_unknown
-from finetune.recipe import packaged
+from finetune.recipe import packaged, training_fields
 from finetune.recipe.checking import typed
 from finetune.recipe.command_line import parse_overrides
 from finetune.recipe.methods import learning_rate
@@ -29,6 +29,7 @@ def _section(cls: type, tree: Any, what: str, name: str, origin: dict[str, str])
         origin[f"{what}.{k}"] = where
         if k not in known or k == "options":
             if cls is not Tuning:
+                training_fields.refuse_former(k, where)
                 refuse_unknown(k, known, f"{where}: {what} key")
             values.setdefault("options", {})[k] = plain(v, True)
             continue

@@ -11,12 +11,12 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-from finetune.errors import TrainingError, UserError
+from finetune.errors import TrainingError
 from finetune.models import parameters
 from finetune.training import checkpoints, losses
 from finetune.training.ema import EMA
 from finetune.training.resumable import ResumableTrainer
-from finetune.training.sampling import StepSampler
+from finetune.training.sampling import EpochRows, StepSampler
 
 
 class StepTrainer(ResumableTrainer):
@@ -47,7 +47,7 @@ class StepTrainer(ResumableTrainer):
     ) -> None:
         super().__init__(**kwargs)
         # The Trainer knows of some models only that their first token has no loss.
-        self.count_first_label(self.compute_loss_func is not losses.next_token_loss)
+        self.count_first_label(not isinstance(self.compute_loss_func, losses.NextTokenLoss))
         self.layer_decay = layer_decay
         self.ema = EMA(self.accelerator.unwrap_model(self.model), ema_decay)
         self.add_callback(self.ema)
@@ -60,12 +60,8 @@ class StepTrainer(ResumableTrainer):
 
     def training_sampler(self) -> Sampler[Any]:
         rows, args = self.train_dataset, self.args
+        rows = rows.rows if isinstance(rows, EpochRows) else rows
         assert isinstance(rows, Dataset)
-        if args.train_sampling_strategy not in {"random", "group_by_length"}:
-            raise UserError(
-                f"train_sampling_strategy {args.train_sampling_strategy!r} is not supported; "
-                "use random or group_by_length"
-            )
         self.sampler = StepSampler(
             rows=len(rows),
             lengths=rows["length"][:],

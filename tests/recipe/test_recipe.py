@@ -393,7 +393,9 @@ def arguments(read: recipe.Recipe) -> TrainingArguments:
     run = run_directory.Run("runs/x")
     # The attributes of a job that the function reads.
     data = SimpleNamespace(validation=[1])
-    job = SimpleNamespace(data=data, headline="accuracy", training={}, extra_metrics={})
+    job = SimpleNamespace(
+        data=data, headline="accuracy", training={}, extra_metrics={}, label_smoothing=0.0
+    )
     try:
         return training_arguments(read, run, cast(Job, job))
     finally:
