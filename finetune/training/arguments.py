@@ -4,11 +4,12 @@ Values are taken, in this order, from the recipe, from the task, and from ``DEFA
 """
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_utils import SchedulerType
 from transformers.utils.import_utils import is_torch_xla_available
 
@@ -90,6 +91,14 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available() or is_torch_xla_available()
 
 
+def process_group(recipe: Recipe) -> dict[str, Any]:
+    """Returns what starts the communication between processes, where the recipe sets it."""
+    given = recipe.training
+    backend, seconds = given.get("ddp_backend"), given.get("ddp_timeout")
+    timeout = {"timeout": timedelta(seconds=seconds)} if seconds else {}
+    return ({"backend": backend} if backend else {}) | timeout
+
+
 def best_model(values: dict[str, Any], recipe: Recipe, job: Job) -> dict[str, Any]:
     """Returns the metric that chooses the best checkpoint, and its direction.
 
@@ -144,6 +153,11 @@ def training_arguments(recipe: Recipe, run: run_directory.Run, job: Job) -> Trai
         raise UserError(
             f"{recipe.where('training.label_smoothing_factor')}: label_smoothing_factor needs "
             f"classes to spread the label over; the loss of this run has none. Leave it out"
+        )
+    if given.get("neftune_noise_alpha") and not isinstance(job.processor, PreTrainedTokenizerBase):
+        raise UserError(
+            f"{recipe.where('training.neftune_noise_alpha')}: neftune_noise_alpha adds noise to "
+            "the embeddings of tokens; this task has none. Leave it out"
         )
     # The task's own loss smooths labels; the Trainer's smoother would only warn.
     values["label_smoothing_factor"] = 0.0
@@ -206,8 +220,12 @@ def _check_effects(args: TrainingArguments, values: dict[str, Any], recipe: Reci
         UserError: one would be, or a reporter is not installed.
     """
     resolved = {**vars(args), "push_to_hub": recipe.training.get("push_to_hub")}
+    # Without validation rows it is "no", whatever the recipe says.
+    resolved["eval_strategy"] = recipe.training.get("eval_strategy") or args.eval_strategy
     for name, (other, effective, advice) in NEEDS.items():
-        if not recipe.training.get(name):
+        # What is switched off by name, by a flag for example, may leave its settings in the recipe.
+        switch = recipe.training.get(other)
+        if not recipe.training.get(name) or switch is False or switch == "no":
             continue
         found = resolved[other]
         if not found or (effective is not None and found not in effective):
@@ -216,7 +234,12 @@ def _check_effects(args: TrainingArguments, values: dict[str, Any], recipe: Reci
                 f"{recipe.where(f'training.{name}')}: {name} has no effect with {other} "
                 f"{state or 'off'}; write {advice}"
             )
-    optim = args.optim.value
+    optim = str(values.get("optim", "adamw_torch_fused"))
+    if optim.endswith(("_layerwise", "lomo")):
+        raise UserError(
+            f"{recipe.where('training.optim')}: optim {optim} is not offered: it changes weights "
+            "during the backward pass, before a step is checked"
+        )
     known = OPTIM_ARGS.get(optim)
     for pair in str(values.get("optim_args") or "").replace(" ", "").split(","):
         name = pair.partition("=")[0]

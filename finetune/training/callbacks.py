@@ -6,8 +6,8 @@ from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
-from transformers.trainer_callback import EarlyStoppingCallback, ProgressCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
 
 from finetune import run_directory
 
@@ -76,7 +76,8 @@ class EarlyStopping(EarlyStoppingCallback):
     ) -> None:
         name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
         super().on_evaluate(args, state, control, {name: math.nan, **metrics}, **kwargs)
-        if control.should_training_stop and state.is_world_process_zero:
+        stops = self.early_stopping_patience_counter >= self.early_stopping_patience
+        if stops and state.global_step < state.max_steps and state.is_world_process_zero:
             print(
                 f"finetune: stopped at step {state.global_step}: no better {name} in "
                 f"{self.early_stopping_patience_counter} evaluations",

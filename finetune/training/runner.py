@@ -28,7 +28,7 @@ from finetune.models import parameters, tuning
 from finetune.models.speed import cpu
 from finetune.recipe import Recipe
 from finetune.training import adalora, checkpoints, run_results
-from finetune.training.arguments import has_accelerator, training_arguments
+from finetune.training.arguments import has_accelerator, process_group, training_arguments
 from finetune.training.callbacks import EarlyStopping, History, Progress
 from finetune.training.job import Job
 from finetune.training.sampling import EpochRows
@@ -68,7 +68,7 @@ def train(
     started = time.time()
     run = run_directory.Run(recipe.training["output_dir"])
     on_cpu = bool(recipe.training.get("use_cpu", not has_accelerator()))
-    main = PartialState(cpu=on_cpu).is_main_process
+    main = PartialState(cpu=on_cpu, **process_group(recipe)).is_main_process
     text = recipe.dump()
     claim = run.claim(text, overwrite, resume, allowed) if main else nullcontext()
     with Signals() as signals, claim, _room(run):

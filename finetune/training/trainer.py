@@ -1,6 +1,7 @@
 """The project's ``Trainer``: batches, layer-wise learning rates, EMA, and checks of every step."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-from finetune.errors import TrainingError
+from finetune.errors import TrainingError, UserError
+from finetune.evaluation.metrics import spec
 from finetune.models import parameters
 from finetune.training import checkpoints, losses
 from finetune.training.ema import EMA
@@ -81,19 +83,29 @@ class StepTrainer(ResumableTrainer):
         return super().begin_epoch(epoch)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.layer_decay < 1 and self.optimizer is None:
-            module = model or self.model
-            assert isinstance(module, torch.nn.Module)
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = parameters.parameter_groups(
-                module,
-                set(self.get_decay_parameter_names(module)),
-                self.args.learning_rate,
-                self.args.weight_decay,
-                self.layer_decay,
-            )
-            self.optimizer = cls(groups, **options)
-        return super().create_optimizer(model)
+        try:
+            if self.layer_decay < 1 and self.optimizer is None:
+                module = model or self.model
+                assert isinstance(module, torch.nn.Module)
+                cls, options = self.get_optimizer_cls_and_kwargs(self.args)
+                groups = parameters.parameter_groups(
+                    module,
+                    set(self.get_decay_parameter_names(module)),
+                    self.args.learning_rate,
+                    self.args.weight_decay,
+                    self.layer_decay,
+                )
+                self.optimizer = cls(groups, **options)
+            return super().create_optimizer(model)
+        except (ImportError, TypeError, ValueError) as error:
+            raise UserError(f"optim {self.args.to_dict()['optim']}: {_line(error)}") from None
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            name = self.args.to_dict()["lr_scheduler_type"]
+            raise UserError(f"lr_scheduler_type {name}: {_line(error)}") from None
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         scoring_only = set(self.label_names) - {"labels"}
@@ -122,7 +134,29 @@ class StepTrainer(ResumableTrainer):
                     f"step {self.state.global_step}: {name} is {metrics[name]:g} on the validation "
                     f"rows; {self._last_checkpoint()}"
                 )
+        if f"eval_{chosen}" not in metrics:
+            self._count_as_worst(chosen, metrics)
         return metrics
+
+    def _count_as_worst(self, chosen: str, metrics: dict[str, float]) -> None:
+        """Adds a NaN, which is never better, for the metric that chooses the best checkpoint.
+
+        Raises:
+            TrainingError: the task does not measure the metric.
+        """
+        step = self.state.global_step
+        if not spec(chosen).can_be_undefined:
+            known = ", ".join(name for name in metrics if name.startswith("eval_"))
+            raise TrainingError(
+                f"step {step}: metric_for_best_model {chosen} is not measured; it can be {known}"
+            )
+        metrics[f"eval_{chosen}"] = math.nan
+        if self.is_world_process_zero():
+            print(
+                f"finetune: step {step}: {chosen} is undefined on the validation rows (are all "
+                "predictions the same?) and counts as the worst",
+                file=sys.stderr,
+            )
 
     # --- steps that are not finite -------------------------------------------------------------
 
@@ -211,3 +245,7 @@ class StepTrainer(ResumableTrainer):
                 advice = "a single row does not fit; lower max_length or image_size"
             step = self.state.global_step + (split == "train")
             raise TrainingError(f"step {step}: out of memory with {key} {size}; {advice}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
