@@ -59,6 +59,7 @@ def _override(tree: dict[str, Any], overrides: Mapping[str, str]) -> None:
             raise UserError(f"{where}: its section in the recipe is not a mapping of keys")
         if value[:1] in "[{" and value:
             section[name] = parse_yaml(f"x: {value}", where)["x"]
+            section[name].where = where
         else:
             section[name] = Scalar(None if value == "null" else value, True, where)
 

@@ -82,6 +82,7 @@ def resolve(recipe: Recipe) -> Recipe:
         for old, new in training_fields.RENAMED.items()
         if f"training.{old}" in origin
     }
+    training_fields.check(given, origin)
     training = typed_as(TrainingArguments, given, "training", origin, RANGES, flags) | ours
     resolved = replace(
         recipe, training=training, tuning=replace(recipe.tuning, options=own), origin=origin
@@ -121,7 +122,6 @@ def _check_training(recipe: Recipe) -> None:
     if given.get("max_steps") == 0:
         where = recipe.where("training.max_steps")
         raise UserError(f"{where}: max_steps 0 trains num_train_epochs; leave it out, or raise it")
-    training_fields.check(given, recipe.origin)
     if given.get("fp16") and not torch.cuda.is_available():
         raise UserError(f"{recipe.where('training.fp16')}: fp16 needs a GPU; use bf16, or nothing")
     if given.get("use_liger_kernel") and not is_liger_kernel_available():

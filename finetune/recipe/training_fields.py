@@ -240,7 +240,7 @@ def renamed(given: dict[str, Any], origin: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check(given: Mapping[str, Any], origin: Mapping[str, str]) -> None:
-    """Checks typed training keys against the table.
+    """Checks training keys against the table; values that are refused need not have their type.
 
     Raises:
         UserError: one is refused.
