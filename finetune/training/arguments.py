@@ -152,7 +152,7 @@ def training_arguments(recipe: Recipe, run: run_directory.Run, job: Job) -> Trai
     if given.get("label_smoothing_factor", 0.0) != job.label_smoothing:
         raise UserError(
             f"{recipe.where('training.label_smoothing_factor')}: label_smoothing_factor needs "
-            f"classes to spread the label over; the loss of this run has none. Leave it out"
+            "classes to spread the label over; the loss of this run has none. Leave it out"
         )
     if given.get("neftune_noise_alpha") and not isinstance(job.processor, PreTrainedTokenizerBase):
         raise UserError(
@@ -193,9 +193,9 @@ def _check_strategies(values: dict[str, Any], recipe: Recipe) -> None:
             f"{where}: save_strategy {saves} and eval_strategy {evaluates} differ, and the best "
             f"model is loaded at the end; write the same for both, {instead}"
         )
-    if evaluates != "steps":
+    every, save = values.get("eval_steps") or values["logging_steps"], values.get("save_steps")
+    if evaluates != "steps" or not every or not save:
         return
-    every, save = values.get("eval_steps") or values["logging_steps"], values["save_steps"]
     if (every < 1) != (save < 1):
         where = recipe.where("training.save_steps")
         raise UserError(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     AlbertConfig,
@@ -144,6 +145,17 @@ def test_rates_grow_from_the_embeddings_to_the_head(name: str) -> None:
     assert {v for n, v in own.items() if n.startswith(heads)} <= {1.0}
     assert order == sorted(order)
     assert len(set(order)) == count + 2
+
+
+def test_an_adapter_has_the_rate_of_its_layer() -> None:
+    plain = text(BertConfig(**TEXT))
+    lora = LoraConfig(target_modules=["query"], modules_to_save=["classifier"])
+    model: Any = get_peft_model(plain, lora)
+    layers = parameters.layers_of(model)
+    found = {n: layers[n] for n, _ in parameters.trainable(model)}
+    assert {layer for n, layer in found.items() if "classifier" in n} == {LAYERS + 1}
+    for layer in range(LAYERS):
+        assert {v for n, v in found.items() if f"layer.{layer}." in n} == {layer + 1}
 
 
 def test_a_model_without_layers_is_an_error() -> None:

@@ -1,6 +1,7 @@
 """Every field of ``TrainingArguments`` does what it says, or is refused before training."""
 
 from dataclasses import MISSING, fields
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args, get_type_hints
@@ -13,7 +14,7 @@ from finetune import recipe, run_directory
 from finetune.errors import UserError
 from finetune.recipe import training_fields
 from finetune.recipe.training_fields import FORMER, GONE, OWN, REFUSED, RENAMED, REPLACED, USED
-from finetune.training.arguments import NEEDS, training_arguments
+from finetune.training.arguments import NEEDS, process_group, training_arguments
 from finetune.training.job import Job
 from tests.conftest import sentences, train, write_csv
 
@@ -244,6 +245,12 @@ def test_keys_that_fit_are_accepted(flags: str) -> None:
     assert arguments(*flags.split()).output_dir == "runs/x/checkpoints"
 
 
+def test_processes_meet_as_the_recipe_says() -> None:
+    assert process_group(recipe.load("r.yaml")) == {}
+    read = recipe.load("r.yaml", ["--ddp_backend", "gloo", "--ddp_timeout", "60"])
+    assert process_group(read) == {"backend": "gloo", "timeout": timedelta(seconds=60)}
+
+
 def test_early_stopping_needs_validation_rows() -> None:
     with pytest.raises(UserError, match="there are none"):
         arguments("--early_stopping_patience", "2", data=SimpleNamespace(validation=[]))
@@ -301,6 +308,17 @@ def test_keys_that_must_not_change_a_result_do_not(tiny_recipe: Path) -> None:
     ):
         found = losses(train(tiny_recipe, *short, *flags, "--output_dir", f"runs/{i}"))
         assert found == pytest.approx(plain, abs=1e-5), flags
+
+
+def test_full_determinism_reaches_torch(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", called.append)
+    for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING"):
+        monkeypatch.setenv(name, "")
+    for name in ("HCCL_DETERMINISTIC", "FLASH_ATTENTION_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")
+    train(tiny_recipe, "--full_determinism", "--max_steps", "1")
+    assert called == [True]
 
 
 def test_keys_that_change_a_training_do(tiny_recipe: Path) -> None:
