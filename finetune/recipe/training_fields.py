@@ -214,7 +214,6 @@ GONE = {
         "the loss follows from the task and its problem_type; others are not supported yet",
     ),
     "num_labels": "the labels are counted in the data",
-    "trust_remote_code": "code inside a checkpoint is never run",
 }
 
 

@@ -164,7 +164,7 @@ def test_a_former_name_in_another_section_is_told_too() -> None:
         recipe.load("r.yaml")
 
 
-@pytest.mark.parametrize("name", ["sep", "foo", "steps"])
+@pytest.mark.parametrize("name", ["sep", "foo", "stop"])
 def test_what_is_not_near_is_not_suggested(name: str) -> None:
     with pytest.raises(UserError) as caught:
         recipe.load("r.yaml", [f"--{name}", "1"])
