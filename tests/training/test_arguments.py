@@ -312,7 +312,9 @@ def test_keys_that_must_not_change_a_result_do_not(tiny_recipe: Path) -> None:
 
 def test_full_determinism_reaches_torch(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", called.append)
+    monkeypatch.setattr(
+        torch, "use_deterministic_algorithms", lambda mode, **_: called.append(mode)
+    )
     for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING"):
         monkeypatch.setenv(name, "")
     for name in ("HCCL_DETERMINISTIC", "FLASH_ATTENTION_DETERMINISTIC"):
