@@ -120,7 +120,7 @@ def main() -> None:
             ),
             data_collator=packing.Collator(int(str(tokenizer.pad_token_id))),
             train_dataset=packed,
-            compute_loss_func=losses.next_token_loss,
+            compute_loss_func=losses.NextTokenLoss(),
         )
 
     def theirs(folder: str) -> Trainer:

@@ -21,10 +21,10 @@ class TrainingError(Exception):
 
 def nearest(word: str, known: list[str]) -> str:
     """Returns how a message ends: the closest name in ``known``, or all if they are few."""
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    close = get_close_matches(word, known, n=1, cutoff=0.7)
     if close:
         return f"did you mean {close[0]!r}?"
-    return "it can be " + ", ".join(sorted(known)) if len(known) <= 12 else ""
+    return "it can be " + ", ".join(sorted(known)) if len(known) <= 16 else ""
 
 
 def refuse_unknown(word: str, known: list[str], what: str) -> NoReturn:

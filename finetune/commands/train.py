@@ -20,6 +20,7 @@ TRAINING_KEYS = """\
 Every field of transformers.TrainingArguments, by its own name:
   --learning_rate 3e-5 --num_train_epochs 3 --per_device_train_batch_size 16
   --bf16 true --seed 1 --output_dir runs/mine --report_to tensorboard
+and --early_stopping_patience 2: evaluations without a better value, then stop
 """
 RESUME = """\
 Continues RUN from its newest intact checkpoint, with the recipe in RUN. The

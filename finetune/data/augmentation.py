@@ -88,7 +88,7 @@ def mix(
     labels: Tensor,
     classes: int,
     rows: Tensor,
-    epoch: int,
+    epoch: int | Tensor,
     seed: int,
     config: Augmentation,
     *,
@@ -105,7 +105,7 @@ def mix(
     Args:
         pixels: (B, C, H, W) float in [0, 1].
         labels: (B,) int64, below ``classes``.
-        rows, training: as for ``augment``.
+        rows, epoch, training: as for ``augment``.
         config: with mixup or cutmix on; see ``mixes``.
 
     Returns:

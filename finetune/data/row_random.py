@@ -34,7 +34,9 @@ def keys(rows: Tensor, training: bool | Tensor, epoch: int | Tensor, seed: int) 
     return state
 
 
-def noise(rows: Tensor, count: int, epoch: int, seed: int, *, training: bool | Tensor) -> Tensor:
+def noise(
+    rows: Tensor, count: int, epoch: int | Tensor, seed: int, *, training: bool | Tensor
+) -> Tensor:
     """Returns ``count`` random numbers for each row: (B, count) float32 in [0, 1), for masks.
 
     Args:

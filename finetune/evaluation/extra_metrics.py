@@ -119,8 +119,9 @@ def measure(
 ) -> dict[str, Metric]:
     """Computes metrics with bootstrap intervals over rows.
 
-    A metric that is not built in gets fewer resamples and their number as ``resamples``. With
-    resamples, one that is undefined on these rows (NaN) is left out.
+    A metric that is not built in gets fewer resamples and their number as ``resamples``. One that
+    is undefined on these rows (NaN) is left out; without resamples only if its entry says that it
+    can be, so that a training ends on any other.
 
     Args:
         predictions, references: (N, ...), as the module's docstring says.
@@ -139,7 +140,7 @@ def measure(
         found = bootstrap(statistic, len(references), count)
         if count < resamples:
             found["resamples"] = count
-        if not resamples or math.isfinite(found["value"]):
+        if math.isfinite(found["value"]) or not (resamples or each.spec.can_be_undefined):
             out[name] = found
     return out
 

@@ -20,12 +20,15 @@ class MetricSpec:
         is_share: whether it is a share, shown in percent; any other metric is shown as it is.
         greater_is_better: the direction; None where it is unknown (metrics of the hub).
         hub_name: the name in a model card's metadata, where it differs from the key.
+        can_be_undefined: whether predictions exist for which it has no value, such as constant ones
+            for a correlation. It is then left out.
     """
 
     title: str
     is_share: bool = False
     greater_is_better: bool | None = True
     hub_name: str = ""
+    can_be_undefined: bool = False
 
 
 def _share(title: str, greater_is_better: bool = True, hub_name: str = "") -> MetricSpec:
@@ -51,8 +54,8 @@ METRICS: dict[str, MetricSpec] = {
     "r2": MetricSpec("R²", hub_name="r_squared"),
     "rmse": _loss("RMSE"),
     "mae": _loss("MAE"),
-    "pearson": MetricSpec("Pearson r"),
-    "spearman": MetricSpec("Spearman rho"),
+    "pearson": MetricSpec("Pearson r", can_be_undefined=True),
+    "spearman": MetricSpec("Spearman rho", can_be_undefined=True),
     # pretraining
     "bits_per_byte": _loss("bits per byte"),
     "perplexity": _loss("perplexity"),
@@ -66,7 +69,7 @@ METRICS: dict[str, MetricSpec] = {
     # measured only where the recipe's key `metrics` names them; see extra_metrics
     "matthews_correlation": MetricSpec("Matthews correlation"),
     "balanced_accuracy": _share("balanced accuracy"),
-    "cohen_kappa": MetricSpec("Cohen's kappa"),
+    "cohen_kappa": MetricSpec("Cohen's kappa", can_be_undefined=True),
     "macro_precision": _share("macro precision", hub_name="precision"),
     "macro_recall": _share("macro recall", hub_name="recall"),
     "weighted_f1": _share("weighted F1", hub_name="f1"),

@@ -7,15 +7,52 @@ from typing import Any
 import torch
 from torch import nn
 
-LAYER_INDEX = re.compile(r"\.(?:layer|layers|h|blocks?)\.(\d+)\.")
+from finetune.errors import UserError
+
+# A layer's place in its parameters' names: a numbered layer, or a stage and a numbered layer in it.
+LAYER = re.compile(
+    r"\.(?:layer|layers|h|blocks?|stages|albert_layer_groups)\.(\d+)"
+    r"(?:\.(?:blocks|layers|albert_layers)\.(\d+))?(?=\.)"
+)
 
 
-def layer_of(name: str, layers: int) -> int:
-    """Returns a parameter's layer: 0 for embeddings, 1 to ``layers``, ``layers`` + 1 for heads."""
-    found = LAYER_INDEX.search(name)
-    if found:
-        return int(found[1]) + 1
-    return 0 if "embed" in name else layers + 1
+def layers_of(model: nn.Module) -> dict[str, int]:
+    """Returns each parameter's layer: 0 for embeddings, 1 to L for layers, L + 1 for heads.
+
+    - What is registered before the first layer is an embedding, and so is what is called one beside
+      the layers (DeBERTa's relative positions). What is registered after the last belongs to the
+      head, a final norm for example.
+    - A stage of a hierarchical model (Swin, ConvNeXt, ResNet) has several layers. What lies between
+      two of them, such as downsampling, belongs to the one before in the same stage, if there is
+      one, else to the stage's first.
+    - ALBERT's layers share their weights, and count as one.
+
+    Raises:
+        UserError: no layers are found.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found = {name: match for name in names if (match := LAYER.search(f".{name}"))}
+    if not found:
+        raise UserError(f"layer_decay: {type(model).__name__} has no numbered layers; leave it out")
+    # By stage and layer; a layer of -1 stands for what lies between a stage's layers.
+    places = {n: (int(m[1]), -1 if m[2] is None else int(m[2])) for n, m in found.items()}
+    hierarchical = {stage for stage, layer in places.values() if layer >= 0}
+    ordered = sorted({(s, k) for s, k in places.values() if k >= 0 or s not in hierarchical})
+    first = next(iter(found))
+    start, beside = names.index(first), first[: max(0, found[first].start())]
+    out, place = {}, ordered[0]
+    for i, name in enumerate(names):
+        if name in places:
+            stage, before = places[name][0], place
+            place = places[name]
+            if place not in ordered:
+                place = before if before[0] == stage else next(p for p in ordered if p[0] == stage)
+            out[name] = 1 + ordered.index(place)
+        elif i < start or ("embed" in name and name.startswith(beside)):
+            out[name] = 0
+        else:
+            out[name] = len(ordered) + 1
+    return out
 
 
 def parameter_groups(
@@ -29,14 +66,15 @@ def parameter_groups(
     Args:
         decayed: names of the parameters that get weight decay.
     """
-    layers = max((layer_of(n, -1) for n, _ in model.named_parameters()), default=0)
+    layers = layers_of(model)
+    head = max(layers.values())
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable(model):
-        groups.setdefault((layer_of(name, layers), name in decayed), []).append(parameter)
+        groups.setdefault((layers[name], name in decayed), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": learning_rate * decay ** (layers + 1 - layer),
+            "lr": learning_rate * decay ** (head - layer),
             "weight_decay": weight_decay if has_decay else 0.0,
         }
         for (layer, has_decay), parameters in sorted(groups.items(), key=lambda item: item[0])

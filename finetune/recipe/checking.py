@@ -33,7 +33,24 @@ def typed(hint: Any, value: Any, name: str, where: str) -> Any:
             listed = choices and all(isinstance(c, str) for c in choices)
             hint_at = nearest(str(value), list(choices)) if listed else first["msg"]
             problem = f"{value!r} does not fit: {hint_at}"
+    parts = value if isinstance(value, list) else str(value).split(",")
+    if len(parts) > 1 and all(_fits(adapter, part) for part in parts):
+        each = " ".join(str(part).strip() for part in parts)
+        problem = (
+            f"a run has one value, not {len(parts)}; for several runs: "
+            f"for v in {each}; do finetune train RECIPE --{name} $v; done"
+        )
+        if name != "seed":
+            problem = problem.replace("$v;", "$v --output_dir runs/$v;")
     raise UserError(f"{where}: {name}: {problem}")
+
+
+def _fits(adapter: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _bounds(adapter: TypeAdapter[Any]) -> str:

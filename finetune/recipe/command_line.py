@@ -13,9 +13,13 @@ from dataclasses import Field, fields
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from finetune.errors import UserError
+from finetune.recipe import training_fields
 from finetune.recipe.schema import SETTINGS
 
 BOOLEANS = {f.name for cls in SETTINGS.values() for f in fields(cls) if f.type is bool}
+BOOLEANS |= training_fields.BOOLEANS
+# The words that pydantic takes for a boolean, and null for none.
+TRUTH = {"true", "false", "yes", "no", "on", "off", "t", "f", "y", "n", "1", "0", "null"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,18 +93,21 @@ def accept_training_keys(parser: argparse.ArgumentParser, words: Sequence[str]) 
     Returns:
         The words, with two kinds of values joined to their flag, which argparse cannot assign
         without knowing it: one that starts with a minus (``--weight_decay -1e-4``), and "true" of
-        a bare flag that stands before the recipe (``--bf16 recipe.yaml``).
+        a bare flag before a word that is no boolean (``--bf16 imdb/minilm``).
     """
     left, joined = list(words), []
     while left:
         word = left.pop(0)
         name, equals, _ = word.partition("=")
         if name.startswith("--") and name != "--":
-            takes_none = name[2:] in BOOLEANS or _declare(parser, name)
+            declared = _declare(parser, name)
+            is_boolean = name[2:].replace("-", "_") in BOOLEANS
             if left and not equals:
                 if left[0].startswith("-") and not left[0].startswith("--") and left[0] != "-h":
                     word += f"={left.pop(0)}"
-                elif takes_none and left[0].endswith((".yaml", ".yml")):
+                elif (is_boolean and left[0].lower() not in TRUTH) or (
+                    declared and left[0].endswith((".yaml", ".yml"))
+                ):
                     word += "=true"
         joined.append(word)
     return joined

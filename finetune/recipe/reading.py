@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from finetune.errors import UserError, refuse_unknown
-from finetune.recipe import packaged
+from finetune.recipe import packaged, training_fields
 from finetune.recipe.checking import typed
 from finetune.recipe.command_line import parse_overrides
 from finetune.recipe.methods import learning_rate
@@ -29,6 +29,7 @@ def _section(cls: type, tree: Any, what: str, name: str, origin: dict[str, str])
         origin[f"{what}.{k}"] = where
         if k not in known or k == "options":
             if cls is not Tuning:
+                training_fields.refuse_former(k, where)
                 refuse_unknown(k, known, f"{where}: {what} key")
             values.setdefault("options", {})[k] = plain(v, True)
             continue
@@ -58,6 +59,7 @@ def _override(tree: dict[str, Any], overrides: Mapping[str, str]) -> None:
             raise UserError(f"{where}: its section in the recipe is not a mapping of keys")
         if value[:1] in "[{" and value:
             section[name] = parse_yaml(f"x: {value}", where)["x"]
+            section[name].where = where
         else:
             section[name] = Scalar(None if value == "null" else value, True, where)
 

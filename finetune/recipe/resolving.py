@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import Field
 
 from finetune.errors import UserError, refuse_unknown
-from finetune.recipe.checking import typed_as
+from finetune.recipe import training_fields
+from finetune.recipe.checking import typed, typed_as
 from finetune.recipe.methods import NOT_OFFERED, PLAIN_METHODS
 from finetune.recipe.reading import read
 from finetune.recipe.schema import FLAGS, Recipe, Tuning
@@ -29,11 +30,7 @@ RANGES = {
         ],
         Field(ge=1),
     ),
-}
-# Keys of TrainingArguments that are replaced by something else here.
-TRAINING_NOT_OFFERED = {
-    "save_only_model": "runs are resumed from their checkpoints",
-    "enable_jit_checkpoint": "SIGTERM always saves a checkpoint after the step",
+    "label_smoothing_factor": Field(ge=0, le=1),
 }
 
 
@@ -53,8 +50,8 @@ def resolve(recipe: Recipe) -> Recipe:
 
     Raises:
         UserError: an unknown training key, method or option, with the nearest known one; a value
-            of another type or out of range; fp16 without a GPU; Liger kernels that are not
-            installed.
+            of another type or out of range; a training key that is refused; fp16 without a GPU;
+            Liger kernels that are not installed.
     """
     from transformers import TrainingArguments
 
@@ -71,8 +68,22 @@ def resolve(recipe: Recipe) -> Recipe:
     if config:
         typed_as(config, own, "tuning", origin)
     given = {k: v for k, v in recipe.training.items() if k not in claimed}
-    flags = {**FLAGS, **dict.fromkeys(options, "tuning")}
-    training = typed_as(TrainingArguments, given, "training", origin, RANGES, flags)
+    for name in given:
+        training_fields.refuse_former(name, origin.get(f"training.{name}", recipe.name))
+    ours = {
+        name: typed(hint, given.pop(name), name, recipe.where(f"training.{name}"))
+        for name, hint in training_fields.OWN.items()
+        if name in given
+    }
+    flags = {**FLAGS, **training_fields.OWN, **dict.fromkeys(options, "tuning")}
+    given = training_fields.renamed(given, origin)
+    origin |= {
+        f"training.{new}": origin[f"training.{old}"]
+        for old, new in training_fields.RENAMED.items()
+        if f"training.{old}" in origin
+    }
+    training_fields.check(given, origin)
+    training = typed_as(TrainingArguments, given, "training", origin, RANGES, flags) | ours
     resolved = replace(
         recipe, training=training, tuning=replace(recipe.tuning, options=own), origin=origin
     )
@@ -108,9 +119,9 @@ def _check_training(recipe: Recipe) -> None:
     if given.get("num_train_epochs", 1) <= 0 and given.get("max_steps", -1) <= 0:
         where = recipe.where("training.num_train_epochs")
         raise UserError(f"{where}: num_train_epochs has to be above 0")
-    for name, why in TRAINING_NOT_OFFERED.items():
-        if given.get(name):
-            raise UserError(f"{recipe.where(f'training.{name}')}: {name} is not offered: {why}")
+    if given.get("max_steps") == 0:
+        where = recipe.where("training.max_steps")
+        raise UserError(f"{where}: max_steps 0 trains num_train_epochs; leave it out, or raise it")
     if given.get("fp16") and not torch.cuda.is_available():
         raise UserError(f"{recipe.where('training.fp16')}: fp16 needs a GPU; use bf16, or nothing")
     if given.get("use_liger_kernel") and not is_liger_kernel_available():

@@ -13,6 +13,9 @@ import yaml
 
 from finetune.errors import UserError
 
+# How many mappings and lists may lie in each other. A recipe needs four; Python's own limit is
+# reached at some hundred.
+DEPTH = 50
 BARE = {"yes", "no", "on", "off", "y", "n"}
 
 
@@ -92,14 +95,18 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
     """Reads YAML into nested ``Block``, ``Items`` and ``Scalar``.
 
     Raises:
-        UserError: not YAML, an empty file, another root than a mapping, a second document, an
-            anchor, alias or tag, a duplicate key, a bare yes/no/on/off.
+        UserError: not YAML, nested too deep, an empty file, another root than a mapping, a second
+            document, an anchor, alias or tag, a duplicate key, a bare yes/no/on/off.
     """
     try:
-        documents = 0
+        documents = depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             line = event.start_mark.line + 1
             documents += isinstance(event, yaml.DocumentStartEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                raise UserError(f"{name}:{line}: more than {DEPTH} mappings or lists in each other")
             if documents > 1:
                 raise UserError(f"{name}:{line}: a second document starts; keep one")
             marked = isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None)

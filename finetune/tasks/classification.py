@@ -56,13 +56,15 @@ def scored_by(data: Any, recipe: Recipe) -> dict[str, Any]:
     """
     # Prediction starts without these.
     from finetune.evaluation import metrics
-    from finetune.training.losses import classification_loss
+    from finetune.training import losses
 
     kind = data.problem_type
-    smoothing = float(recipe.training.get("label_smoothing_factor", 0.0))
+    # A number has no other classes.
+    smoothing = 0.0 if kind == "regression" else losses.smoothing(recipe)
     where = recipe.where("metrics")
     return {
-        "loss": classification_loss(kind, smoothing),
+        "loss": losses.classification_loss(kind, smoothing),
+        "label_smoothing": smoothing,
         "score": scorer(data),
         "headline": metrics.HEADLINE[kind],
         "extra_metrics": extra_metrics.load(recipe.metrics, kind, len(data.label_names), where),

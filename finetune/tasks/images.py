@@ -22,25 +22,22 @@ THUMBNAIL = 192
 class Collator:
     """Rows -> a batch: decodes, resizes as the processor does, augments training images.
 
-    Runs in the data loader's workers. ``row`` is a row's number in its split and ``training``
-    whether that is the training split: together they key the random draws. ``view`` numbers the
-    augmented views of an evaluation row from 1; 0 is the image itself. ``set_epoch`` is called
-    before an epoch's workers start.
+    Runs in the data loader's workers. ``row`` is a row's number in its split, ``training`` whether
+    that is the training split, and ``epoch`` that of the training: together they key the random
+    draws. ``view`` numbers the augmented views of an evaluation row from 1; 0 is the image itself.
     """
 
     def __init__(
         self, processor: Any, channels: int, classes: int, seed: int, changes: Augmentation
     ) -> None:
         self.processor, self.channels, self.classes = processor, channels, classes
-        self.seed, self.changes, self.epoch = seed, changes, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draws the augmentation of another epoch from now on."""
-        self.epoch = epoch
+        self.seed, self.changes = seed, changes
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows (B) -> ``pixel_values`` (B, C, H, W) float, and ``labels`` where rows have them."""
-        numbers, views = (torch.tensor([row[name] for row in rows]) for name in ("row", "view"))
+        numbers, views, epochs = (
+            torch.tensor([row[name] for row in rows]) for name in ("row", "view", "epoch")
+        )
         training = all(row["training"] for row in rows)
         images = [image_files.decode(row["image"], self.channels) for row in rows]
         batch = {}
@@ -50,7 +47,7 @@ class Collator:
         if not (augmentation.active(self.changes) or mixes if training else views.any()):
             return {"pixel_values": pixels(self.processor, images), **batch}
         plain = pixels(self.processor, images, normalize=False)
-        epoch = self.epoch if training else views
+        epoch = epochs if training else views
         values = augmentation.augment(
             plain, numbers, epoch, self.seed, self.changes, training=training
         )
@@ -59,7 +56,7 @@ class Collator:
         elif mixes:
             values, batch["labels"] = augmentation.mix(
                 *(values, batch["labels"], self.classes, numbers),
-                *(self.epoch, self.seed, self.changes),
+                *(epochs, self.seed, self.changes),
             )
         return {"pixel_values": normalized(self.processor, values), **batch}
 
@@ -99,6 +96,7 @@ def dataset(data: corpus.Corpus, split: str, views: int = 0) -> Dataset:
     if "label" in frame:
         columns["labels"] = frame["label"].tolist()
     columns |= {"training": [split == "train"] * len(frame), "length": [1] * len(frame)}
+    columns["epoch"] = [0] * len(frame)
     if views:
         columns = {
             k: [v for v in column for _ in range(1 + views)] for k, column in columns.items()

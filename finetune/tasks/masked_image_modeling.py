@@ -85,11 +85,10 @@ class MaskCollator(images.Collator):
         Labels are 1 for the hidden patches, which the loss is over, and ``IGNORED`` elsewhere.
         """
         batch = super().__call__(rows)
-        numbers = torch.tensor([row["row"] for row in rows])
+        numbers, epochs = (torch.tensor([row[n] for row in rows]) for n in ("row", "epoch"))
         training = all(row["training"] for row in rows)
-        # Evaluation hides the same patches every time.
-        epoch = self.epoch if training else 0
-        noise = row_random.noise(numbers, self.patches, epoch, self.seed, training=training)
+        # An evaluation row's epoch is always 0, so that it hides the same patches every time.
+        noise = row_random.noise(numbers, self.patches, epochs, self.seed, training=training)
         hidden = noise.argsort(1).argsort(1) >= self.visible
         return batch | {"noise": noise, "labels": torch.where(hidden, 1, IGNORED)}
 

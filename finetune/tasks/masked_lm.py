@@ -35,8 +35,8 @@ HIDDEN = "hidden"
 class MaskCollator:
     """Rows -> a batch with some tokens hidden: which ones follows from seed, epoch and row alone.
 
-    ``row`` is a row's number in its split and ``training`` whether that is the training split;
-    evaluation rows have the same tokens hidden every time.
+    ``row`` is a row's number in its split, ``training`` whether that is the training split, and
+    ``epoch`` that of the training; evaluation rows have the same tokens hidden every time.
     """
 
     def __init__(self, tokenizer: Any, recipe: Recipe, with_hidden: bool = False) -> None:
@@ -48,11 +48,7 @@ class MaskCollator:
         )
         self.most, self.share = recipe.model.max_length, recipe.model.mask_share
         self.whole_words = recipe.model.whole_words
-        self.seed, self.epoch = int(recipe.training.get("seed", 0)), 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Hides the tokens of another epoch from now on."""
-        self.epoch = epoch
+        self.seed = int(recipe.training.get("seed", 0))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows (B) -> ``input_ids``, ``attention_mask`` and ``labels``, each (B, T) int.
@@ -66,10 +62,9 @@ class MaskCollator:
 
         ids = filled([row["input_ids"] for row in rows], self.pad)
         words = filled([row["words"] for row in rows], -1)
-        numbers = torch.tensor([row["row"] for row in rows])
+        numbers, epochs = (torch.tensor([row[n] for row in rows]) for n in ("row", "epoch"))
         training = all(row["training"] for row in rows)
-        epoch = self.epoch if training else 0
-        noise = row_random.noise(numbers, 3 * self.most, epoch, self.seed, training=training)
+        noise = row_random.noise(numbers, 3 * self.most, epochs, self.seed, training=training)
         # The draws are cut at max_length, so that they do not depend on the batch's length.
         choice, action, other = (part[:, :longest] for part in noise.split(self.most, 1))
         if self.whole_words:
@@ -161,7 +156,8 @@ class MaskedLM(Task):
             collator=MaskCollator(tokenizer, recipe, only_hidden(model)),
             splits=splits,
             data=data,
-            loss=losses.masked_token_loss,
+            loss=losses.MaskedTokenLoss(losses.smoothing(recipe)),
+            label_smoothing=losses.smoothing(recipe),
             score=lambda sums, _, resamples: scoring.masked(sums, resamples),
             headline=HEADLINE,
             baselines=dict,
@@ -201,7 +197,7 @@ def _encoded(tokenizer: Any, most: int, data: Any) -> dict[str, Dataset]:
     def rows(name: str) -> Dataset:
         training, given = name == "train", getattr(data, name)
         if not len(given):
-            columns = ("input_ids", "words", "length", "row", "training")
+            columns = ("input_ids", "words", "length", "row", "training", "epoch")
             return Dataset.from_dict({column: [] for column in columns})
         found = token_cache.once(
             given,
@@ -211,6 +207,7 @@ def _encoded(tokenizer: Any, most: int, data: Any) -> dict[str, Dataset]:
             *("masked", most, training),
         )
         found = found.add_column("row", numpy.arange(len(found)))
+        found = found.add_column("epoch", numpy.zeros(len(found), int))
         return found.add_column("training", numpy.full(len(found), training))
 
     return {name: rows(name) for name in ("train", "validation", "test")}

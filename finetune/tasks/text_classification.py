@@ -64,8 +64,11 @@ class TextClassification(Classifier):
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
         model = tuning.apply(model, recipe, checkpoint)
         padded = "the recipe says so"
+        noise = recipe.training.get("neftune_noise_alpha")
         if attention := recipe.model.config.get(configs.ATTENTION):
             padded = f"the recipe asks for {attention} attention"
+        elif noise:
+            padded = "NEFTune scales its noise by the length of a batch"
         elif recipe.model.padding_free:
             padded = padding_free.enable(model, recipe.training)
         notes = configs.describe_head(checkpoint, data)
@@ -75,7 +78,11 @@ class TextClassification(Classifier):
         collator: Any = DataCollatorWithPadding(tokenizer, padding)
         if recipe.tuning.method == "head" and recipe.tuning.cache_features:
             assert isinstance(model, PreTrainedModel)
-            uncached = cached_features.replace(model, splits, collator, recipe.training)
+            uncached = (
+                "NEFTune adds noise to what it reads"
+                if noise
+                else cached_features.replace(model, splits, collator, recipe.training)
+            )
             if uncached:
                 notes.append(f"the encoder runs every epoch: {uncached}")
             else:

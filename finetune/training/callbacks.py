@@ -1,11 +1,12 @@
-"""Callbacks: the progress bar, history.jsonl, and the epoch's number for collators."""
+"""Callbacks: the progress bar, history.jsonl and early stopping."""
 
+import math
 import sys
 from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from finetune import run_directory
@@ -60,12 +61,25 @@ class History(TrainerCallback):
             self.run.log({"step": state.global_step, **kept})
 
 
-class Epochs(TrainerCallback):
-    """Calls the collator's ``set_epoch``, if it has one, before the epoch's workers start."""
+class EarlyStopping(EarlyStoppingCallback):
+    """Ends the training after ``patience`` evaluations in a row without a better value.
 
-    def __init__(self, collator: Any) -> None:
-        self.set_epoch = getattr(collator, "set_epoch", None)
+    An evaluation in which the metric is undefined counts as one without. Checkpoints have the
+    count, because it is the state of a callback that transformers exports.
+    """
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.set_epoch:
-            self.set_epoch(int(state.epoch))
+    def __init__(self, patience: int) -> None:
+        super().__init__(early_stopping_patience=patience)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        super().on_evaluate(args, state, control, {name: math.nan, **metrics}, **kwargs)
+        stops = self.early_stopping_patience_counter >= self.early_stopping_patience
+        if stops and state.global_step < state.max_steps and state.is_world_process_zero:
+            print(
+                f"finetune: stopped at step {state.global_step}: no better {name} in "
+                f"{self.early_stopping_patience_counter} evaluations",
+                file=sys.stderr,
+            )

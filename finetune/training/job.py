@@ -35,7 +35,8 @@ class Job:
 
     Attributes:
         splits: train, validation and test, encoded, each with a column ``length``, the model's
-            inputs, and the columns that the Trainer passes to the loss as labels.
+            inputs, and the columns that the Trainer passes to the loss as labels. For a collator
+            that draws random numbers also ``epoch``, 0, which training rows get set.
         loss: the Trainer's ``compute_loss_func``.
         score: (outputs, labels, resamples) -> ``metrics`` and further sections of results.json.
         headline: the metric that chooses the checkpoint and that tables show first.
@@ -54,6 +55,7 @@ class Job:
         untuned: whether the model before training is a baseline.
         samples: what the model generates, by prompt, before and after training.
         tokens: tokens of an epoch, where the Trainer cannot count them.
+        label_smoothing: how much the loss smooths labels; 0 where it cannot.
         blocks: whether a training row is cut from the data's rows or packed from several.
     """
 
@@ -78,6 +80,7 @@ class Job:
     samples: Callable[[], dict[str, str]] = dict
     tokens: int = 0
     blocks: bool = False
+    label_smoothing: float = 0.0
     extra_metrics: dict[str, ExtraMetric] = dataclasses.field(default_factory=dict)
     for_metrics: Callable[[Any, Any], tuple[numpy.ndarray, numpy.ndarray]] | None = None
 

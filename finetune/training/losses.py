@@ -6,12 +6,20 @@
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
+from finetune.recipe import Recipe
+
 Loss = Callable[..., torch.Tensor]
+
+
+def smoothing(recipe: Recipe) -> float:
+    """Returns the share of each label that the recipe spreads over all classes or tokens."""
+    return float(recipe.training.get("label_smoothing_factor", 0.0))
 
 
 def classification_loss(problem_type: str, label_smoothing: float = 0.0) -> Loss:
@@ -45,17 +53,32 @@ def classification_loss(problem_type: str, label_smoothing: float = 0.0) -> Loss
     return loss
 
 
-def next_token_loss(
-    outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Returns the causal LM loss: cross-entropy of each token given the tokens before it.
+@dataclass(frozen=True)
+class NextTokenLoss:
+    """The causal LM loss: cross-entropy of each token given the tokens before it.
 
     Labels (B, T) int are the tokens, or -100 for tokens without loss. ``labels[:, 0]`` is not used:
     no token comes before it. Averaged over all tokens with loss of the optimizer step.
     """
-    logits, target = _shifted(outputs["logits"], labels)
-    total = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
-    return total / ((target != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+    label_smoothing: float = 0.0
+
+    def __call__(
+        self,
+        outputs: ModelOutput,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        logits, target = _shifted(outputs["logits"], labels)
+        total = functional.cross_entropy(
+            logits.flatten(0, 1),
+            target.flatten(),
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        return total / (
+            (target != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        )
 
 
 def document_sums(
@@ -73,19 +96,30 @@ def document_sums(
     return torch.stack([nats.sum(1), (target != -100).sum(1), byte_counts], 1)
 
 
-def masked_token_loss(
-    outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Returns the masked LM loss: cross-entropy of the masked tokens.
+@dataclass(frozen=True)
+class MaskedTokenLoss:
+    """The masked LM loss: cross-entropy of the masked tokens.
 
     Labels (B, T) int are the masked tokens, or -100 for all others. Logits are those of all tokens
     (B, T, V), or of the M masked tokens only (1, M, V).
     """
-    masked = labels != -100
-    total = functional.cross_entropy(
-        _of_masked(outputs["logits"], masked).float(), labels[masked], reduction="sum"
-    )
-    return total / (masked.sum() if num_items_in_batch is None else num_items_in_batch)
+
+    label_smoothing: float = 0.0
+
+    def __call__(
+        self,
+        outputs: ModelOutput,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        masked = labels != -100
+        total = functional.cross_entropy(
+            _of_masked(outputs["logits"], masked).float(),
+            labels[masked],
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        return total / (masked.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def masked_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

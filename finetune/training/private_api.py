@@ -140,7 +140,7 @@ DEPENDENCIES = [
         f"{TRAINER}._train_batch_size",
         "use",
         "finetune.training.hooks",
-        "rows of a micro-batch, also with auto_find_batch_size",
+        "rows of a micro-batch",
     ),
     Dependency(
         f"{TRAINER}._loss_shifts_labels",
@@ -237,6 +237,12 @@ DEPENDENCIES = [
         "use",
         "finetune.training.checkpointing",
         "callbacks with counters, such as early stopping",
+    ),
+    Dependency(
+        "transformers.integrations.integration_utils.get_available_reporting_integrations",
+        "use",
+        "finetune.training.arguments",
+        "report_to names a package that is installed",
     ),
     Dependency(
         "transformers.utils.generic.ModelOutput",

@@ -28,8 +28,9 @@ from finetune.models.speed import cpu
 from finetune.recipe import Recipe
 from finetune.training import adalora, checkpoints, processes, run_results
 from finetune.training.arguments import training_arguments
-from finetune.training.callbacks import Epochs, History, Progress
+from finetune.training.callbacks import EarlyStopping, History, Progress
 from finetune.training.job import Job
+from finetune.training.sampling import EpochRows
 from finetune.training.signals import Signals
 from finetune.training.trainer import StepTrainer
 
@@ -124,6 +125,8 @@ def train(
             )
             if recipe.tuning.skip_non_finite:
                 results["skipped_steps"] = trainer.counters["skipped"]
+            if recipe.training.get("early_stopping_patience"):
+                results["stopped_early"] = state.global_step < state.max_steps
             since = started - trainer.earlier_seconds
             results["cost"] = run_results.cost(job.model, run, seconds, seen, since)
             run_results.write(job, run, results, outputs)
@@ -186,6 +189,8 @@ def _trainer(
         return {name: metric["value"] for name, metric in scores["metrics"].items()}
 
     budget, history = adalora.RankBudget(job.model), History(run)
+    patience = recipe.training.get("early_stopping_patience")
+    rows: Any = job.splits["train"]
     trainer = StepTrainer(
         signals=signals,
         run=identity,
@@ -198,19 +203,20 @@ def _trainer(
         model=job.model,
         args=args,
         data_collator=job.collator,
-        train_dataset=job.splits["train"],
+        train_dataset=EpochRows(rows) if "epoch" in rows.column_names else rows,
         eval_dataset=validation,
         processing_class=job.processor,
         compute_loss_func=job.loss,
         compute_metrics=metrics,
         preprocess_logits_for_metrics=job.reduce,
-        callbacks=[history, Epochs(job.collator), budget],
+        callbacks=[history, budget, *([EarlyStopping(patience)] if patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     progress = Progress()
     progress.headline = job.headline
-    trainer.add_callback(progress)
+    if not recipe.training.get("disable_tqdm"):
+        trainer.add_callback(progress)
     return trainer
 
 

@@ -1,8 +1,11 @@
 """Divides the rows into optimizer steps, and each step between processes and micro-batches."""
 
 from collections.abc import Generator, Sequence
+from typing import Any
 
+import datasets
 import numpy
+from torch.utils.data import Dataset
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from finetune.errors import UserError
@@ -10,6 +13,29 @@ from finetune.errors import UserError
 # Rows are sorted by length within windows of so many steps: large enough for steps of equal
 # lengths, small enough to shuffle every epoch. The same number as in transformers.
 WINDOW = 50
+
+
+class MicroBatch(list[int]):
+    """The row numbers of a micro-batch, and the epoch that they are drawn for."""
+
+    epoch = 0
+
+
+class EpochRows(Dataset[Any]):
+    """Training rows, each with the ``epoch`` of the micro-batch that it is read for.
+
+    So a collator that draws random numbers has the right epoch in every worker process, however
+    long the workers live.
+    """
+
+    def __init__(self, rows: datasets.Dataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, batch: MicroBatch) -> list[dict[str, Any]]:
+        return [{**row, "epoch": batch.epoch} for row in self.rows.__getitems__(list(batch))]
 
 
 class StepSampler(BatchRebalanceSampler):
@@ -95,10 +121,12 @@ class StepSampler(BatchRebalanceSampler):
         size = -(-self.step_rows // self.accumulation)
         return min(self.accumulation, -(-count // size), count // self.processes)
 
-    def __iter__(self) -> Generator[list[int], None, None]:
+    def __iter__(self) -> Generator[MicroBatch, None, None]:
         for step in map(self._longest_first, self._steps(self.epoch)):
-            for micro_batch in numpy.array_split(step, self._micro_batches(len(step))):
-                yield micro_batch[self.rank :: self.processes].tolist()
+            for part in numpy.array_split(step, self._micro_batches(len(step))):
+                micro_batch = MicroBatch(part[self.rank :: self.processes].tolist())
+                micro_batch.epoch = self.epoch
+                yield micro_batch
 
     def __len__(self) -> int:
         return sum(self._micro_batches(len(step)) for step in self._steps(self.epoch))

@@ -1,6 +1,7 @@
 """The project's ``Trainer``: batches, layer-wise learning rates, EMA, and checks of every step."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,12 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 
 from finetune.errors import TrainingError, UserError
+from finetune.evaluation.metrics import spec
 from finetune.models import parameters
 from finetune.training import checkpoints, losses, random_state
 from finetune.training.ema import EMA
 from finetune.training.resumable import ResumableTrainer
-from finetune.training.sampling import StepSampler
+from finetune.training.sampling import EpochRows, StepSampler
 
 # A gradient scaler halves its scale, 65,536 at first, when gradients overflow. Below this they
 # overflow without being scaled up, which no further halving mends.
@@ -52,7 +54,7 @@ class StepTrainer(ResumableTrainer):
     ) -> None:
         super().__init__(**kwargs)
         # The Trainer knows of some models only that their first token has no loss.
-        self.count_first_label(self.compute_loss_func is not losses.next_token_loss)
+        self.count_first_label(not isinstance(self.compute_loss_func, losses.NextTokenLoss))
         self.layer_decay = layer_decay
         self.ema = EMA(self.accelerator.unwrap_model(self.model), ema_decay)
         self.add_callback(self.ema)
@@ -63,12 +65,8 @@ class StepTrainer(ResumableTrainer):
 
     def training_sampler(self) -> Sampler[Any]:
         rows, args = self.train_dataset, self.args
+        rows = rows.rows if isinstance(rows, EpochRows) else rows
         assert isinstance(rows, Dataset)
-        if args.train_sampling_strategy not in {"random", "group_by_length"}:
-            raise UserError(
-                f"train_sampling_strategy {args.train_sampling_strategy!r} is not supported; "
-                "use random or group_by_length"
-            )
         self.sampler = StepSampler(
             rows=len(rows),
             lengths=rows["length"][:],
@@ -89,19 +87,29 @@ class StepTrainer(ResumableTrainer):
         return super().begin_epoch(epoch)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.layer_decay < 1 and self.optimizer is None:
-            module = model or self.model
-            assert isinstance(module, torch.nn.Module)
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = parameters.parameter_groups(
-                module,
-                set(self.get_decay_parameter_names(module)),
-                self.args.learning_rate,
-                self.args.weight_decay,
-                self.layer_decay,
-            )
-            self.optimizer = cls(groups, **options)
-        return super().create_optimizer(model)
+        try:
+            if self.layer_decay < 1 and self.optimizer is None:
+                module = model or self.model
+                assert isinstance(module, torch.nn.Module)
+                cls, options = self.get_optimizer_cls_and_kwargs(self.args)
+                groups = parameters.parameter_groups(
+                    module,
+                    set(self.get_decay_parameter_names(module)),
+                    self.args.learning_rate,
+                    self.args.weight_decay,
+                    self.layer_decay,
+                )
+                self.optimizer = cls(groups, **options)
+            return super().create_optimizer(model)
+        except (ImportError, TypeError, ValueError) as error:
+            raise UserError(f"optim {self.args.to_dict()['optim']}: {_line(error)}") from None
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            name = self.args.to_dict()["lr_scheduler_type"]
+            raise UserError(f"lr_scheduler_type {name}: {_line(error)}") from None
 
     def step_tokens(self) -> int:
         return self.tokens_of_steps[self.state.global_step % self.steps_in_epoch]
@@ -133,7 +141,29 @@ class StepTrainer(ResumableTrainer):
                     f"step {self.state.global_step}: {name} is {metrics[name]:g} on the validation "
                     f"rows; {self._last_checkpoint()}"
                 )
+        if f"eval_{chosen}" not in metrics:
+            self._count_as_worst(chosen, metrics)
         return metrics
+
+    def _count_as_worst(self, chosen: str, metrics: dict[str, float]) -> None:
+        """Adds a NaN, which is never better, for the metric that chooses the best checkpoint.
+
+        Raises:
+            TrainingError: the task does not measure the metric.
+        """
+        step = self.state.global_step
+        if not spec(chosen).can_be_undefined:
+            known = ", ".join(name for name in metrics if name.startswith("eval_"))
+            raise TrainingError(
+                f"step {step}: metric_for_best_model {chosen} is not measured; it can be {known}"
+            )
+        metrics[f"eval_{chosen}"] = math.nan
+        if self.is_world_process_zero():
+            print(
+                f"finetune: step {step}: {chosen} is undefined on the validation rows (are all "
+                "predictions the same?) and counts as the worst",
+                file=sys.stderr,
+            )
 
     # --- steps that are not finite -------------------------------------------------------------
 
@@ -257,3 +287,7 @@ class StepTrainer(ResumableTrainer):
                 advice = "a single row does not fit; lower max_length or image_size"
             step = self.state.global_step + (split == "train")
             raise TrainingError(f"step {step}: out of memory with {key} {size}; {advice}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -54,7 +54,7 @@ def test_packed_and_unpacked_losses_agree(model: Any) -> None:
     shared, batch = packed()
     assert max(len(block) for block in shared) > 1
     with torch.no_grad():
-        together = losses.next_token_loss(
+        together = losses.NextTokenLoss()(
             model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]), batch["labels"]
         )
         total, tokens = 0.0, 0
@@ -76,7 +76,7 @@ def test_packed_and_unpacked_losses_agree_on_real_reviews(model: Any) -> None:
     batch = packing.Collator(0)([packing.block([found[i] for i in block]) for block in shared])
     labels = batch.pop("labels")
     with torch.no_grad():
-        together = losses.next_token_loss(model(**batch), labels)
+        together = losses.NextTokenLoss()(model(**batch), labels)
         nats = [
             model(input_ids=ids, labels=ids).loss * (ids.shape[1] - 1)
             for ids in (torch.tensor([each["input_ids"]]) for each in found)
@@ -120,7 +120,7 @@ def test_a_prompts_labels_change_nothing_in_the_gradient(model: Any) -> None:
 def gradient(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     model.zero_grad()
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
-    losses.next_token_loss(model(**inputs), batch["labels"]).backward()
+    losses.NextTokenLoss()(model(**inputs), batch["labels"]).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 

@@ -53,6 +53,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         "--seed 1 --bf16 r.yaml",
         "--bf16 r.yaml --seed=1",
         "--bf16=true r.yaml --seed 1",
+        "--seed 1 --bf16 True r.yaml",
     ],
 )
 def test_options_can_stand_before_or_after_the_recipe(trained, words):
@@ -61,6 +62,15 @@ def test_options_can_stand_before_or_after_the_recipe(trained, words):
     assert (read.training["seed"], read.training["bf16"]) == (1, True)
     assert read == recipe.load("r.yaml", ["--seed", "1", "--bf16", "true"])
     assert (overwrite, resume, allowed) == (False, False, [])
+
+
+@pytest.mark.parametrize("flag", ["--bf16", "--activation_checkpointing", "--padding-free"])
+def test_a_boolean_flag_does_not_take_the_name_of_a_recipe(trained, flag):
+    cli.main(["train", flag, "imdb/minilm"])
+    read = trained[0][0]
+    assert read.name == "imdb/minilm"
+    name = flag[2:].replace("-", "_")
+    assert (read.training.get(name) or read.model.padding_free) is True
 
 
 def test_options_of_the_command_are_no_keys(trained):

@@ -104,6 +104,7 @@ REJECTED = {
     "word at the root": ("\ntask\n", 2, "mapping"),
     "empty file": ("", 1, "empty"),
     "only comments": ("# nothing\n", 1, "empty"),
+    "too deep": (GOOD + f"x: {'[' * 10_000}{']' * 10_000}\n", 14, "more than 50 mappings or lists"),
     "not YAML": (GOOD.replace("{method: lora", "{method: lora]"), 9, "not YAML"),
     "bare yes": (GOOD.replace("review", "yes"), 5, "write true or false"),
     "bare no": (GOOD.replace("review", "no"), 5, 'or "no"'),
@@ -393,7 +394,9 @@ def arguments(read: recipe.Recipe) -> TrainingArguments:
     run = run_directory.Run("runs/x")
     # The attributes of a job that the function reads.
     data = SimpleNamespace(validation=[1])
-    job = SimpleNamespace(data=data, headline="accuracy", training={}, extra_metrics={})
+    job = SimpleNamespace(
+        data=data, headline="accuracy", training={}, extra_metrics={}, label_smoothing=0.0
+    )
     try:
         return training_arguments(read, run, cast(Job, job))
     finally:

@@ -48,7 +48,7 @@ def test_scoring_gets_columns_that_the_model_does_not(tmp_path: Path) -> None:
         data_collator=collate,
         train_dataset=rows,
         eval_dataset=scored,
-        compute_loss_func=losses.next_token_loss,
+        compute_loss_func=losses.NextTokenLoss(),
         preprocess_logits_for_metrics=lambda logits, columns: losses.document_sums(
             logits, *columns
         ),

@@ -13,7 +13,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers.trainer_callback import EarlyStoppingCallback
 
 from finetune import cli, recipe, run_directory
 from finetune.errors import TrainingError, UserError
@@ -157,20 +156,13 @@ def test_all_kinds_of_batches_and_methods_resume(
 def test_early_stopping_resumes_its_count(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = runner._trainer
-
-    def stopping(*args: Any) -> Any:
-        trainer = made(*args)
-        trainer.add_callback(EarlyStoppingCallback(3))
-        return trainer
-
-    monkeypatch.setattr(runner, "_trainer", stopping)
     flags = ["--eval_strategy", "steps", "--eval_steps", "1", "--learning_rate", "0.1"]
     flags += ["--num_train_epochs", "4", "--metric_for_best_model", "eval_loss"]
-    flags += ["--greater_is_better", "false"]
+    flags += ["--early_stopping_patience", "3"]
     whole = train(tiny_recipe, *flags, "--output_dir", "runs/whole")
     steps = whole.results()["steps"]
     assert 3 < steps < 24
+    assert whole.results()["stopped_early"] is True
     # Stopped before the last evaluation, and during the save after it.
     run = stop_and_resume(monkeypatch, tiny_recipe, *flags, at=("training_step", steps - 1))
     assert_same(end(whole), end(run))

@@ -4,10 +4,12 @@ import itertools
 
 import numpy
 import pytest
+from datasets import Dataset
+from torch.utils.data import DataLoader
 
 from finetune.data.batching import within
 from finetune.errors import UserError
-from finetune.training.sampling import StepSampler
+from finetune.training.sampling import EpochRows, StepSampler
 
 # rows, rows a device, accumulation, processes
 SHAPES = [
@@ -117,6 +119,22 @@ def test_micro_batches_that_share_a_step_hold_rows_of_about_one_length(grouped):
     for step in steps:
         sizes = [lengths[part] for part in step]
         assert all(a.min() >= b.max() for a, b in itertools.pairwise(sizes))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_have_the_epoch_of_their_batch_in_every_worker(workers):
+    loader = DataLoader(
+        EpochRows(Dataset.from_dict({"row": range(9), "epoch": [0] * 9})),
+        batch_sampler=(batches := sampler(9, 4, 1, 1)),
+        collate_fn=list,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        rows = [row for batch in loader for row in batch]
+        assert sorted(row["row"] for row in rows) == list(range(9))
+        assert {row["epoch"] for row in rows} == {epoch}
 
 
 def test_fewer_rows_than_processes_are_rejected():
