@@ -5,7 +5,7 @@ predictions) asks this module, so that it runs where and as the model trains.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,26 +27,25 @@ def half(training: Mapping[str, Any]) -> torch.dtype | None:
 
 
 @contextmanager
-def as_trained(model: nn.Module, training: Mapping[str, Any]) -> Iterator[None]:
+def as_trained(model: nn.Module, training: Mapping[str, Any]) -> Iterator[float]:
     """Runs a block with the model on the device and in the precision that it trains in.
 
     The model stays on that device.
+
+    Yields:
+        By how much equal computations may differ, relative to the largest value.
     """
     device, dtype = current(bool(training.get("use_cpu"))), half(training)
     # A quantized model is there already, and not every one can be moved.
     if next(model.parameters()).device.type != device.type:
         model.to(device)
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        yield
-
-
-def tolerance(model: PreTrainedModel) -> float:
-    """Returns by how much equal computations may differ, relative to the largest value.
-
-    More under autocast, and for a quantized model, which computes in 16 bits whatever its inputs.
-    """
-    rounds = torch.is_autocast_enabled(model.device.type)
-    return 2e-2 if rounds or "quantization_config" in vars(model.config) else 1e-4
+    precision = torch.autocast(device.type, dtype) if dtype else nullcontext()
+    bases = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    # A quantized model computes in 16 bits whatever its inputs.
+    quantized = any("quantization_config" in vars(base.config) for base in bases)
+    with precision:
+        # In bf16 two ways to compute MiniLM's attention differed by up to 0.018.
+        yield 5e-2 if dtype or quantized else 1e-4
 
 
 def without_flash(training: Mapping[str, Any]) -> str:

@@ -153,8 +153,9 @@ class MaskedLM(Task):
             raise UserError(f"{data.source}: a test text has no token that its tokenizer knows")
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
         is_new_head = _is_new_head(model, checkpoint)
-        with devices.as_trained(model, recipe.training):
-            with_hidden = not devices.is_replicated(recipe.training) and only_hidden(model)
+        with devices.as_trained(model, recipe.training) as tolerance:
+            alone = not devices.is_replicated(recipe.training)
+            with_hidden = alone and only_hidden(model, tolerance)
         data.report |= {"pieces": len(splits["train"]), "new_head": is_new_head}
         return Job(
             model=model,
@@ -218,13 +219,14 @@ def _encoded(tokenizer: Any, most: int, data: Any) -> dict[str, Dataset]:
     return {name: rows(name) for name in ("train", "validation", "test")}
 
 
-def only_hidden(model: PreTrainedModel) -> bool:
+def only_hidden(model: PreTrainedModel, tolerance: float = 1e-4) -> bool:
     """Makes the head compute hidden tokens only, where that leaves their logits as they are.
 
     The output layer is as wide as the vocabulary, as much work as a small encoder, and most tokens
     are not hidden. Given ``hidden`` (B, T) bool, the model's logits are then (1, M, V), those of
     the M hidden tokens in order. Tried on a padded batch, on the model's device and in the
-    precision of the caller's autocast, and undone where they differ.
+    precision of the caller's autocast, and undone where they differ by more than ``tolerance``,
+    relative to the largest logit.
     """
     encoder: Any = model.base_model
     wanted: list[torch.Tensor] = []
@@ -248,7 +250,7 @@ def only_hidden(model: PreTrainedModel) -> bool:
         alone = model(input_ids=ids, attention_mask=mask, hidden=hidden).logits
         whole = model(input_ids=ids, attention_mask=mask).logits
     model.train(training)
-    expected, most = whole[hidden][None], devices.tolerance(model) * whole.abs().max()
+    expected, most = whole[hidden][None], tolerance * whole.abs().max()
     holds = alone.shape == expected.shape and bool((alone - expected).abs().max() <= most)
     for hook in () if holds else hooks:
         hook.remove()

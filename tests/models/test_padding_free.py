@@ -26,7 +26,7 @@ from finetune.training.job import Job
 from tests.conftest import sentences, train_job
 
 CPU = {"use_cpu": True}
-FREE = "batches without padding by SDPA per sequence; flash attention needs a GPU"
+FREE = "batches without padding by SDPA per sequence; flash attention needs CUDA"
 LONGEST = 64
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {"hidden_act": "gelu"},

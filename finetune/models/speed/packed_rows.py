@@ -28,8 +28,7 @@ def keeps_apart(model: PreTrainedModel, training: Mapping[str, Any]) -> bool:
     Args:
         training: the recipe's ``training`` section, for its device and precision.
     """
-    with devices.as_trained(model, training):
-        tolerance = devices.tolerance(model)
+    with devices.as_trained(model, training) as tolerance:
         if packing.is_kept_apart(model, tolerance):
             return True
         if devices.is_replicated(training) or not is_flash_attention_requested(model.config):

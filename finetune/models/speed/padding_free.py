@@ -57,10 +57,13 @@ def enable(model: nn.Module, training: Mapping[str, Any]) -> str:
     base = next(m for m in model.modules() if isinstance(m, PreTrainedModel))
     before, was_training = str(base.config._attn_implementation), model.training
     model.eval()
+    hooks = None
     try:
-        _unpad(model, base, training)
+        hooks = _unpad(model, base, training)
         attention = _choose_kernel(model, base, training)
     except NotImplementedError as error:
+        if hooks:
+            hooks.remove()
         base.set_attn_implementation(before)
         return f"batches padded: {error}"
     finally:
@@ -68,8 +71,10 @@ def enable(model: nn.Module, training: Mapping[str, Any]) -> str:
     return f"batches without padding by {attention}"
 
 
-def _unpad(model: nn.Module, base: PreTrainedModel, training: Mapping[str, Any]) -> None:
-    """Installs the hooks, with attention per sequence by SDPA.
+def _unpad(
+    model: nn.Module, base: PreTrainedModel, training: Mapping[str, Any]
+) -> PaddingFreeHooks:
+    """Installs the hooks and returns them, with attention per sequence by SDPA.
 
     Checked in fp32 whatever the precision of training is, because only there equal results are
     equal to many digits.
@@ -77,21 +82,23 @@ def _unpad(model: nn.Module, base: PreTrainedModel, training: Mapping[str, Any])
     Raises:
         NotImplementedError: the results are not those of padded batches; there are no hooks then.
     """
-    with devices.as_trained(model, {"use_cpu": training.get("use_cpu")}):
+    with devices.as_trained(model, {"use_cpu": training.get("use_cpu")}) as tolerance:
         expected = _sample(model, base)
-        base.set_attn_implementation(PER_SEQUENCE)
-        if base.config._attn_implementation != PER_SEQUENCE:
-            raise NotImplementedError("the model does not take another attention function")
+        _set_attention(base, PER_SEQUENCE)
         try:
-            _install(model, base, expected, first_only=True)
+            return _install(model, base, expected, tolerance, first_only=True)
         except NotImplementedError:
-            _install(model, base, expected, first_only=False)
+            return _install(model, base, expected, tolerance, first_only=False)
 
 
 def _install(
-    model: nn.Module, base: PreTrainedModel, expected: list[torch.Tensor], first_only: bool
-) -> None:
-    """Installs the hooks and checks that the sample's results are the expected ones.
+    model: nn.Module,
+    base: PreTrainedModel,
+    expected: list[torch.Tensor],
+    tolerance: float,
+    first_only: bool,
+) -> PaddingFreeHooks:
+    """Installs the hooks and returns them, if the sample's results are the expected ones.
 
     Raises:
         NotImplementedError: they are not, or the model fails with them; the hooks are removed.
@@ -101,10 +108,26 @@ def _install(
         found = _sample(model, base)
         if not hooks.used:
             raise NotImplementedError("the encoder does not take token ids")
-        _check_equal(found, expected, devices.tolerance(base))
+        _check_equal(found, expected, tolerance)
+        return hooks
     except NotImplementedError:
         hooks.remove()
         raise
+
+
+def _set_attention(base: PreTrainedModel, name: str) -> None:
+    """Sets the attention function of a name in transformers' registry.
+
+    Raises:
+        NotImplementedError: the model does not take it, or it cannot be loaded.
+    """
+    try:
+        base.set_attn_implementation(name)
+    except (ImportError, ValueError, OSError, RuntimeError) as error:
+        raise NotImplementedError(str(error)) from error
+    # Some models keep their own and only log it; of flash attention there are several packages.
+    if name not in {base.config._attn_implementation, FLASH}:
+        raise NotImplementedError("the model does not take another attention function")
 
 
 def _choose_kernel(model: nn.Module, base: PreTrainedModel, training: Mapping[str, Any]) -> str:
@@ -113,15 +136,15 @@ def _choose_kernel(model: nn.Module, base: PreTrainedModel, training: Mapping[st
     Returns:
         Its name, and why those before it were not chosen.
     """
-    lacks = devices.without_flash(training)
-    if lacks or not torch.cuda.is_available():
-        return f"{SDPA}; flash attention {lacks or 'needs CUDA'}"
+    lacks = devices.without_flash(training) if torch.cuda.is_available() else "needs CUDA"
+    if lacks:
+        return f"{SDPA}; flash attention {lacks}"
     refused = []
-    with devices.as_trained(model, training):
+    with devices.as_trained(model, training) as tolerance:
         expected = _sample(model, base)
         for kernel, name in KERNELS.items():
             try:
-                _try_kernel(model, base, kernel, expected)
+                _try_kernel(model, base, kernel, expected, tolerance)
                 return "; ".join([name, *refused])
             except NotImplementedError as error:
                 refused.append(f"not {name}: {textwrap.shorten(str(error), 120)}")
@@ -130,7 +153,11 @@ def _choose_kernel(model: nn.Module, base: PreTrainedModel, training: Mapping[st
 
 
 def _try_kernel(
-    model: nn.Module, base: PreTrainedModel, kernel: str, expected: list[torch.Tensor]
+    model: nn.Module,
+    base: PreTrainedModel,
+    kernel: str,
+    expected: list[torch.Tensor],
+    tolerance: float,
 ) -> None:
     """Sets an attention function and checks it on the sample.
 
@@ -139,11 +166,8 @@ def _try_kernel(
     """
     if kernel == FLASH and not (is_flash_attn_2_available() or is_kernels_available()):
         raise NotImplementedError("it is not installed")
-    try:
-        base.set_attn_implementation(kernel)
-    except (ImportError, ValueError, OSError, RuntimeError) as error:
-        raise NotImplementedError(str(error)) from error
-    _check_equal(_sample(model, base), expected, devices.tolerance(base))
+    _set_attention(base, kernel)
+    _check_equal(_sample(model, base), expected, tolerance)
     # Dropout reaches the attention in training only. The random state stays as it was.
     on_cpu = base.device.type == "cpu"
     with torch.random.fork_rng([] if on_cpu else [base.device], device_type=base.device.type):
@@ -154,14 +178,14 @@ def _try_kernel(
             model.eval()
 
 
-def _check_equal(found: list[torch.Tensor], expected: list[torch.Tensor], most: float) -> None:
+def _check_equal(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:
     """Checks two samples' results.
 
     Raises:
-        NotImplementedError: they differ by more than ``most`` of the largest value.
+        NotImplementedError: they differ by more than ``tolerance`` of the largest value.
     """
     for name, ours, theirs in zip(("logits", "gradients"), found, expected, strict=False):
-        if not (ours - theirs).abs().max() <= most * theirs.abs().max():
+        if not (ours - theirs).abs().max() <= tolerance * theirs.abs().max():
             raise NotImplementedError(f"the {name} would change")
 
 
