@@ -42,6 +42,9 @@ class OnGpu(torch.Tensor):
 
     def __init__(self, inner: torch.Tensor) -> None: ...
 
+    def tolist(self) -> Any:
+        return self.inner.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return compute(func, args, kwargs or {})
@@ -69,10 +72,14 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(*args, **kwargs | ({"device": torch.device("cpu")} if to_gpu else {}))
     if to_cpu or not (inside or to_gpu):
         return out
+
     # An operation in place returns what it was given.
-    return tree_map(
-        lambda x: inside.get(id(x)) or OnGpu(x) if isinstance(x, torch.Tensor) else x, out
-    )
+    def placed(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        return inside[id(x)] if id(x) in inside else OnGpu(x)
+
+    return tree_map(placed, out)
 
 
 @contextmanager
@@ -80,6 +87,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """A machine whose only accelerator is not from NVIDIA."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **options: DEVICE)
+    # Modules that are moved get new parameters: old ones cannot become of another class.
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
     with Memory():
         yield DEVICE
 
@@ -147,8 +156,9 @@ class Kernel:
 
 def cuda(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (8, 0)) -> None:
     """A machine with one NVIDIA GPU, whose memory is the CPU's."""
+    cpu = torch.device("cpu")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **options: torch.device("cpu"))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **options: cpu)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)

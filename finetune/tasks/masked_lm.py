@@ -242,7 +242,7 @@ def only_hidden(model: PreTrainedModel, tolerance: float = 1e-4) -> bool:
 
     hooks = [model.register_forward_pre_hook(take, with_kwargs=True)]
     hooks.append(encoder.register_forward_hook(choose))
-    ids = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 0]], device=model.device)
+    ids = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 0]]).to(model.device)
     mask, training = (ids > 0).long(), model.training
     hidden = (ids == 2) | (ids == 4)
     model.eval()

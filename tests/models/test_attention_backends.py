@@ -1,5 +1,6 @@
 """Attention functions and devices of a GPU, with fakes of both: they run on a CPU."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +51,7 @@ def writer(tmp_path: Path) -> Any:
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in made.parameters():
-            weight += 0.1 * torch.randn_like(weight)
+            weight += 0.2 * torch.randn_like(weight)
     return made.eval()
 
 
@@ -74,9 +75,12 @@ def test_checks_move_the_model_to_where_it_trains(writer: Any, gpu: torch.device
     assert writer.device == gpu
 
 
-def test_hidden_tokens_are_tested_on_the_models_device(tiny_bert: Path, gpu: torch.device) -> None:
-    learner: Any = AutoModelForMaskedLM.from_pretrained(tiny_bert).to(gpu)
-    assert masked_lm.only_hidden(learner)
+def test_hidden_tokens_are_tested_on_the_models_device(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner: Any = AutoModelForMaskedLM.from_pretrained(tiny_bert)
+    with fake_gpu.memory(monkeypatch) as gpu:
+        assert masked_lm.only_hidden(learner.to(gpu))
 
 
 def test_padding_free_batches_on_an_accelerator_that_is_not_cuda(gpu: torch.device) -> None:
@@ -103,7 +107,9 @@ def test_the_ema_follows_a_model_that_is_moved_later(gpu: torch.device) -> None:
     torch.testing.assert_close(learner.weight.detach().cpu(), start + 2)
 
 
-def test_rows_are_predicted_on_the_accelerator(tiny_recipe: Path, gpu: torch.device) -> None:
+def test_rows_are_predicted_on_the_accelerator(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = recipe.load(tiny_recipe)
     checkpoint = read.model.checkpoint
     learner = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
@@ -112,8 +118,9 @@ def test_rows_are_predicted_on_the_accelerator(tiny_recipe: Path, gpu: torch.dev
     with torch.no_grad():
         inputs = tokenizer([row["text"] for row in rows], return_tensors="pt", padding=True)
         expected = learner(**inputs).logits.numpy()
-    found = inference.outputs(learner, tokenizer, read, rows)
-    assert learner.device == gpu
+    with fake_gpu.memory(monkeypatch) as gpu:
+        found = inference.outputs(learner, tokenizer, read, rows)
+        assert learner.device == gpu
     assert found == pytest.approx(expected, abs=1e-5)
 
 
@@ -214,8 +221,8 @@ def test_flash_attention_mixes_packed_rows_of_larger_batches(
         one, two = packed_loss(writer, 1)[0], packed_loss(writer, 2)[0]
         assert not packing.is_kept_apart(writer, 5e-2)
     # What a test with one row does not see.
-    assert float(one) == pytest.approx(float(expected), abs=2e-3)
-    assert abs(float(two) - float(expected)) > 2e-2
+    assert float(one) == pytest.approx(float(expected), abs=5e-3)
+    assert abs(float(two) - float(expected)) > 5e-2
 
 
 def test_joined_rows_keep_documents_apart_in_batches_of_any_size(
@@ -231,7 +238,7 @@ def test_joined_rows_keep_documents_apart_in_batches_of_any_size(
         with torch.autocast("cpu", torch.bfloat16):
             kernel.calls.clear()
             found, learned = packed_loss(writer, rows)
-        assert float(found) == pytest.approx(float(expected), abs=2e-3)
+        assert float(found) == pytest.approx(float(expected), abs=5e-3)
         assert float((learned - gradient).norm() / gradient.norm()) < 2e-2
         # The kernel is told every document, and the padding of every row but the longest.
         lengths = kernel.calls[0]["lengths"][0]
@@ -316,7 +323,7 @@ def test_flash_attention_that_cannot_run_is_one_line(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     with pytest.raises(UserError, match=why) as caught:
         causal_lm.TASK.build(recipe.load(texts, flags))
-    assert str(caught.value).startswith("flash.yaml:")
+    assert "flash.yaml:5: attn_implementation" in str(caught.value)
     assert len(str(caught.value)) <= 300
     assert not kernel.calls
 
@@ -447,11 +454,10 @@ def test_a_package_that_cannot_be_loaded_is_passed_over(
     kernel: fake_gpu.Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_gpu.torch_kernel(monkeypatch, fake_gpu.Kernel(leaks=True))
-    needs = fake_gpu.flash_utils.FLASH_ATTENTION_COMPATIBILITY_MATRIX[2]
-    monkeypatch.setitem(needs, "general_availability_check", lambda: False)
+    monkeypatch.delattr(sys.modules["flash_attn"], "flash_attn_varlen_func")
     line = chosen(monkeypatch, model("bert").eval(), BF16)
     assert line.startswith("SDPA per sequence; ")
-    assert "not flash-attn: FlashAttention2 has been toggled on" in line
+    assert "not flash-attn: cannot import name" in line
 
 
 @pytest.mark.parametrize(

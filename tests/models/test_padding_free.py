@@ -86,7 +86,8 @@ def gradients(learner: torch.nn.Module, rows: dict[str, torch.Tensor]) -> dict[s
     logits = learner(**rows).logits
     if logits.ndim == 3:
         logits = logits[rows["attention_mask"].bool()]
-    functional.cross_entropy(logits, torch.arange(len(logits)) % 3).backward()
+    labels = torch.arange(len(logits), device=logits.device) % 3
+    functional.cross_entropy(logits, labels).backward()
     found = {n: p.grad.clone() for n, p in learner.named_parameters() if p.grad is not None}
     return found | {"logits": logits.detach()}
 
