@@ -29,7 +29,7 @@ DEVICE = torch.device("meta")
 class OnGpu(torch.Tensor):
     """A tensor in the fake memory, around the same one in the CPU's memory."""
 
-    inner: torch.Tensor
+    inner: torch.Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> "OnGpu":
@@ -128,7 +128,7 @@ class Kernel:
         if self.leaks:
             lengths = [[sum(each)] for each in lengths]
         parts = [x.float().split(n) for x, n in zip((q, k, v), lengths, strict=True)]
-        out = torch.cat([self.attend(*each, scale, window) for each in zip(*parts, strict=True)])
+        out = torch.cat([self.attend(*each, scale, window) for each in zip(*parts, strict=True)])  # pyright: ignore[reportCallIssue]
         if self.backward != 1.0 and out.requires_grad:
             out.register_hook(lambda gradient: gradient * self.backward)
         return out.to(q.dtype)
