@@ -11,7 +11,7 @@ from finetune import recipe as recipes
 from finetune import run_directory, tasks
 from finetune.data import sources
 from finetune.errors import UserError
-from finetune.models import pretrained, tuning
+from finetune.models import devices, pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.recipe.methods import PLAIN_METHODS
 
@@ -54,10 +54,6 @@ def load(
 def _quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_base(run: run_directory.Run, recipe: Recipe) -> PreTrainedModel:
@@ -114,7 +110,7 @@ def outputs(
 
     For classifiers these are logits (N, K).
     """
-    device, task = _device(), tasks.find(recipe.task)
+    device, task = devices.current(), tasks.find(recipe.task)
     model = model.to(device)
     parts: list[list[Any]] = [[] for _ in rows]
     for numbers, batch in task.batches(rows, processor, recipe, BATCH):
@@ -165,7 +161,7 @@ def generate(
         raise UserError(f"--max_new_tokens {max_new_tokens}: has to be at least 1")
     model, tokenizer, _ = load(run)
     options = {"seed": seed, "max_new_tokens": max_new_tokens, "do_sample": not greedy}
-    task.generate(model.to(_device()), tokenizer, prompt, run.results()["data"], **options)
+    task.generate(model.to(devices.current()), tokenizer, prompt, run.results()["data"], **options)
 
 
 def merge(run: run_directory.Run, folder: Path) -> None:

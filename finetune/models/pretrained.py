@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
 
 from finetune.data.sources import Checkpoint
 from finetune.errors import UserError
-from finetune.models import positions, tuning
+from finetune.models import devices, positions, tuning
 from finetune.recipe import Recipe
 
 
@@ -29,14 +30,7 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
     Raises:
         UserError: the tuning does not fit the model, or the quantization does not work here.
     """
-    try:
-        empty = _empty(auto, config)
-    except (ValueError, ImportError) as error:
-        named = recipe.model.config.get("attn_implementation")
-        if not named:
-            raise
-        where = f"{recipe.where('model.config')}: attn_implementation {named}"
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+    empty = _checked_empty(auto, config, recipe)
     heads = tuning.head_modules(empty)
     try:
         with torch.device("meta"):
@@ -60,6 +54,7 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
         use_safetensors=True,
         ignore_mismatched_sizes=True,
         quantization_config=_quantization(recipe, checkpoint, heads),
+        device_map=_device_map(recipe),
     )
     if pixels and pixels != positions.side(own):
         model = positions.fit(model, auto, pixels)
@@ -96,6 +91,43 @@ def _quantization(recipe: Recipe, checkpoint: Checkpoint, heads: list[str]) -> A
         # With an empty list transformers would quantize a language model's output layer too.
         llm_int8_skip_modules=heads or None,
     )
+
+
+def _device_map(recipe: Recipe) -> dict[str, str] | None:
+    """Returns where quantized weights are loaded; None leaves it to transformers.
+
+    transformers chooses CUDA or XPU where there is one, even for training on the CPU, and else the
+    CPU, even for training on MPS.
+    """
+    device = devices.current(bool(recipe.training.get("use_cpu")))
+    chosen = recipe.model.quantization and device.type in {"cpu", "mps"}
+    return {"": device.type} if chosen else None
+
+
+def _checked_empty(auto: Any, config: Any, recipe: Recipe) -> PreTrainedModel:
+    """Builds a config's model on the meta device, with an attention that computes there.
+
+    Raises:
+        UserError: the attention implementation that the recipe names does not work here.
+    """
+    named = recipe.model.config.get("attn_implementation")
+    where = f"{recipe.where('model.config')}: attn_implementation {named}"
+    # flash-attn, by whatever package; other kernels have other needs.
+    packaged = is_flash_attention_requested(config, version=[2, 3, 4])
+    if packaged and (lacks := devices.without_flash(recipe.training)):
+        raise UserError(f"{where} {lacks}; change that, or take sdpa, which runs everywhere")
+    try:
+        empty = _empty(auto, config)
+    except (ValueError, ImportError, OSError) as error:
+        if not named:
+            raise
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+    if not is_flash_attention_requested(config):
+        return empty
+    # Kernels of flash attention run on a GPU only, and this model is only for its shapes.
+    plain = copy.deepcopy(config)
+    plain._attn_implementation = "eager"
+    return _empty(auto, plain)
 
 
 def _empty(auto: Any, config: Any) -> PreTrainedModel:

@@ -25,7 +25,8 @@ from finetune.data import corpus, documents, packing, sources, streaming, token_
 from finetune.data.documents import Document
 from finetune.errors import UserError
 from finetune.evaluation import intervals, metrics, scoring
-from finetune.models import configs, parameters, positions, pretrained, tuning
+from finetune.models import configs, devices, parameters, positions, pretrained, tuning
+from finetune.models.speed import packed_rows
 from finetune.recipe import Recipe
 from finetune.tasks import text
 from finetune.tasks.base import Task
@@ -73,7 +74,7 @@ class CausalLM(Task):
             for name in ("validation", "test")
         }
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
-        packs = not tuning.is_prompt(method) and packing.is_kept_apart(model)
+        packs = not tuning.is_prompt(method) and packed_rows.keeps_apart(model, recipe.training)
         parts = documents.kind(data.test)
         pieces = parts == "text"
         splits["train"] = token_cache.once(
@@ -95,6 +96,12 @@ class CausalLM(Task):
                 f"{where}: {method} finds nothing to train in {checkpoint.name}; take lora"
             )
         assert isinstance(tokenizer.pad_token_id, int)
+
+        def generated() -> dict[str, str]:
+            # The Trainer's precision is not that of the model inside an adapter.
+            with devices.as_trained(tuned, recipe.training):
+                return samples(tuned, tokenizer, data.test)
+
         return Job(
             model=tuned,
             checkpoint=checkpoint,
@@ -118,7 +125,7 @@ class CausalLM(Task):
             difference=_difference,
             reduce=lambda logits, labels: losses.document_sums(logits, *labels),
             untuned=True,
-            samples=lambda: samples(tuned, tokenizer, data.test),
+            samples=generated,
             tokens=found["tokens"],
             blocks=True,
         )

@@ -17,7 +17,7 @@ from finetune.data import corpus, row_random, sources, streaming, token_cache
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
 from finetune.evaluation import intervals, metrics, scoring
-from finetune.models import configs, pretrained, tuning
+from finetune.models import configs, devices, pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.tasks import text
 from finetune.tasks.base import Task
@@ -148,12 +148,15 @@ class MaskedLM(Task):
             raise UserError(f"{data.source}: a test text has no token that its tokenizer knows")
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
         is_new_head = _is_new_head(model, checkpoint)
+        with devices.as_trained(model, recipe.training) as tolerance:
+            alone = not devices.is_replicated(recipe.training)
+            with_hidden = alone and only_hidden(model, tolerance)
         data.report |= {"pieces": len(splits["train"]), "new_head": is_new_head}
         return Job(
             model=model,
             checkpoint=checkpoint,
             processor=tokenizer,
-            collator=MaskCollator(tokenizer, recipe, only_hidden(model)),
+            collator=MaskCollator(tokenizer, recipe, with_hidden),
             splits=splits,
             data=data,
             loss=losses.MaskedTokenLoss(losses.smoothing(recipe)),
@@ -213,12 +216,14 @@ def _encoded(tokenizer: Any, most: int, data: Any) -> dict[str, Dataset]:
     return {name: rows(name) for name in ("train", "validation", "test")}
 
 
-def only_hidden(model: PreTrainedModel) -> bool:
+def only_hidden(model: PreTrainedModel, tolerance: float = 1e-4) -> bool:
     """Makes the head compute hidden tokens only, where that leaves their logits as they are.
 
     The output layer is as wide as the vocabulary, as much work as a small encoder, and most tokens
     are not hidden. Given ``hidden`` (B, T) bool, the model's logits are then (1, M, V), those of
-    the M hidden tokens in order. Tried on two sequences, and undone where they differ.
+    the M hidden tokens in order. Tried on a padded batch, on the model's device and in the
+    precision of the caller's autocast, and undone where they differ by more than ``tolerance``,
+    relative to the largest logit.
     """
     encoder: Any = model.base_model
     wanted: list[torch.Tensor] = []
@@ -234,14 +239,16 @@ def only_hidden(model: PreTrainedModel) -> bool:
 
     hooks = [model.register_forward_pre_hook(take, with_kwargs=True)]
     hooks.append(encoder.register_forward_hook(choose))
-    ids, training = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]]), model.training
-    hidden = torch.tensor([[False, True, False, False], [True, False, False, True]])
+    ids = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 0]]).to(model.device)
+    mask, training = (ids > 0).long(), model.training
+    hidden = (ids == 2) | (ids == 4)
     model.eval()
     with torch.no_grad():
-        alone, whole = model(input_ids=ids, hidden=hidden).logits, model(input_ids=ids).logits
+        alone = model(input_ids=ids, attention_mask=mask, hidden=hidden).logits
+        whole = model(input_ids=ids, attention_mask=mask).logits
     model.train(training)
-    expected = whole[hidden][None]
-    holds = alone.shape == expected.shape and torch.allclose(alone, expected, 1e-4, 1e-4)
+    expected, most = whole[hidden][None], tolerance * whole.abs().max()
+    holds = alone.shape == expected.shape and bool((alone - expected).abs().max() <= most)
     for hook in () if holds else hooks:
         hook.remove()
     return holds

@@ -63,16 +63,15 @@ class TextClassification(Classifier):
 
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
         model = tuning.apply(model, recipe, checkpoint)
-        padded = "the recipe says so"
+        batching = "batches padded: the recipe says so"
         noise = recipe.training.get("neftune_noise_alpha")
         if attention := recipe.model.config.get(configs.ATTENTION):
-            padded = f"the recipe asks for {attention} attention"
+            batching = f"batches padded: the recipe asks for {attention} attention"
         elif noise:
-            padded = "NEFTune scales its noise by the length of a batch"
+            batching = "batches padded: NEFTune scales its noise by the length of a batch"
         elif recipe.model.padding_free:
-            padded = padding_free.enable(model, recipe.training)
-        notes = configs.describe_head(checkpoint, data)
-        notes.append(f"batches padded: {padded}" if padded else "batches without padding")
+            batching = padding_free.enable(model, recipe.training)
+        notes = [*configs.describe_head(checkpoint, data), batching]
         # XLA compiles a step again for every new shape.
         padding = "max_length" if is_torch_xla_available() else True
         collator: Any = DataCollatorWithPadding(tokenizer, padding)
@@ -108,7 +107,8 @@ class TextClassification(Classifier):
 
     def prepare(self, model: torch.nn.Module, recipe: Recipe) -> None:
         if recipe.model.padding_free:
-            padding_free.enable(model, {"use_cpu": not torch.cuda.is_available()})
+            with torch.no_grad():
+                padding_free.enable(model, {})
 
     def read_rows(self, given: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:
         return text.read_rows(given, file, recipe)

@@ -32,13 +32,23 @@ class EMA(TrainerCallback):
         weights = dict(self.model.named_parameters())
         return nn.ParameterList([weights[name] for name in self.names])
 
+    def _placed_weights(self) -> nn.ParameterList:
+        """Returns the model's weights, after moving the averages to their device.
+
+        The Trainer may move the model after this object was made.
+        """
+        weights = self._weights()
+        if self.names:
+            self.averaged.module.to(weights[0].device)
+        return weights
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.names:
             return
         count = int(self.averaged.n_averaged)
         decay = min(self.decay, (1 + count) / (10 + count))
         self.averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)
-        self.averaged.update_parameters(self._weights())
+        self.averaged.update_parameters(self._placed_weights())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # By now the EMA is the best checkpoint's, if the best one is loaded at the end.
@@ -55,8 +65,8 @@ class EMA(TrainerCallback):
 
     @torch.no_grad()
     def _swap(self) -> None:
-        pairs = zip(self.averaged.module.parameters(), self._weights(), strict=True)
-        for average, weight in pairs:
+        weights = self._placed_weights()
+        for average, weight in zip(self.averaged.module.parameters(), weights, strict=True):
             previous = weight.clone()
             weight.copy_(average)
             average.copy_(previous)

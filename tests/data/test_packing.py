@@ -134,6 +134,8 @@ def test_a_model_that_leaks_is_detected(model: Any) -> None:
 
 def test_a_model_without_positions_is_not_packed() -> None:
     class Recurrent(torch.nn.Module):
+        device = torch.device("cpu")
+
         def forward(self, input_ids: torch.Tensor) -> None: ...
 
     assert not packing.is_kept_apart(Recurrent())

@@ -109,7 +109,7 @@ def test_a_head_that_reads_all_states_gets_no_cached_features(tiny_recipe: Path)
     job = text_classification.TASK.build(recipe.load(tiny_recipe, flags))
     assert job.notes == [
         "the checkpoint's head is kept under new label names",
-        "batches without padding",
+        "batches without padding by SDPA per sequence; flash attention needs CUDA",
         "the encoder runs every epoch: the head reads more than the first token's state",
     ]
     assert "input_ids" in job.splits["train"].column_names

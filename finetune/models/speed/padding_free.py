@@ -1,240 +1,199 @@
 """Padding-free batches: the encoder computes no padding tokens.
 
-The data collator, the head and the Trainer still see padded batches. Forward hooks on the encoder
-(``PaddingFreeHooks``) do the rest:
+The data collator, the head and the Trainer still see padded batches; the hooks of ``unpadding.py``
+do the rest. Which function computes the attention depends on the machine:
 
-- Unpad: before the encoder, the real tokens of a padded batch (B, L) are concatenated into one row
-  (1, T). Position ids are set as for the padded batch.
-- Cumulative sequence lengths (``cu_seq_lens_q`` and ``cu_seq_lens_k``, as flash attention takes
-  them) tell the attention where each sequence ends.
-- Attention per sequence: on a CPU by the function in ``per_sequence.py``; on a GPU flash attention
-  reads the cumulative lengths itself.
-- Pad back: the encoder's output (1, T, H) returns to (B, L, H), with zeros for padding tokens.
-- First token only: if the head reads only each sequence's first token and the encoder is shaped
-  like BERT, the last layer computes queries for the first token only, and its feed-forward part
-  sees no other token. Without it a step of full fine-tuning of MiniLM took 1.15 times the CPU time
-  (quartiles 1.13 to 1.19) and 1.16 times the wall time, a step of LoRA 1.15 times: 24 pairs,
-  ``OMP_NUM_THREADS=1 python benchmarks/parts.py --steps 24``, 2026-11-25, Intel Xeon.
-- Proof at start-up: ``enable`` compares the logits of three made-up texts with and without the
-  hooks. If they differ, or the model cannot do it, the hooks are removed, batches stay padded, and
-  the reason is returned for the run's log.
+- on CUDA in bf16 or fp16 torch's ``varlen_attn``, or else flash-attn;
+- elsewhere, and where these do not work, SDPA, one sequence after the other (``per_sequence.py``).
+
+Proof at start-up: ``enable`` compares the logits and gradients of three made-up texts with and
+without the hooks. If they differ, or the model cannot do it, the hooks are removed and batches stay
+padded. A GPU's kernels then have to give the results of ``per_sequence.py``, or the next is tried.
+The run's log says what was chosen and why.
 """
 
-import inspect
-import re
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.import_utils import is_flash_attn_2_available, is_torch_xla_available
+from transformers.utils.import_utils import (
+    is_flash_attn_2_available,
+    is_kernels_available,
+    is_torch_xla_available,
+)
 
+from finetune.models import devices
 from finetune.models.speed.per_sequence import PER_SEQUENCE
+from finetune.models.speed.unpadding import PaddingFreeHooks
+from finetune.models.speed.varlen import VARLEN
 
-# The attention module of a BERT-like layer; it has the children ``self`` and ``output``.
-ATTENTION = re.compile(r"encoder\.layer\.\d+\.attention")
 FLASH = "flash_attention_2"
+# Attention functions that need a GPU, in the order in which they are tried, by their names in
+# transformers' registry. Where none works, it is SDPA, sequence by sequence.
+KERNELS = {VARLEN: "varlen_attn", FLASH: "flash-attn"}
+SDPA = "SDPA per sequence"
 
 
-class PaddingFreeHooks:
-    """Forward hooks that unpad an encoder's inputs and pad its output again.
-
-    Args:
-        encoder: a model's ``base_model``.
-        first_only: the head reads only each sequence's first token. In BERT-like encoders the last
-            layer then computes queries for the first token only, and the output is (B, 1, H).
-    """
-
-    def __init__(self, encoder: nn.Module, first_only: bool) -> None:
-        self.names = list(inspect.signature(encoder.forward).parameters)
-        # ``starts`` (B): each sequence's first token among the T real ones. ``token_index`` (T):
-        # the real tokens' positions in the flattened padded batch, or None if the current batch
-        # stays padded. Kept until the next batch: gradient checkpointing runs the layers again in
-        # the backward pass.
-        self.starts = torch.empty(0)
-        self.token_index: torch.Tensor | None = None
-        self.shape = torch.Size()
-        self.used = False
-        self.hooks = [
-            encoder.register_forward_pre_hook(self._unpad, with_kwargs=True),
-            encoder.register_forward_hook(self._pad_output),
-        ]
-        pooler = getattr(encoder, "pooler", None)
-        if pooler is not None:
-            self.hooks.append(pooler.register_forward_pre_hook(self._pad_pooler_input))
-        layers: list[Any] = [m for name, m in encoder.named_modules() if ATTENTION.fullmatch(name)]
-        self.first_only = first_only and bool(layers) and hasattr(layers[-1], "self")
-        if self.first_only:
-            self.last = layers[-1].self
-            self.last.forward = self._attend_first_tokens
-            self.hooks.append(
-                layers[-1].output.register_forward_pre_hook(self._select_first_tokens)
-            )
-
-    def _unpad(
-        self, encoder: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Replaces every input (B, L) by its real tokens (1, T), and the mask by their lengths."""
-        given = dict(zip(self.names, arguments, strict=False)) | options
-        ids, mask = given.get("input_ids"), given.get("attention_mask")
-        self.token_index = None
-        if ids is None or mask is None or mask.shape != ids.shape:
-            return None
-        # Named ``cache`` from transformers 5.24 on.
-        if given.get("past_key_values") or given.get("cache"):
-            return None
-        self.used = True
-        index, self.shape = mask.flatten().nonzero().squeeze(1), ids.shape
-        given.setdefault("position_ids", None)
-        if given["position_ids"] is None:
-            given["position_ids"] = _position_ids(encoder, ids)
-        given = {
-            name: value.flatten()[index][None]
-            if isinstance(value, torch.Tensor) and value.shape == ids.shape
-            else value
-            for name, value in given.items()
-        }
-        ends = functional.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-        self.starts, self.token_index = ends[:-1], index
-        return (), given | {
-            "attention_mask": None,
-            **{"cu_seq_lens_q": ends, "cu_seq_lens_k": ends},
-            **{"max_length_q": ids.shape[1], "max_length_k": ids.shape[1]},
-        }
-
-    def _attend_first_tokens(
-        self, states: torch.Tensor, *rest: Any, **options: Any
-    ) -> tuple[Any, Any]:
-        """The last layer's attention: states (1, T, H) -> those of the first tokens (1, B, H)."""
-        last = self.last
-        if self.token_index is None:
-            return type(last).forward(last, states, *rest, **options)
-        heads = (1, -1, last.num_attention_heads, last.attention_head_size)
-        rows = ((last.query, states[:, self.starts]), (last.key, states), (last.value, states))
-        ends = torch.arange(len(self.starts) + 1, dtype=torch.int32, device=states.device)
-        given = options | {"cu_seq_lens_q": ends, "max_length_q": 1}
-        given |= {"dropout": last.dropout.p * last.training, "scaling": last.scaling}
-        attend = ALL_ATTENTION_FUNCTIONS[last.config._attn_implementation]
-        out, _ = attend(last, *(f(x).view(heads).transpose(1, 2) for f, x in rows), **given)
-        return out.flatten(2), None
-
-    def _select_first_tokens(
-        self, output: nn.Module, arguments: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...] | None:
-        """Cuts the residual input (1, T, H) of the last attention to the first tokens (1, B, H)."""
-        if self.token_index is None:
-            return None
-        return arguments[0], arguments[1][:, self.starts]
-
-    def _pad(self, states: torch.Tensor) -> torch.Tensor:
-        """States (1, T, H) -> (B, L, H), zero for padding; first tokens (1, B, H) -> (B, 1, H)."""
-        assert self.token_index is not None
-        if self.first_only:
-            return states.transpose(0, 1)
-        rows = states.new_zeros(self.shape.numel(), states.shape[-1])
-        return rows.index_copy(0, self.token_index, states[0]).view(*self.shape, -1)
-
-    def _pad_pooler_input(
-        self, pooler: nn.Module, arguments: tuple[Any, ...]
-    ) -> tuple[Any, ...] | None:
-        if self.token_index is None:
-            return None
-        if arguments[0].ndim != 3:
-            raise NotImplementedError("the pooler does not take all states (B, L, H)")
-        return (self._pad(arguments[0]), *arguments[1:])
-
-    def _pad_output(self, encoder: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        if self.token_index is not None:
-            output.last_hidden_state = self._pad(output.last_hidden_state)
-
-    def remove(self) -> None:
-        """Removes the hooks; the encoder computes padded batches again."""
-        for hook in self.hooks:
-            hook.remove()
-        if self.first_only:
-            del self.last.forward
-
-
-def _position_ids(encoder: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """Returns the position ids (B, L) that the encoder would give to token ids (B, L)."""
-    embeddings = getattr(encoder, "embeddings", None)
-    create = getattr(embeddings, "create_position_ids_from_input_ids", None)
-    if create is not None:
-        # RoBERTa's positions start after that of its padding token.
-        return create(ids, embeddings.padding_idx)  # pyright: ignore
-    return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-
-
-def enable(model: nn.Module, training: dict[str, Any]) -> str:
-    """Makes a text model compute its batches without padding, if its logits stay the same.
+def enable(model: nn.Module, training: Mapping[str, Any]) -> str:
+    """Makes a text model compute its batches without padding, if its results stay the same.
 
     Args:
-        model: a transformers model, or peft's around one.
+        model: a transformers model, or peft's around one; it stays on the device of training.
         training: the recipe's ``training`` section: device, precision and compiler.
 
     Returns:
-        An empty string, or the reason why batches stay padded.
+        The line for the run's log: whether batches are padded, the attention function, and why.
     """
-    kernel = PER_SEQUENCE
     if is_torch_xla_available():
-        return "XLA needs fixed shapes"
+        return "batches padded: XLA needs fixed shapes"
     if any(training.get(f"torch_compile{key}") for key in ("", "_backend", "_mode")):
-        return "torch.compile would recompile for every new shape"
-    if torch.accelerator.is_available() and not training.get("use_cpu"):
-        low = training.get("bf16") or training.get("fp16")
-        if not (torch.cuda.is_available() and is_flash_attn_2_available() and low):
-            return "padding-free batches on a GPU need flash-attn, and bf16 or fp16"
-        kernel = FLASH
+        return "batches padded: torch.compile would recompile for every new shape"
+    # Prediction computes no gradients, and copies no model.
+    if torch.is_grad_enabled() and devices.is_replicated(training):
+        return "batches padded: one process has several GPUs; start one process for each GPU"
     base = next(m for m in model.modules() if isinstance(m, PreTrainedModel))
     before, was_training = str(base.config._attn_implementation), model.training
     model.eval()
+    hooks = None
     try:
-        expected = _sample_logits(model, base)
-        base.set_attn_implementation(PER_SEQUENCE)
-        if base.config._attn_implementation != PER_SEQUENCE:
-            raise NotImplementedError("the model does not take another attention function")
-        try:
-            _install(model, base, expected, first_only=True)
-        except NotImplementedError:
-            _install(model, base, expected, first_only=False)
-        why = ""
+        hooks = _unpad(model, base, training)
+        attention = _choose_kernel(model, base, training)
     except NotImplementedError as error:
-        why = str(error)
-    model.train(was_training)
-    if why:
+        if hooks:
+            hooks.remove()
         base.set_attn_implementation(before)
-    elif kernel != PER_SEQUENCE:
-        base.set_attn_implementation(kernel)
-    return why
+        return f"batches padded: {error}"
+    finally:
+        model.train(was_training)
+    return f"batches without padding by {attention}"
+
+
+def _unpad(
+    model: nn.Module, base: PreTrainedModel, training: Mapping[str, Any]
+) -> PaddingFreeHooks:
+    """Installs the hooks and returns them, with attention per sequence by SDPA.
+
+    Checked in fp32 whatever the precision of training is, because only there equal results are
+    equal to many digits.
+
+    Raises:
+        NotImplementedError: the results are not those of padded batches; there are no hooks then.
+    """
+    with devices.as_trained(model, {"use_cpu": training.get("use_cpu")}) as tolerance:
+        expected = _sample(model, base)
+        _set_attention(base, PER_SEQUENCE)
+        try:
+            return _install(model, base, expected, tolerance, first_only=True)
+        except NotImplementedError:
+            return _install(model, base, expected, tolerance, first_only=False)
 
 
 def _install(
-    model: nn.Module, base: PreTrainedModel, expected: torch.Tensor, first_only: bool
-) -> None:
-    """Installs the hooks and checks that the sample's logits are the expected ones.
+    model: nn.Module,
+    base: PreTrainedModel,
+    expected: list[torch.Tensor],
+    tolerance: float,
+    first_only: bool,
+) -> PaddingFreeHooks:
+    """Installs the hooks and returns them, if the sample's results are the expected ones.
 
     Raises:
         NotImplementedError: they are not, or the model fails with them; the hooks are removed.
     """
     hooks = PaddingFreeHooks(base.base_model, first_only)
     try:
-        found = _sample_logits(model, base)
+        found = _sample(model, base)
         if not hooks.used:
             raise NotImplementedError("the encoder does not take token ids")
-        if (found - expected).abs().max() > 1e-4 * expected.abs().max():
-            raise NotImplementedError("the logits would change")
+        _check_equal(found, expected, tolerance)
+        return hooks
     except NotImplementedError:
         hooks.remove()
         raise
 
 
-@torch.no_grad()
-def _sample_logits(model: nn.Module, base: PreTrainedModel) -> torch.Tensor:
-    """Returns the logits (N, K) of three made-up texts, or of all their tokens.
+def _set_attention(base: PreTrainedModel, name: str) -> None:
+    """Sets the attention function of a name in transformers' registry.
 
-    One of the texts is a single token.
+    Raises:
+        NotImplementedError: the model does not take it, or it cannot be loaded.
+    """
+    try:
+        base.set_attn_implementation(name)
+    except (ImportError, ValueError, OSError, RuntimeError) as error:
+        raise NotImplementedError(str(error)) from error
+    # Some models keep their own and only log it; of flash attention there are several packages.
+    if name not in {base.config._attn_implementation, FLASH}:
+        raise NotImplementedError("the model does not take another attention function")
+
+
+def _choose_kernel(model: nn.Module, base: PreTrainedModel, training: Mapping[str, Any]) -> str:
+    """Sets the first attention function that gives the results of attention per sequence.
+
+    Returns:
+        Its name, and why those before it were not chosen.
+    """
+    lacks = devices.without_flash(training) if torch.cuda.is_available() else "needs CUDA"
+    if lacks:
+        return f"{SDPA}; flash attention {lacks}"
+    refused = []
+    with devices.as_trained(model, training) as tolerance:
+        expected = _sample(model, base)
+        for kernel, name in KERNELS.items():
+            try:
+                _try_kernel(model, base, kernel, expected, tolerance)
+                return "; ".join([name, *refused])
+            except NotImplementedError as error:
+                refused.append(f"not {name}: {textwrap.shorten(str(error), 120)}")
+    base.set_attn_implementation(PER_SEQUENCE)
+    return "; ".join([SDPA, *refused])
+
+
+def _try_kernel(
+    model: nn.Module,
+    base: PreTrainedModel,
+    kernel: str,
+    expected: list[torch.Tensor],
+    tolerance: float,
+) -> None:
+    """Sets an attention function and checks it on the sample.
+
+    Raises:
+        NotImplementedError: it cannot be set, fails, or gives other results.
+    """
+    if kernel == FLASH and not (is_flash_attn_2_available() or is_kernels_available()):
+        raise NotImplementedError("it is not installed")
+    _set_attention(base, kernel)
+    _check_equal(_sample(model, base), expected, tolerance)
+    # Dropout reaches the attention in training only. The random state stays as it was.
+    on_cpu = base.device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [base.device], device_type=base.device.type):
+        model.train()
+        try:
+            _sample(model, base)
+        finally:
+            model.eval()
+
+
+def _check_equal(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:
+    """Checks two samples' results.
+
+    Raises:
+        NotImplementedError: they differ by more than ``tolerance`` of the largest value.
+    """
+    for name, ours, theirs in zip(("logits", "gradients"), found, expected, strict=False):
+        if not (ours - theirs).abs().max() <= tolerance * theirs.abs().max():
+            raise NotImplementedError(f"the {name} would change")
+
+
+def _sample(model: nn.Module, base: PreTrainedModel) -> list[torch.Tensor]:
+    """Returns the model's results for three made-up texts, one of them a single token.
+
+    These are the logits (N, K) of texts or of all their T tokens and, where gradients are computed,
+    a gradient (T, H) of the token embeddings: it has passed the attention of every layer.
 
     Raises:
         NotImplementedError: the model fails on them, for whatever reason.
@@ -249,9 +208,27 @@ def _sample_logits(model: nn.Module, base: PreTrainedModel) -> torch.Tensor:
     ids = torch.tensor(words).repeat(72)[torch.arange(72) * 5].view(3, 24)
     ids = torch.where(mask.bool(), ids, padding).to(base.device)
     mask = mask.to(base.device)
+    embedded: list[torch.Tensor] = []
+
+    def keep(_: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hooks: list[Any] = []
     try:
+        if torch.is_grad_enabled():
+            hooks.append(base.get_input_embeddings().register_forward_hook(keep))
         logits = model(input_ids=ids, attention_mask=mask).logits.float()
         # A head on every token also gives logits of padding tokens, which nothing reads.
-        return logits[mask.bool()] if logits.ndim == 3 else logits
+        logits = logits[mask.bool()] if logits.ndim == 3 else logits
+        if not embedded:
+            return [logits]
+        weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).view_as(logits)
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), embedded)
+        rows = mask.bool() if gradient.shape[:2] == mask.shape else slice(None)
+        return [logits.detach(), gradient[rows].flatten(0, -2).float()]
     except Exception as error:
         raise NotImplementedError(" ".join(str(error).split())) from error
+    finally:
+        for hook in hooks:
+            hook.remove()

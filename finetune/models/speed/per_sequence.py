@@ -61,18 +61,16 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **others
         )
-    for name, value_given in others.items():
-        if value_given is not None and value_given is not False and name not in WITHOUT_EFFECT:
-            raise NotImplementedError(f"the attention takes {name}, which is not supported")
+    refuse(others)
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         length = q.shape[2]
-        mask = None
+        window = None
         if sliding_window is not None and sliding_window < length:
-            mask = window_mask(length, sliding_window, causal, q.device)
+            window = window_mask(length, sliding_window, causal, q.device)
         out = functional.scaled_dot_product_attention(
-            *(q, k, v, mask, dropout, causal and mask is None),
+            *(q, k, v, window, dropout, causal and window is None),
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )
@@ -96,6 +94,17 @@ def attention(
     return torch.cat(parts).unsqueeze(0), None
 
 
+def refuse(others: dict[str, Any]) -> None:
+    """Checks arguments of an attention function that it does not know.
+
+    Raises:
+        NotImplementedError: one of them would change the attention.
+    """
+    for name, given in others.items():
+        if given is not None and given is not False and name not in WITHOUT_EFFECT:
+            raise NotImplementedError(f"the attention takes {name}, which is not supported")
+
+
 @lru_cache(maxsize=256)
 def window_mask(length: int, reach: int, causal: bool, device: torch.device) -> torch.Tensor:
     """Returns the mask (length, length) of a sliding window, causal or bidirectional.
@@ -107,7 +116,7 @@ def window_mask(length: int, reach: int, causal: bool, device: torch.device) -> 
     return (distance < reach) & (distance >= 0) if causal else distance.abs() < reach
 
 
-def _mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
+def mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
     """Returns None for batches without a padding mask, else SDPA's mask."""
     if attention_mask is None:
         return None
@@ -115,4 +124,4 @@ def _mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options
 
 
 AttentionInterface.register(PER_SEQUENCE, attention)
-AttentionMaskInterface.register(PER_SEQUENCE, _mask)
+AttentionMaskInterface.register(PER_SEQUENCE, mask)
