@@ -1,0 +1,189 @@
+"""Detects how a text file is written: its encoding and its delimiter."""
+
+import codecs
+import csv
+import re
+from collections.abc import Sequence
+
+import charset_normalizer
+
+from finetune.errors import UserError
+
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+# What files that are no UTF-8 are written in.
+ENCODINGS = [
+    *("cp1252", "cp1250", "cp1254", "cp1251", "koi8_r", "cp1253"),
+    *("cp932", "euc_jp", "gb18030", "big5", "euc_kr"),
+]
+# Bytes of lines beyond ASCII, and lines, by which the encoding and the delimiter are found.
+MOST_BYTES, MOST_LINES = 32_768, 200
+# Control characters that no text has: signs of cp1252 that were read as latin-1.
+C1 = re.compile("[\x80-\x9f]")
+# UTF-8 that was once read as cp1252 and written again: "é" has become "Ã©".
+MOJIBAKE = re.compile("Ã[\xa0-\xbf]|â€[™œ\x9d“”¦]")
+
+
+def known(encoding: str) -> str:
+    """Returns Python's name of an encoding.
+
+    Raises:
+        UserError: there is no such encoding of text.
+    """
+    spelled = re.sub(r"^utf[-_]?(8|16|32)[-_]?(le|be|sig)?$", r"utf-\1-\2", encoding.lower())
+    try:
+        found = codecs.lookup(spelled.rstrip("-"))
+    except LookupError:
+        found = None
+    if found is None or not found._is_text_encoding:
+        raise UserError(f"encoding {encoding!r} is unknown; for example utf-8 or cp1252")
+    return found.name
+
+
+def decode(data: bytes, encoding: str | None, name: str) -> tuple[str, list[str]]:
+    """Returns a file's text without its byte-order mark, and what has to be said about it.
+
+    Args:
+        encoding: that of the file, or None to detect it.
+        name: the file's, for messages.
+
+    Raises:
+        UserError: it is not in ``encoding``, or it mixes encodings.
+    """
+    mark = next((m for m in MARKS if data.startswith(m)), b"")
+    marked = MARKS.get(mark)
+    if encoding is not None:
+        wanted = known(encoding)
+        family = marked is not None and marked.startswith(wanted.removesuffix("-sig"))
+        start = len(mark) if family else 0
+        found = str(marked) if family and wanted in {"utf-16", "utf-32"} else wanted
+    else:
+        start = len(mark)
+        found = marked or detect(data)
+    try:
+        text = data[start:].decode(found)
+    except UnicodeDecodeError as error:
+        at = f"{name}: not {encoding or found} at byte {start + error.start}"
+        if encoding is None and found == "utf-8":
+            line = data.count(b"\n", 0, start + error.start) + 1
+            raise UserError(
+                f"{at} (line {line}), but the rest is; fix it, or insist with `--encoding cp1252`"
+            ) from None
+        raise UserError(f"{at}; leave `encoding` out to detect it") from None
+    notes = []
+    if found not in {"utf-8", "ascii"} and encoding is None:
+        sample = re.search(r"\w{0,12}[^\x00-\x7f]+\w{0,12}", text)
+        example = f" (for example {sample[0][:24]!r})" if sample and not marked else ""
+        notes.append(f"{name} read as {found}{example}, `--encoding` insists on another")
+    strange = len(C1.findall(text)) if not text.isascii() else 0
+    if strange:
+        notes.append(
+            f"warning: {name} has {strange:,} control characters where text is expected; it is "
+            "probably cp1252, leave `encoding` out"
+        )
+    elif not text.isascii() and (twice := len(MOJIBAKE.findall(text))):
+        notes.append(
+            f"warning: {name} has {twice:,} places such as {MOJIBAKE.findall(text)[0]!r}: UTF-8 "
+            "that was once read as another encoding"
+        )
+    return text, notes
+
+
+def detect(data: bytes) -> str:
+    """Returns the encoding of bytes without a byte-order mark.
+
+    UTF-8 if they are, or are but for a few places; UTF-16 if every other byte is zero. Otherwise
+    what charset_normalizer finds, and in doubt cp1252.
+    """
+    head = data[:MOST_BYTES]
+    for offset, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        zeros = head[offset::2].count(0)
+        if zeros > 0.3 * len(head[offset::2]) and zeros > 4 * head[1 - offset :: 2].count(0):
+            return name
+    try:
+        data.decode("utf-8")
+        return "utf-8"
+    except UnicodeDecodeError:
+        pass
+    text = data.decode("utf-8", errors="replace")
+    broken = text.count("\N{REPLACEMENT CHARACTER}")
+    beyond = len(re.findall(r"[^\x00-\x7f\ufffd]", text))
+    if beyond > broken:
+        return "utf-8"
+    lines, size = [], 0
+    for line in re.finditer(rb"[^\n]*[\x80-\xff][^\n]*\n?", data):
+        lines.append(line[0])
+        size += len(line[0])
+        if size > MOST_BYTES:
+            break
+    found = list(charset_normalizer.from_bytes(b"".join(lines), cp_isolation=ENCODINGS))
+    if found:
+        least = min((m.chaos, -m.coherence) for m in found)
+        best = [m for m in found if (m.chaos, -m.coherence) == least]
+        names = [n for m in best for n in (m.encoding, *m.could_be_from_charset)]
+        choice = min(set(names) & set(ENCODINGS), key=ENCODINGS.index)
+    else:
+        choice = "cp1252"
+    try:
+        data.decode(choice)
+        return choice
+    except UnicodeDecodeError:
+        return "latin-1"
+
+
+# --- delimiters ------------------------------------------------------------------------------
+
+
+def delimiter(given: str) -> str:
+    """Returns the delimiter that a recipe names: a character, or the name of one.
+
+    Raises:
+        UserError: it is not one character, or one that texts consist of.
+    """
+    named = {name: sign for sign, name in DELIMITERS.items()} | {"\\t": "\t", "space": " "}
+    sign = named.get(given.lower(), given)
+    if len(sign) != 1 or sign.isalnum() or sign in "\"\r\n\\'.":
+        raise UserError(f"delimiter {given!r} is none; for example ';' or tab")
+    return sign
+
+
+def name(sign: str) -> str:
+    """Returns how a message calls a delimiter."""
+    return DELIMITERS.get(sign, repr(sign))
+
+
+def sniff(lines: Sequence[str], default: str) -> str:
+    """Returns the delimiter by which most lines have as many cells as the first one.
+
+    Args:
+        lines: of the file, with their ends; ``MOST_LINES`` of them are read.
+        default: is taken if it fits, or if none does.
+    """
+    sample, shares = list(lines[:MOST_LINES]), {}
+    for sign in (default, *(d for d in DELIMITERS if d != default)):
+        ways = (csv.QUOTE_MINIMAL, csv.QUOTE_NONE)
+        shares[sign] = max(_regular(sample, sign, quoting) for quoting in ways)
+        if sign == default and shares[sign] >= 0.9:
+            return default
+    best = max(shares, key=lambda sign: shares[sign])
+    return best if shares[best] > 0.5 else default
+
+
+def _regular(lines: list[str], sign: str, quoting: int) -> float:
+    """Returns the share of rows with as many cells as the first, 0 if that is one cell."""
+    try:
+        rows = [row for row in csv.reader(lines, delimiter=sign, quoting=quoting) if row]
+    except csv.Error:
+        return 0.0
+    if not rows or len(rows[0]) < 2:
+        return 0.0
+    # A line that is cut off by the end of the sample does not count against it.
+    rows = rows[:-1] if len(rows) > 2 else rows
+    least = len([cell for cell in rows[0] if cell.strip()])
+    return sum(least <= len(row) <= len(rows[0]) + 1 for row in rows) / len(rows)
