@@ -17,11 +17,12 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-# What files that are no UTF-8 are written in.
-ENCODINGS = [
-    *("cp1252", "cp1250", "cp1254", "cp1251", "koi8_r", "cp1253"),
-    *("cp932", "euc_jp", "gb18030", "big5", "euc_kr"),
-]
+# What files that are no UTF-8 are written in: Latin letters with accents, and other scripts.
+LATIN = ["cp1252", "cp1250", "cp1254"]
+OTHERS = ["cp1251", "koi8_r", "cp1253", "cp932", "euc_jp", "gb18030", "big5", "euc_kr"]
+# Fewer bytes beyond ASCII show no other encoding than the most frequent one, cp1252; with a larger
+# share of a text's letters it is in another script.
+FEW_BYTES, OTHER_SCRIPT = 8, 0.4
 # Bytes of lines beyond ASCII, and lines, by which the encoding and the delimiter are found.
 MOST_BYTES, MOST_LINES = 32_768, 200
 # Control characters that no text has: signs of cp1252 that were read as latin-1.
@@ -122,19 +123,38 @@ def detect(data: bytes) -> str:
         size += len(line[0])
         if size > MOST_BYTES:
             break
-    found = list(charset_normalizer.from_bytes(b"".join(lines), cp_isolation=ENCODINGS))
-    if found:
-        least = min((m.chaos, -m.coherence) for m in found)
-        best = [m for m in found if (m.chaos, -m.coherence) == least]
-        names = [n for m in best for n in (m.encoding, *m.could_be_from_charset)]
-        choice = min(set(names) & set(ENCODINGS), key=ENCODINGS.index)
-    else:
-        choice = "cp1252"
+    choice = _legacy(b"".join(lines))
     try:
         data.decode(choice)
         return choice
     except UnicodeDecodeError:
         return "latin-1"
+
+
+def _legacy(sample: bytes) -> str:
+    """Returns the encoding of lines that are no UTF-8, by what charset_normalizer says of them.
+
+    It compares how unlikely sequences of characters are (chaos) and how well their frequencies
+    fit a language (coherence), which for short Latin texts are no reason against cp1252.
+    """
+    beyond = sum(byte >= 0x80 for byte in sample)
+    letters = beyond + sum(bytes([byte]).isalpha() for byte in sample)
+    if beyond < FEW_BYTES:
+        return LATIN[0]
+    other = beyond > OTHER_SCRIPT * letters
+    found = charset_normalizer.from_bytes(sample, cp_isolation=OTHERS if other else LATIN)
+    scores = {name: m for m in found for name in (m.encoding, *m.could_be_from_charset)}
+    if other:
+        best = min(found, key=lambda m: (m.chaos, -m.coherence), default=None)
+        return best.encoding if best else LATIN[0]
+    ours = scores.get(LATIN[0])
+    # What is not among the matches has more than 0.2.
+    chaos, coherence = (ours.chaos, ours.coherence) if ours else (0.2, 0.0)
+    for name in LATIN[1:]:
+        m = scores.get(name)
+        if m and (m.chaos < chaos - 0.1 or (m.chaos <= chaos and m.coherence > coherence + 0.02)):
+            return name
+    return LATIN[0]
 
 
 # --- delimiters ------------------------------------------------------------------------------
@@ -186,4 +206,6 @@ def _regular(lines: list[str], sign: str, quoting: int) -> float:
     # A line that is cut off by the end of the sample does not count against it.
     rows = rows[:-1] if len(rows) > 2 else rows
     least = len([cell for cell in rows[0] if cell.strip()])
-    return sum(least <= len(row) <= len(rows[0]) + 1 for row in rows) / len(rows)
+    # A sign with a blank after it is rather one of prose.
+    prose = 0.6 if all(cell[:1] == " " for cell in rows[0][1:]) and sign != "\t" else 1.0
+    return prose * sum(least <= len(row) <= len(rows[0]) + 1 for row in rows) / len(rows)

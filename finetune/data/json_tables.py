@@ -80,7 +80,15 @@ def _is_row(one: Any) -> bool:
     """Returns whether an object is a row, and not a table."""
     if not isinstance(one, dict):
         return False
-    return not (_nested(one) or _columns(one))
+    return not (_nested(one) or _split(one) or _columns(one))
+
+
+def _split(one: dict[str, Any]) -> bool:
+    """Returns whether names of columns and lists of cells stand apart, as pandas writes them."""
+    names, rows = one.get("columns"), one.get("data")
+    if not isinstance(names, list) or not isinstance(rows, list):
+        return False
+    return all(isinstance(row, list) and len(row) == len(names) for row in rows)
 
 
 def _nested(one: dict[str, Any]) -> str | None:
@@ -108,6 +116,8 @@ def _rows_of(whole: Any, path: Path) -> Iterable[Any]:
         return whole
     if key := _nested(whole):
         return whole[key]
+    if _split(whole):
+        return [dict(zip(whole["columns"], row, strict=False)) for row in whole["data"]]
     if _columns(whole):
         first = next(iter(whole.values()))
         keys = first if isinstance(first, dict) else range(len(first))

@@ -67,6 +67,7 @@ def find(
                 parts[split] = (split, range(len(_rows_of(known[split]))))
             else:
                 notes.append(f"split {split} serves as {user}, {split} is taken from train")
+    parts = {split: parts[split] for split in SPLITS if split in parts}
     _check_apart(parts, data.dataset)
     for split, (base, places) in parts.items():
         whole = len(places) == len(_rows_of(known[base]))
