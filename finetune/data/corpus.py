@@ -96,6 +96,9 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
     names = labels.encode(frames, found.tables, data) if labelled else []
     train = given.pop("train")
     chosen = splits.choose(train, given, data, found.source, found.test_is, found.notes)
+    for note in chosen.report["notes"]:
+        if note.startswith("warning: "):
+            print(note)
     return Corpus(
         chosen.train.frame(),
         chosen.validation,

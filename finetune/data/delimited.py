@@ -103,9 +103,9 @@ def _ragged(rows: list[list[str]], numbered: bool) -> int | None:
     names = [cell for cell in rows[0] if cell.strip()]
     # Names may end before the delimiters do: text,label,,,
     least = max(1, max((i + 1 for i, cell in enumerate(rows[0]) if cell.strip()), default=1))
-    unlike = [i for i, row in enumerate(rows) if not least <= len(row) <= most]
-    if not unlike:
+    if all(least <= width <= most for width in set(map(len, rows))):
         return None
+    unlike = [i for i, row in enumerate(rows) if not least <= len(row) <= most]
     if len(names) == most and _has_row_names(rows):
         return None
     for i in unlike:

@@ -187,18 +187,18 @@ def sniff(lines: Sequence[str], default: str) -> str:
     """
     sample, shares = list(lines[:MOST_LINES]), {}
     for sign in (default, *(d for d in DELIMITERS if d != default)):
-        ways = (csv.QUOTE_MINIMAL, csv.QUOTE_NONE)
-        shares[sign] = max(_regular(sample, sign, quoting) for quoting in ways)
+        shares[sign] = max(_regular(sample, sign, quotes) for quotes in (True, False))
         if sign == default and shares[sign] >= 0.9:
             return default
     best = max(shares, key=lambda sign: shares[sign])
     return best if shares[best] > 0.5 else default
 
 
-def _regular(lines: list[str], sign: str, quoting: int) -> float:
+def _regular(lines: list[str], sign: str, quotes: bool) -> float:
     """Returns the share of rows with as many cells as the first, 0 if that is one cell."""
     try:
-        rows = [row for row in csv.reader(lines, delimiter=sign, quoting=quoting) if row]
+        way = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+        rows = [row for row in csv.reader(lines, delimiter=sign, quoting=way) if row]
     except csv.Error:
         return 0.0
     if not rows or len(rows[0]) < 2:

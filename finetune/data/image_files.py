@@ -233,7 +233,8 @@ def _class_folders(path: Path, data: Data, labelled: bool) -> readers.Table:
             raise UserError(f"{folder}: a class folder without images; add some, or remove it")
         rows += [(str(file), folder.name) for file in inside]
         places += [file.relative_to(path).as_posix() for file in inside]
-    frame = pandas.DataFrame(rows, columns=[data.image, data.label], index=places, dtype=object)
+    label = data.label if isinstance(data.label, str) else "label"
+    frame = pandas.DataFrame(rows, columns=[data.image, label], index=places, dtype=object)
     return readers.Table(frame, str(path))
 
 
@@ -302,7 +303,8 @@ def _digits(name: str, data: Data) -> readers.Table:
         files.append(stream.getvalue())
     rows = list(zip(files, values[:, -1].tolist(), strict=True))
     lines = range(1, len(values) + 1)
-    frame = pandas.DataFrame(rows, columns=[data.image, data.label], index=lines, dtype=object)
+    label = data.label if isinstance(data.label, str) else "label"
+    frame = pandas.DataFrame(rows, columns=[data.image, label], index=lines, dtype=object)
     return readers.Table(frame, name, label_names=[str(digit) for digit in range(10)])
 
 

@@ -1,5 +1,6 @@
 """A table of rows as it was read, and the names of its columns and places in messages."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -136,10 +137,12 @@ def tidy(
 ) -> pandas.DataFrame:
     """Returns rows as a frame, without empty rows, empty columns, and columns without a name."""
     width = len(header)
-    empty: set[object] = {"", None}
 
     def is_empty(row: Sequence[object]) -> bool:
-        return all(c in empty or (isinstance(c, str) and not c.strip()) for c in row)
+        for cell in row:
+            if cell is not None and (not isinstance(cell, str) or cell.strip()):
+                return False
+        return True
 
     # One column's empty cells are its blank lines, and counted where they are left out.
     keep = [width == 1 or not is_empty(row) for row in rows]
@@ -147,10 +150,11 @@ def tidy(
         table.note(f"{name}: {dropped:,} empty rows left out")
         rows = [row for row, kept in zip(rows, keep, strict=True) if kept]
         lines = [line for line, kept in zip(lines, keep, strict=True) if kept]
-    longer = sum(len(row) > width for row in rows)
+    widths = Counter(map(len, rows))
+    longer = sum(count for cells, count in widths.items() if cells > width)
     if longer:
         table.note(f"{name}: trailing delimiters of {longer:,} rows left out")
-    if longer or any(len(row) < width for row in rows):
+    if widths.keys() - {width}:
         rows = [[*row[:width], *[""] * (width - len(row))] for row in rows]
     frame = pandas.DataFrame(rows, index=lines, dtype=object)
     frame = frame if len(rows) else pandas.DataFrame(columns=range(width), dtype=object)

@@ -612,11 +612,14 @@ def test_numbers_and_booleans_are_one_class_however_written(
     assert ("are one class" in said(found)) == (len(set(map(str, labels))) > 2)
 
 
-def test_names_that_differ_only_in_case_are_a_warning_and_can_be_joined() -> None:
+def test_names_that_differ_only_in_case_are_a_warning_and_can_be_joined(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     train = labelled(["Neg", "neg", "pos", "pos ", "neg"])
     found = load(train=train)
     assert found.label_names == ["Neg", "neg", "pos", "pos "]
     assert "warning: labels 'neg' (16), 'Neg' (8) differ only in case" in said(found)
+    assert capsys.readouterr().out.startswith("warning: labels 'neg' (16), 'Neg' (8)")
     joined = load(train=train, label_case="fold")
     assert joined.label_names == ["neg", "pos"]
     assert "labels 'neg' (16), 'Neg' (8) are one class" in said(joined)
