@@ -69,7 +69,7 @@ def read(text: str, default: str, data: Data, path: Path, table: Table) -> panda
     if sign != default and not data.delimiter:
         name = dialects.name(sign)
         table.note(f"{path.name} read with {name} as delimiter, `--delimiter` insists on another")
-    found = _decide(_File(path, lines, sign, data.header == "none", first, table))
+    found = _decide(_File(path, lines, sign, data.header == "none", first, table, '"' in text))
     return _frame(found, data.header == "none", first, path, table)
 
 
@@ -134,6 +134,7 @@ class _File:
     numbered: bool
     first: int
     table: Table
+    quotes: bool
 
     def parse(self, lines: list[str] | None = None, **options: Any) -> Reading:
         return _parse(self.lines if lines is None else lines, self.sign, self.numbered, **options)
@@ -152,7 +153,7 @@ def _decide(file: _File) -> Reading:
         UserError: none does, or it cannot be told which is right.
     """
     plain_space = file.sign not in "\t "
-    if not any('"' in line for line in file.lines):
+    if not file.quotes:
         found = file.parse(quoting=csv.QUOTE_NONE)
         names = found.rows[0][1:] if found.rows and not file.numbered else []
         if plain_space and names and all(cell[:1] == " " for cell in names):
@@ -161,14 +162,23 @@ def _decide(file: _File) -> Reading:
         return _checked(found, file)
     quoted = file.parse()
     spaced = plain_space and _spaced(file, quoted)
-    if quoted.fits and not spaced:
-        return _without_swallowed(quoted, file)
+    escaped = None
     if any('\\"' in line for line in file.lines):
-        escaped = [ESCAPED.sub(r'\1""', line) for line in file.lines]
-        found = file.parse(escaped, skipinitialspace=spaced)
-        if found.fits:
-            file.note(" read with backslash-escaped quotes")
-            return found
+        lines = [ESCAPED.sub(r'\1""', line) for line in file.lines]
+        escaped = file.parse(lines, skipinitialspace=spaced)
+    if quoted.fits and not spaced:
+        if escaped and escaped.fits and escaped.rows != quoted.rows:
+            pairs = enumerate(zip(quoted.rows, escaped.rows, strict=False))
+            at = next((i for i, (ours, theirs) in pairs if ours != theirs), 0)
+            raise file.error(
+                quoted.starts[at],
+                'here \\" can be an escaped quote, or the last sign of a cell; save the file as JSON '
+                "lines",
+            )
+        return _without_swallowed(quoted, file)
+    if escaped and escaped.fits:
+        file.note(" read with backslash-escaped quotes")
+        return escaped
     if spaced:
         found = file.parse(skipinitialspace=True)
         if found.fits:

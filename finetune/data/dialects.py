@@ -66,9 +66,15 @@ def decode(data: bytes, encoding: str | None, name: str) -> tuple[str, list[str]
         found = str(marked) if family and wanted in {"utf-16", "utf-32"} else wanted
     else:
         start = len(mark)
-        found = marked or detect(data)
+        found = marked or _wide(data) or "utf-8"
+        if found == "utf-8" and not marked:
+            try:
+                # Most files are; detecting would decode them twice.
+                return _noted(data.decode(), found, name, True)
+            except UnicodeDecodeError:
+                found = detect(data)
     try:
-        text = data[start:].decode(found)
+        text = (data[start:] if start else data).decode(found)
     except UnicodeDecodeError as error:
         at = f"{name}: not {encoding or found} at byte {start + error.start}"
         if encoding is None and found == "utf-8":
@@ -77,16 +83,21 @@ def decode(data: bytes, encoding: str | None, name: str) -> tuple[str, list[str]
                 f"{at} (line {line}), but the rest is; fix it, or insist with `--encoding cp1252`"
             ) from None
         raise UserError(f"{at}; leave `encoding` out to detect it") from None
+    return _noted(text, found, name, encoding is None)
+
+
+def _noted(text: str, found: str, name: str, detected: bool) -> tuple[str, list[str]]:
+    """Returns a text, and what has to be said about it."""
     notes = []
-    if found not in {"utf-8", "ascii"} and encoding is None:
+    if found not in {"utf-8", "ascii"} and detected:
         sample = re.search(r"\w{0,12}[^\x00-\x7f]+\w{0,12}", text)
-        example = f" (for example {sample[0][:24]!r})" if sample and not marked else ""
-        notes.append(f"{name} read as {found}{example}, `--encoding` insists on another")
+        word = f" (for example {sample[0][:24]!r})" if sample else ""
+        notes.append(f"{name} read as {found}{word}, `--encoding` insists on another")
     strange = len(C1.findall(text)) if not text.isascii() else 0
     if strange:
+        hint = "it is probably cp1252, leave `encoding` out" if not detected else "check its texts"
         notes.append(
-            f"warning: {name} has {strange:,} control characters where text is expected; it is "
-            "probably cp1252, leave `encoding` out"
+            f"warning: {name} has {strange:,} control characters where text is expected; {hint}"
         )
     elif not text.isascii() and (twice := len(MOJIBAKE.findall(text))):
         notes.append(
@@ -102,11 +113,8 @@ def detect(data: bytes) -> str:
     UTF-8 if they are, or are but for a few places; UTF-16 if every other byte is zero. Otherwise
     what charset_normalizer finds, and in doubt cp1252.
     """
-    head = data[:MOST_BYTES]
-    for offset, name in ((1, "utf-16-le"), (0, "utf-16-be")):
-        zeros = head[offset::2].count(0)
-        if zeros > 0.3 * len(head[offset::2]) and zeros > 4 * head[1 - offset :: 2].count(0):
-            return name
+    if wide := _wide(data):
+        return wide
     try:
         data.decode("utf-8")
         return "utf-8"
@@ -129,6 +137,16 @@ def detect(data: bytes) -> str:
         return choice
     except UnicodeDecodeError:
         return "latin-1"
+
+
+def _wide(data: bytes) -> str | None:
+    """Returns the UTF-16 encoding of bytes of which every other one is zero, else None."""
+    head = data[:MOST_BYTES]
+    for offset, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        zeros = head[offset::2].count(0)
+        if zeros > 0.3 * len(head[offset::2]) and zeros > 4 * head[1 - offset :: 2].count(0):
+            return name
+    return None
 
 
 def _legacy(sample: bytes) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy
 import pandas
 
+from finetune.data.readers import is_missing
 from finetune.data.tables import Table, find_column, listed, shown
 from finetune.errors import UserError
 from finetune.recipe import Data
 
 SINGLE, SEVERAL = "single_label_classification", "multi_label_classification"
+PREDICT = "Rows without labels are not tested but predicted: `finetune predict RUN --file FILE`"
 # How a column of 0 and 1 is written.
 SWITCHES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
@@ -27,8 +29,7 @@ def column(table: Table, data: Data, split: str) -> pandas.Series:
     if split == "test" and one and find_column(str(data.label), known) is None:
         raise UserError(
             f"{table.source}: no column {shown(data.label)} (set `label:`); it has "
-            f"{listed(known)}. Rows without labels are not tested but predicted: "
-            "`finetune predict RUN --file FILE`"
+            f"{listed(known)}. {PREDICT}"
         )
     names = data.label if isinstance(data.label, list) else [data.label]
     if len(names) == 1 and "," in names[0] and find_column(names[0], known) is None:
@@ -36,6 +37,8 @@ def column(table: Table, data: Data, split: str) -> pandas.Series:
     if len(names) > 1:
         return _of_columns(table, names, data)
     cells = table.column(names[0], "label")
+    if split == "test" and len(cells) and all(map(is_missing, cells)):
+        raise UserError(f"{table.source}: every label is empty. {PREDICT}")
     if data.problem_type == "regression":
         return cells
     return _unpacked(cells, table, data.problem_type)

@@ -15,6 +15,9 @@ from finetune.data.splits import SAMPLE, SPLITS
 from finetune.errors import UserError
 from finetune.recipe import Data
 
+# Of several files, so many are named.
+MOST_FILES = 3
+
 
 @dataclass
 class Found:
@@ -89,6 +92,9 @@ def _rows_of(table: Any) -> Any:
 
 
 def _written(files: str | list[str]) -> str:
+    names = files.split(",") if isinstance(files, str) else files
+    if len(names) > MOST_FILES:
+        return f"{', '.join(names[:MOST_FILES])}, … ({len(names)} files)"
     return files if isinstance(files, str) else ", ".join(files)
 
 

@@ -140,6 +140,11 @@ def test_backslash_escaped_quotes_are_read_and_said() -> None:
     )
 
 
+def test_a_backslash_before_a_quote_that_can_be_either_is_an_error() -> None:
+    assert refused(rows, write('text\n"\\"\n0"\n')).startswith('a.csv:2: here \\" can be')
+    assert rows(write('text,label\n"C:\\",1\nfine,0\n')) == ([["C:\\", "1"], ["fine", "0"]], "")
+
+
 def spam(quoted: dict[int, str]) -> tuple[str, list[str]]:
     """400 lines as in the SMS spam collection, those in ``quoted`` with the text given there."""
     texts = [quoted.get(i, f"message number {i}, call now") for i in range(400)]
@@ -444,6 +449,13 @@ def test_several_files_of_different_folders_know_their_path() -> None:
     assert [table.at(i) for i in table.rows.index] == ["one/a.csv:2", "two/a.csv:2"]
 
 
+def test_many_files_are_named_in_short() -> None:
+    names = [write(f"text,label\nrow {i},1\n", f"a file number {i}.csv") for i in range(40)]
+    message = refused(corpus.load, Data(train=names))
+    assert message.startswith("a file number 0.csv, a file number 1.csv, ")
+    assert "every label is '1'" in message
+
+
 def test_files_that_cannot_be_one_table_are_an_error() -> None:
     a, b = write("text,label\nx,1\n"), write("text,stars\ny,2\n", "b.csv")
     assert refused(readers.read_table, [a, b]).startswith("b.csv:1: columns text, stars differ")
@@ -693,6 +705,7 @@ def test_a_test_file_without_labels_is_to_be_predicted() -> None:
     for name, content in (
         ("kaggle.csv", "id,text\n1,x\n2,y\n"),
         ("glue.csv", "text,label\nx,-1\ny,-1\n"),
+        ("empty.csv", "text,label\nx,\ny,\n"),
     ):
         message = refused(corpus.load, Data(train=train, test=write(content, name)))
         assert "`finetune predict RUN --file FILE`" in message
