@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas
 
-from finetune.data import dialects, tables
+from finetune.data import dialects, multiline_cells, tables
 from finetune.data.tables import Table
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -26,8 +26,6 @@ from finetune.recipe import Data
 SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n")
 # \" that is no escaped backslash before a closing quote.
 ESCAPED = re.compile(r'(?<!\\)((?:\\\\)*)\\"')
-# Rows that show what the values of a column look like, and the most values of one that repeats.
-ENOUGH_ROWS, MOST_VALUES = 20, 50
 SPACES = ": blanks after the delimiter left out"
 
 
@@ -172,8 +170,7 @@ def _decide(file: _File) -> Reading:
             at = next((i for i, (ours, theirs) in pairs if ours != theirs), 0)
             raise file.error(
                 quoted.starts[at],
-                'here \\" can be an escaped quote, or the last sign of a cell; save the file as JSON '
-                "lines",
+                'here \\" can be an escaped quote or end a cell; save the file as JSON lines',
             )
         return _without_swallowed(quoted, file)
     if escaped and escaped.fits:
@@ -250,8 +247,12 @@ def _without_swallowed(quoted: Reading, file: _File) -> Reading:
         and line.rstrip("\r\n").split(sign) == quoted.rows[i]
         for i in singles
     )
-    columns = _columns([quoted.rows[i] for i in singles if i or file.numbered], quoted.width)
-    verdicts = {i: _verdict(quoted, i, lines, sign, columns) for i in spans}
+    others = [quoted.rows[i] for i in singles if i or file.numbered]
+    kinds = multiline_cells.columns(others, quoted.width)
+    verdicts = {
+        i: multiline_cells.verdict(lines[quoted.starts[i] : quoted.ends[i]], sign, kinds)
+        for i in spans
+    }
     head = lines[0].strip()
     proven = "cell" in verdicts.values() or head[:1] == head[-1:] == '"'
     doubtful = [i for i, verdict in verdicts.items() if verdict != "cell"]
@@ -272,62 +273,6 @@ def _without_swallowed(quoted: Reading, file: _File) -> Reading:
         f"a quote opens here and closes in line {quoted.ends[at] + file.first - 1}, but the lines "
         "in between could be rows; close the quote, or save the file as JSON lines",
     )
-
-
-@dataclass
-class _Column:
-    """What the values of a column have in common: numbers, few values, no blank before them.
-
-    A comma with a blank after it is one of prose where the rows have none.
-    """
-
-    numbers: bool
-    values: set[str] | None
-    rows: int
-    spaces: bool
-
-    @property
-    def tells(self) -> bool:
-        return self.numbers or self.values is not None
-
-    def has(self, value: str) -> bool:
-        if value[:1] == " " and not self.spaces:
-            return False
-        if self.values is not None:
-            return value.strip().strip('"') in self.values
-        return not self.numbers or _is_number(value.strip().strip('"'))
-
-
-def _is_number(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _columns(rows: list[list[str]], width: int) -> list[_Column]:
-    out = []
-    for at in range(width):
-        written = [row[at] for row in rows[:10_000] if len(row) > at]
-        cells = [cell.strip() for cell in written]
-        values, spaces = set(cells), any(cell[:1] == " " for cell in written)
-        few = len(cells) >= ENOUGH_ROWS and len(values) <= min(MOST_VALUES, len(cells) // 4)
-        numbers = len(cells) >= 2 and all(map(_is_number, values))
-        out.append(_Column(numbers, values if few else None, len(cells), spaces))
-    return out
-
-
-def _verdict(quoted: Reading, at: int, lines: list[str], sign: str, columns: list[_Column]) -> str:
-    """Returns what a quoted cell that spans lines is: "cell", "rows" it swallowed, or "unclear"."""
-    for line in lines[quoted.starts[at] : quoted.ends[at]]:
-        cells = line.rstrip("\r\n").split(sign)
-        if len(cells) != quoted.width:
-            return "cell"
-        if not all(column.has(cell) for column, cell in zip(columns, cells, strict=True)):
-            return "cell"
-    telling = any(column.tells and column.rows >= ENOUGH_ROWS for column in columns)
-    return "rows" if telling else "unclear"
 
 
 # --- columns ---------------------------------------------------------------------------------
