@@ -118,7 +118,11 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
         UserError: invalid or misleading data; see the messages.
     """
     assert not labelled
-    found = named_splits.find(data, lambda file: _read(file, data), _dataset)
+    notes: list[str] = []
+    found = named_splits.find(
+        data, lambda files: _read(files, data, notes), lambda data: _dataset(data, notes)
+    )
+    notes += found.notes
     train = _usable(found.tables.pop("train"), found.source, data, content)
     others: dict[str, splits.Rows] = {}
     for split, rows in found.tables.items():
@@ -128,7 +132,7 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
         usable = row_checks.usable(table, split, data, content, False)
         others[split] = splits.Frame(usable, table.source, table.rejected, table.fixed, table.notes)
     splits.check({"train": train, **others})
-    chosen = splits.choose(train, others, data, found.source, found.test_is, found.notes)
+    chosen = splits.choose(train, others, data, found.source, found.test_is, notes)
     places = chosen.train.places
     return Corpus(
         train.rows.select(places) if len(places) < len(train.rows) else train.rows,
@@ -163,8 +167,10 @@ def as_text(columns: dict[str, list[Any]]) -> dict[str, list[str]]:
     }
 
 
-def _read(given: str | Sequence[str | Path], data: Data) -> Dataset:
+def _read(given: str | Sequence[str | Path], data: Data, notes: list[str]) -> Dataset:
     """Reads a file, several files, or all files of a folder, as rows on disk.
+
+    What was detected is added to ``notes``.
 
     Raises:
         UserError: it does not exist, is of an unknown kind, or cannot be read.
@@ -185,13 +191,21 @@ def _read(given: str | Sequence[str | Path], data: Data) -> Dataset:
     if kind not in {"parquet", "arrow"}:
         head = table_files.read_start(inside[0], HEAD)
         head = head[: head.rfind(b"\n") + 1] or head
-        options["encoding"] = data.encoding or dialects.detect(head)
+        found = dialects.known(data.encoding) if data.encoding else dialects.detect(head)
+        options["encoding"] = found
+        if found != "utf-8" and not data.encoding:
+            notes.append(f"{inside[0]} read as {found}, `--encoding` insists on another")
     if kind == "csv":
         # All cells stay text: "NA" and "007" are what the user wrote.
         lines = io.StringIO(head.decode(options["encoding"], "replace"), newline="").readlines()
         default = "," if suffix == ".csv" else "\t"
         sign = data.delimiter and dialects.delimiter(data.delimiter)
         sign = sign or dialects.sniff(lines, default)
+        if sign != default and not data.delimiter:
+            notes.append(
+                f"{inside[0].name} read with {dialects.name(sign)} as delimiter, `--delimiter` "
+                "insists on another"
+            )
         options |= {"sep": sign, "keep_default_na": False}
         header = next(csv.reader(lines, delimiter=sign), [])
         # A column of texts may be longer than 2 GiB, the most that offsets of 32 bits reach.
@@ -210,7 +224,7 @@ def _read(given: str | Sequence[str | Path], data: Data) -> Dataset:
         raise UserError(f"{path}: cannot be read as {kind}: {cause[:200]}") from None
 
 
-def _dataset(data: Data) -> tuple[dict[str, Dataset], str | None]:
+def _dataset(data: Data, notes: list[str]) -> tuple[dict[str, Dataset], str | None]:
     """Returns all splits of a named dataset, and the hub commit they came from, if any."""
     name = str(data.dataset)
     if name.startswith("embedded:"):
@@ -221,7 +235,9 @@ def _dataset(data: Data) -> tuple[dict[str, Dataset], str | None]:
     if Path(name).is_dir():
         if saved := readers.saved_splits(Path(name)):
             return dict(saved), None
-        return {split: _read(files, data) for split, files in readers.split_files(Path(name))}, None
+        return {
+            split: _read(files, data, notes) for split, files in readers.split_files(Path(name))
+        }, None
     folder = sources.snapshot(name, data.dataset_revision, "dataset", readers.PATTERNS)
     loaded = readers.from_snapshot(folder, data.dataset_config, name)
     return {str(split): rows for split, rows in loaded.items()}, folder.name

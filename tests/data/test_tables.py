@@ -844,3 +844,5 @@ def test_a_streamed_file_is_detected_too() -> None:
     assert len(found.train) == 36
     assert all("très “bon”" in text for text in found.train["text"])
     assert found.train.features["text"] == Value("large_string")
+    assert "read as cp1252" in said(found)
+    assert "read with semicolon" in said(found)
