@@ -49,8 +49,9 @@ training:
 def write(name: str, rows: int, words: int) -> None:
     """Writes a CSV file of ``rows`` texts with ``words`` random words of one review."""
     from finetune.data import readers
+    from finetune.recipe import Data
 
-    tables, _ = readers.dataset("embedded:imdb", None, None, "label", "utf-8")
+    tables, _ = readers.dataset(Data(dataset="embedded:imdb"))
     vocabulary = "".join(
         c if c.isalpha() else " " for c in tables["train"].rows["text"].iloc[0]
     ).split()

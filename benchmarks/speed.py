@@ -59,8 +59,9 @@ MEMORY = "peak memory, full to dynamic"
 def reviews(count: int) -> Any:
     """Returns ``count`` embedded reviews with their labels, the same ones every time."""
     from finetune.data import readers
+    from finetune.recipe import Data
 
-    tables, _ = readers.dataset("embedded:imdb", None, None, "label", "utf-8")
+    tables, _ = readers.dataset(Data(dataset="embedded:imdb"))
     return tables["train"].rows.sample(count, random_state=0)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy
 
 from finetune.data import readers
+from finetune.recipe import Data
 
 RECIPE = """\
 task: text-generation
@@ -32,7 +33,7 @@ training: {max_steps: 2, per_device_train_batch_size: 2, save_strategy: "no"}
 
 def write(path: Path, size: int) -> None:
     """Writes about ``size`` bytes of reviews as JSON lines, each of 200 words drawn at random."""
-    tables, _ = readers.dataset("embedded:imdb", None, None, "label", "utf-8")
+    tables, _ = readers.dataset(Data(dataset="embedded:imdb"))
     words = " ".join(tables["train"].rows["text"].iloc[:500]).split()
     draw, written = numpy.random.default_rng(0), 0
     with path.open("w", encoding="utf-8") as file:

@@ -2,12 +2,11 @@
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pandas
 
-from finetune.data import image_files, labels, readers, row_checks, splits
+from finetune.data import image_files, labels, named_splits, readers, row_checks, splits
 from finetune.data.row_checks import DOCUMENTS as DOCUMENTS
 from finetune.data.row_checks import IMAGES as IMAGES
 from finetune.data.row_checks import TEXTS as TEXTS
@@ -120,12 +119,16 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         for split, table in found.tables.items()
     }
     given = {
-        split: splits.Frame(frame, table.source, table.rejected, table.fixed)
+        split: splits.Frame(frame, table.source, table.rejected, table.fixed, table.notes)
         for (split, frame), table in zip(frames.items(), found.tables.values(), strict=True)
     }
     splits.check(given)
     names = labels.encode(frames, found.tables, data) if labelled else []
-    chosen = splits.choose(given.pop("train"), given, data, found.source, found.official)
+    train = given.pop("train")
+    chosen = splits.choose(train, given, data, found.source, found.test_is, found.notes)
+    for note in chosen.report["notes"]:
+        if note.startswith("warning: "):
+            print(note)
     return Corpus(
         chosen.train.frame(),
         chosen.validation,
@@ -140,19 +143,16 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
     )
 
 
-def _find(data: Data, images: bool, labelled: bool) -> splits.Found:
+def _find(data: Data, images: bool, labelled: bool) -> named_splits.Found:
     def dataset(data: Data) -> tuple[dict[str, readers.Table], str | None]:
-        name = str(data.dataset)
         if images:
-            return image_files.dataset(name, data, labelled)
-        return readers.dataset(
-            name, data.dataset_config, data.dataset_revision, data.label, data.encoding
-        )
+            return image_files.dataset(str(data.dataset), data, labelled)
+        return readers.dataset(data)
 
-    return splits.find(data, lambda file: _read(file, data, images, labelled), dataset)
+    return named_splits.find(data, lambda files: _read(files, data, images, labelled), dataset)
 
 
-def _read(file: str, data: Data, images: bool, labelled: bool) -> readers.Table:
+def _read(files: str | list[str], data: Data, images: bool, labelled: bool) -> readers.Table:
     if images:
-        return image_files.read(Path(file), data, labelled)
-    return readers.read_table(Path(file), data.encoding)
+        return image_files.read(files, data, labelled)
+    return readers.read_table(files, data)

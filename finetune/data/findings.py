@@ -10,6 +10,8 @@ COUNTS = {
     "duplicates_in_train": "duplicate training rows",
     "contradictions_in_train": "texts with two labels in train",
     "test_texts_in_train": "test rows that are also in train",
+    "validation_texts_in_train": "validation rows that are also in train",
+    "test_texts_in_validation": "test rows that are also in validation",
 }
 
 
@@ -20,8 +22,9 @@ def describe(report: dict[str, Any]) -> list[str]:
         report: the keys of ``splits.Chosen.report``, and where a task adds them ``blocks`` (with
             ``tokens``, ``share_padding``, ``share_cut``), ``new_head`` and ``share_truncated``.
     """
-    found = [f"{report[key]:,} {words}" for key, words in COUNTS.items() if report[key]]
+    found = [f"{report[key]:,} {words}" for key, words in COUNTS.items() if report.get(key)]
     found += [f"{name} fixed {count:,} x" for name, count in report["fixed"].items() if count]
+    found += report.get("notes", [])
     if "blocks" in report:
         found.append(
             f"{report['tokens']:,} tokens in {report['blocks']:,} blocks, "

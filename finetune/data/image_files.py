@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import pandas
 
-from finetune.data import readers, sources
+from finetune.data import readers, sources, table_files
 from finetune.errors import UserError
 from finetune.recipe import Data
 
@@ -233,7 +233,8 @@ def _class_folders(path: Path, data: Data, labelled: bool) -> readers.Table:
             raise UserError(f"{folder}: a class folder without images; add some, or remove it")
         rows += [(str(file), folder.name) for file in inside]
         places += [file.relative_to(path).as_posix() for file in inside]
-    frame = pandas.DataFrame(rows, columns=[data.image, data.label], index=places, dtype=object)
+    label = data.label if isinstance(data.label, str) else "label"
+    frame = pandas.DataFrame(rows, columns=[data.image, label], index=places, dtype=object)
     return readers.Table(frame, str(path))
 
 
@@ -259,7 +260,7 @@ def _unpack(table: readers.Table, folder: Path, data: Data) -> readers.Table:
     return table
 
 
-def read(path: Path, data: Data, labelled: bool = True) -> readers.Table:
+def read(given: str | Path | list[Any], data: Data, labelled: bool = True) -> readers.Table:
     """Reads a folder of class folders, a table of paths, or Parquet with the files inside.
 
     Without labels, a folder of images needs no class folders.
@@ -271,8 +272,12 @@ def read(path: Path, data: Data, labelled: bool = True) -> readers.Table:
         UserError: as ``readers.read_table`` does; images outside class folders, a class folder
             without images.
     """
+    paths = table_files.expand(given)
+    path = paths[0]
+    if len({p.parent for p in paths}) > 1:
+        raise UserError(f"{given}: paths of images are relative to one folder; put the files in it")
     if path.is_dir():
-        tables = sorted(f for f in path.iterdir() if f.suffix in readers.SUFFIXES)
+        tables = [f for f in table_files.inside(path) if table_files.is_table(f)]
         if not tables:
             return _class_folders(path, data, labelled)
         if _files(path):
@@ -280,7 +285,7 @@ def read(path: Path, data: Data, labelled: bool = True) -> readers.Table:
                 f"{path}: has both {tables[0].name} and images; give the table itself, or move it "
                 "elsewhere"
             )
-    table = readers.read_table(path, data.encoding)
+    table = readers.read_table(given, data)
     return _unpack(table, path if path.is_dir() else path.parent, data)
 
 
@@ -296,8 +301,10 @@ def _digits(name: str, data: Data) -> readers.Table:
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "PNG")
         files.append(stream.getvalue())
-    rows = {data.image: files, data.label: values[:, -1].tolist()}
-    frame = pandas.DataFrame(rows, index=range(1, len(values) + 1), dtype=object)
+    rows = list(zip(files, values[:, -1].tolist(), strict=True))
+    lines = range(1, len(values) + 1)
+    label = data.label if isinstance(data.label, str) else "label"
+    frame = pandas.DataFrame(rows, columns=[data.image, label], index=lines, dtype=object)
     return readers.Table(frame, name, label_names=[str(digit) for digit in range(10)])
 
 
@@ -311,14 +318,7 @@ def dataset(
     """
     if name == "embedded:mnist":
         return {"train": _digits(name, data)}, None
-    tables, commit = readers.dataset(
-        name,
-        data.dataset_config,
-        data.dataset_revision,
-        data.label,
-        data.encoding,
-        lambda file, _: read(file, data, labelled),
-    )
+    tables, commit = readers.dataset(data, lambda files, data: read(files, data, labelled))
     if commit:
         tables = {split: _unpack(table, Path(), data) for split, table in tables.items()}
     return tables, commit

@@ -1,160 +1,104 @@
 """Reads tables from files, folders and the hub, and keeps the line number of every row."""
 
-import csv
+import importlib.util
 import io
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from finetune.data import sources
-from finetune.errors import UserError, nearest
+from finetune.data import delimited, dialects, json_tables, sources, table_files
+from finetune.data.table_files import SUFFIXES as SUFFIXES
+from finetune.data.table_files import split_files as split_files
+from finetune.data.tables import Table as Table
+from finetune.data.tables import listed, tidy
+from finetune.data.tables import unknown_name as unknown_name
+from finetune.data.tables import where as where
+from finetune.errors import UserError
+from finetune.recipe import Data
 
-SUFFIXES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
 # The files of a hub dataset that are downloaded: no code.
 PATTERNS = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
 
 
-@dataclass
-class Table:
-    """Rows as they were read; the index is the line number (or row number), from 1.
-
-    If ``source`` is a folder of files, the index is ``FILE:LINE``, or ``FILE`` if each file is a
-    row. ``fixed`` counts what was normalized, ``rejected`` has the rejected rows: source, line,
-    reason.
-    """
-
-    rows: pandas.DataFrame
-    source: str
-    label_names: list[str] | None = None
-    fixed: dict[str, int] = field(default_factory=dict)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-
-    def place(self, index: object) -> tuple[str, int | None]:
-        """Returns the file and line of a row; no line if the file is the row."""
-        file, _, line = str(index).rpartition(":")
-        if not line.isdecimal():
-            return f"{self.source}/{index}", None
-        return (f"{self.source}/{file}" if file else self.source), int(line)
-
-    def at(self, index: object) -> str:
-        """Returns the file and line of a row, for messages."""
-        return where(*self.place(index))
-
-
-def where(file: str, line: int | None) -> str:
-    """Formats the place of a row for messages."""
-    return file if line is None else f"{file}:{line}"
-
-
-def unknown_name(source: str, what: str, name: str, known: list[str], key: str) -> UserError:
-    """Returns the error for a split or column that does not exist, with the ``key`` to set."""
-    hint = f"set `{key}:`; {nearest(name, known)}".rstrip("; ")
-    return UserError(f"{source}: no {what} {name!r}; it has {', '.join(known)} ({hint})")
-
-
-def _decode(path: Path, encoding: str, table: Table) -> str:
-    data, mark = path.read_bytes(), b"\xef\xbb\xbf"
-    start = len(mark) if data.startswith(mark) else 0
-    if start:
+def _decode(path: Path, data: Data, table: Table) -> str:
+    content = table_files.read_bytes(path)
+    text, notes = dialects.decode(content, data.encoding, str(path))
+    for note in notes:
+        table.note(note)
+    if content.startswith(b"\xef\xbb\xbf"):
         table.fixed["byte-order mark"] = table.fixed.get("byte-order mark", 0) + 1
-    try:
-        return data[start:].decode(encoding)
-    except LookupError:
-        raise UserError(f"encoding {encoding!r} is unknown; for example utf-8 or latin-1") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not {encoding} at byte {start + error.start}; say what it is, "
-            "for example `encoding: latin-1`"
-        ) from None
+    return text
 
 
-def _check_columns(columns: list[str], path: Path) -> None:
-    """Checks that no column name occurs twice."""
-    twice = [name for name in columns if columns.count(name) > 1]
-    if twice:
-        raise UserError(f"{path}:1: column {twice[0]!r} occurs twice in the header; rename one")
+def _read_file(path: Path, kind: str, data: Data, table: Table, alone: bool) -> pandas.DataFrame:
+    if kind in table_files.DELIMITED or (data.delimiter and kind not in SUFFIXES):
+        default = "," if kind == ".csv" else "\t"
+        return delimited.read(_decode(path, data, table), default, data, path, table)
+    if kind in table_files.JSON:
+        return json_tables.read(_decode(path, data, table), path, table)
+    if kind in table_files.TEXT:
+        return _read_text(path, data, table, alone)
+    if kind == ".parquet":
+        return _read_parquet(path)
+    if kind == ".arrow":
+        return _read_arrow(path)
+    if kind == ".xlsx":
+        return _read_excel(path, data, table)
+    read = ", ".join(sorted({*SUFFIXES, *table_files.TEXT}))
+    old = "; save it as .xlsx or .csv" if kind in {".xls", ".ods"} else ""
+    raise UserError(f"{path}: {kind or 'no suffix'} is not read{old or f'; {read} are'}")
 
 
-def _read_csv(path: Path, encoding: str, table: Table) -> pandas.DataFrame:
-    """Reads CSV or TSV. All cells stay text: "NA" and "007" are what the user wrote."""
-    csv.field_size_limit(2**31 - 1)
-    text = _decode(path, encoding, table)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
-    )
-    rows, lines, line = [], [], 1
-    try:
-        header: list[str] = next(reader, [])
-        _check_columns(header, path)
-        line = reader.line_num + 1
-        for row in reader:
-            if len(row) != len(header) and row:
-                raise UserError(
-                    f"{path}:{line}: {len(row)} cells where the header has {len(header)}; "
-                    "quote texts that contain a comma"
-                )
-            if row:
-                rows.append(row)
-                lines.append(line)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}:{line}: not CSV: {error}") from None
-    return pandas.DataFrame(rows, columns=header, index=lines, dtype=object)
+def read_table(given: str | Path | Sequence[str | Path], data: Data | None = None) -> Table:
+    """Reads a file, several files, or a folder of files with the same columns.
 
-
-def _read_json_lines(path: Path, encoding: str, table: Table) -> pandas.DataFrame:
-    rows, lines = [], []
-    for line, text in enumerate(_decode(path, encoding, table).split("\n"), 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-            reason = None if isinstance(row, dict) else "not a JSON object"
-        except ValueError as error:
-            row, reason = None, f"not JSON: {error}"
-        if reason:
-            table.rejected.append({"source": str(path), "line": line, "reason": reason})
-        else:
-            rows.append(row)
-            lines.append(line)
-    columns = list(dict.fromkeys(k for row in rows for k in row))
-    values = {c: [row.get(c) for row in rows] for c in columns}
-    return pandas.DataFrame(values, index=lines, dtype=object)
-
-
-def read_table(path: Path, encoding: str = "utf-8") -> Table:
-    """Reads a CSV, TSV, JSON lines or Parquet file, or a folder of files of one kind.
+    Args:
+        given: a path, a list of paths, paths with commas between them, or a pattern with ``*``.
+        data: says how files are written, where that is not to be detected.
 
     Raises:
-        UserError: missing, empty, of an unknown kind, not in ``encoding``, a ragged row or a
-            duplicated column.
+        UserError: missing, empty, of an unknown kind, not in the encoding, or a ragged row.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    table = Table(pandas.DataFrame(), str(path))
-    files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES) if path.is_dir() else [path]
-    if path.is_dir() and len({split for split, _ in split_files(path)}) > 1:
-        raise UserError(f"{path}: has files of several splits; give it as `dataset:`")
-    parts = []
+    data = data or Data()
+    paths = table_files.expand(given)
+    if len(paths) == 1 and paths[0].is_dir():
+        return _read_folder(paths[0], data)
+    if len(paths) == 1:
+        table = Table(pandas.DataFrame(), str(paths[0]))
+        return _joined(paths, [str(paths[0])], data, table)
+    files = [f for path in paths for f in (table_files.inside(path) if path.is_dir() else [path])]
+    source = given if isinstance(given, str) else ", ".join(str(path) for path in paths)
+    table = Table(pandas.DataFrame(), source if len(source) <= 100 else f"{source[:100]}…")
+    folders = {file.parent for file in files}
+    one = len(folders) == 1
+    table.folder = str(folders.pop()) if one else ""
+    return _joined(files, [file.name if one else str(file) for file in files], data, table)
+
+
+def _read_folder(folder: Path, data: Data) -> Table:
+    table = Table(pandas.DataFrame(), str(folder))
+    if (folder / "dataset_dict.json").is_file():
+        raise UserError(f"{folder}: has several splits; give it as `dataset:`")
+    if (folder / "state.json").is_file():
+        table.rows, table.label_names = _read_saved(folder, data)
+        return table
+    if len(split_files(folder)) > 1:
+        raise UserError(f"{folder}: has files of several splits; give it as `dataset:`")
+    files = table_files.inside(folder)
+    return _joined(files, [file.name for file in files], data, table)
+
+
+def _joined(files: list[Path], names: list[str], data: Data, table: Table) -> Table:
+    """Reads files into one table; the columns may be in another order in each."""
+    parts, several = [], len(files) > 1 or names != [table.source]
     for file in files:
-        if file.suffix in {".csv", ".tsv"}:
-            parts.append(_read_csv(file, encoding, table))
-        elif file.suffix in {".jsonl", ".json"}:
-            parts.append(_read_json_lines(file, encoding, table))
-        elif file.suffix == ".parquet":
-            parts.append(_read_parquet(file))
-        else:
-            read = ", ".join(sorted(SUFFIXES))
-            raise UserError(f"{file}: {file.suffix or 'no suffix'} is not read; {read} are")
+        kind = table_files.kind(file)
+        if not kind and file.suffix.lower() == ".zip":
+            kind = table_files.zipped_kind(file)
+        parts.append(_read_file(file, kind, data, table, not several))
     if sum(len(part) for part in parts) == 0:
         if table.rejected:
             first = table.rejected[0]
@@ -163,49 +107,144 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
                 "fix the file"
             )
         raise UserError(
-            f"{path}: has no rows; a header and at least one row of each class are needed"
+            f"{table.source}: has no rows; a header and at least one row of each class are needed"
         )
-    for file, part in zip(files, parts, strict=True):
-        if list(part.columns) != list(parts[0].columns):
+    columns = list(parts[0].columns)
+    for at, (file, name) in enumerate(zip(files, names, strict=True)):
+        ours = list(parts[at].columns)
+        if sorted(ours) != sorted(columns):
             raise UserError(
-                f"{file}:1: columns {', '.join(part.columns)} differ from {files[0].name}'s "
-                f"{', '.join(parts[0].columns)}; give all files the same columns"
+                f"{file}:1: columns {listed(ours)} differ from {files[0].name}'s "
+                f"{listed(columns)}; give all files the same columns"
             )
-        if path.is_dir():
-            part.index = pandas.Index([f"{file.name}:{line}" for line in part.index], dtype=object)
+        if ours != columns and len(set(columns)) == len(columns):
+            parts[at] = parts[at][columns]
+            table.note("columns in another order between files")
+        if several:
+            index = [name if line is None else f"{name}:{line}" for line in parts[at].index]
+            parts[at].index = pandas.Index(index, dtype=object)
     table.rows = pandas.concat(parts)
     return table
 
 
-def read_columns(path: Path, names: list[str], encoding: str) -> list[list[str]]:
-    """Reads some columns of a table as text, in the order of ``names``.
+def read_columns(path: Path, names: list[str], data: Data) -> list[list[str]]:
+    """Reads some columns of a table as text, in the order of ``names``; a missing cell is empty.
 
     Raises:
         UserError: a column is missing, or as ``read_table`` does.
     """
-    rows = read_table(path, encoding).rows
-    for name in names:
-        if name not in rows.columns:
-            raise UserError(f"{path}: no column {name!r}; it has {', '.join(rows.columns)}")
-    return [[str(value) for value in rows[name]] for name in names]
+    table = read_table(path, data)
+    columns = [table.column(name, name) for name in names]
+    return [["" if is_missing(v) else str(v) for v in column] for column in columns]
+
+
+def is_missing(value: Any) -> bool:
+    """Returns whether a cell is empty: blank, None or not a number."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and value != value)
+
+
+# --- kinds of files --------------------------------------------------------------------------
+
+
+def _read_text(path: Path, data: Data, table: Table, alone: bool) -> pandas.DataFrame:
+    """Reads plain text: a row for each line, paragraph, or the whole document."""
+    text = _decode(path, data, table)
+    by = data.sample_by or ("line" if alone else "document")
+    table.note(f"each {by} of a text file is a row, `--sample_by` says otherwise")
+    if by == "document":
+        return pandas.DataFrame({"text": [text]}, index=[1], dtype=object)
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    if by == "line":
+        return pandas.DataFrame({"text": lines}, index=range(1, len(lines) + 1), dtype=object)
+    rows, starts = [], []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and starts and rows[-1]:
+            rows[-1].append(line)
+        elif line.strip():
+            rows[-1:] = [[line]] if rows and not rows[-1] else [*rows[-1:], [line]]
+            starts.append(number)
+        elif rows and rows[-1]:
+            rows.append([])
+    paragraphs = ["\n".join(row) for row in rows if row]
+    return pandas.DataFrame({"text": paragraphs}, index=starts, dtype=object)
 
 
 def _read_parquet(path: Path) -> pandas.DataFrame:
     from pyarrow import ArrowInvalid, parquet
 
     try:
-        table = parquet.ParquetFile(path).read()
+        table = parquet.ParquetFile(io.BytesIO(table_files.read_bytes(path))).read()
     except (ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not Parquet: {str(error).splitlines()[0]}") from None
-    _check_columns(table.column_names, path)
-    return _frame(table.to_pydict())
+        raise UserError(f"{path}: not Parquet: {str(error).splitlines()[0][:120]}") from None
+    return _from_arrow(table)
 
 
-def _frame(columns: dict[str, list[Any]]) -> pandas.DataFrame:
+def _read_arrow(path: Path) -> pandas.DataFrame:
+    """Reads Arrow's file or stream format."""
+    from pyarrow import ArrowInvalid, ipc
+
+    content = table_files.read_bytes(path)
+    try:
+        opened = ipc.open_file if content.startswith(b"ARROW1") else ipc.open_stream
+        table = opened(content).read_all()
+    except (ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not Arrow: {str(error).splitlines()[0][:120]}") from None
+    return _from_arrow(table)
+
+
+def _from_arrow(table: Any) -> pandas.DataFrame:
     """Makes a frame of Python values: a missing label does not turn integers into floats."""
-    rows = pandas.DataFrame(columns, dtype=object)
-    rows.index = pandas.RangeIndex(1, len(rows) + 1)
-    return rows
+    values = [column.to_pylist() for column in table.columns]
+    frame = pandas.DataFrame(dict(enumerate(values)), dtype=object)
+    frame.columns = table.column_names
+    frame.index = pandas.RangeIndex(1, len(frame) + 1)
+    return frame
+
+
+def _read_excel(path: Path, data: Data, table: Table) -> pandas.DataFrame:
+    """Reads the first sheet that has cells."""
+    if importlib.util.find_spec("openpyxl") is None:
+        raise UserError(f"{path}: needs openpyxl: pip install 'finetune-recipes[excel]'")
+    from openpyxl import load_workbook
+
+    with warnings.catch_warnings():
+        # It warns of formats and validations that it does not read; cells are all that is asked.
+        warnings.simplefilter("ignore")
+        try:
+            book = load_workbook(io.BytesIO(table_files.read_bytes(path)), data_only=True)
+        except Exception as error:
+            # For a broken file it raises anything: BadZipFile, KeyError, ValueError...
+            raise UserError(f"{path}: not an Excel file: {str(error)[:80]}") from None
+    sheets = [[list(row) for row in s.iter_rows(values_only=True)] for s in book.worksheets]
+    full = [i for i, rows in enumerate(sheets) if any(c is not None for row in rows for c in row)]
+    if not full:
+        return pandas.DataFrame()
+    if len(full) > 1:
+        titles = listed([book.worksheets[i].title for i in full[1:]])
+        table.note(f"{path.name}: sheet {book.worksheets[full[0]].title!r} read, not {titles}")
+    rows, numbers = sheets[full[0]], range(1, len(sheets[full[0]]) + 1)
+    at = next(i for i, row in enumerate(rows) if any(c is not None for c in row))
+    if data.header == "none":
+        header, at = [str(i + 1) for i in range(len(rows[0]))], at - 1
+    else:
+        header = ["" if cell is None else str(cell).strip() for cell in rows[at]]
+    body, lines = rows[at + 1 :], list(numbers[at + 1 :])
+    return tidy(header, body, lines, path.name, table)
+
+
+def _read_saved(folder: Path, data: Data) -> tuple[pandas.DataFrame, list[str] | None]:
+    """Reads a folder that ``Dataset.save_to_disk`` wrote, and its label names, if it has any."""
+    from datasets import load_from_disk
+
+    try:
+        return _from_dataset(load_from_disk(str(folder)), data)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: not a saved data set: {str(error)[:120]}") from None
+
+
+# --- datasets --------------------------------------------------------------------------------
 
 
 def from_snapshot(folder: Path, config: str | None, name: str) -> Any:
@@ -219,65 +258,82 @@ def from_snapshot(folder: Path, config: str | None, name: str) -> Any:
     try:
         return load_dataset(str(folder), config)
     except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"{name}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{name}: {str(error).splitlines()[0][:200]}") from None
 
 
-def _from_datasets(folder: Path, config: str | None, name: str, label: str) -> dict[str, Table]:
-    from datasets import ClassLabel, Image
+def saved_splits(folder: Path) -> Any:
+    """Returns the splits of a folder that ``save_to_disk`` wrote as a ``DatasetDict``, or None."""
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return None
+    from datasets import DatasetDict, load_from_disk
 
+    try:
+        found = load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: not a saved data set: {str(error)[:120]}") from None
+    return found if isinstance(found, DatasetDict) else DatasetDict({"train": found})
+
+
+def _from_dataset(rows: Any, data: Data) -> tuple[pandas.DataFrame, list[str] | None]:
+    """Returns the rows of a ``Dataset``, images as files, and the names of its label column."""
+    from datasets import ClassLabel, Image, List
+
+    feature = rows.features.get(data.label) if isinstance(data.label, str) else None
+    inner = feature.feature if isinstance(feature, List) else feature
+    names = inner.names if isinstance(inner, ClassLabel) else None
+    for column, kind in rows.features.items():
+        if isinstance(kind, Image):
+            rows = rows.cast_column(column, Image(decode=False))
+    return _from_arrow(rows.with_format("arrow")[:]), names
+
+
+def _from_datasets(splits: Any, name: str, data: Data) -> dict[str, Table]:
     tables = {}
-    for split, rows in from_snapshot(folder, config, name).items():
-        feature = rows.features.get(label)
-        names = feature.names if isinstance(feature, ClassLabel) else None
-        for column, kind in rows.features.items():
-            if isinstance(kind, Image):
-                rows = rows.cast_column(column, Image(decode=False))
-        tables[str(split)] = Table(_frame(rows[:]), f"{name} [{split}]", label_names=names)
+    for split, rows in splits.items():
+        frame, names = _from_dataset(rows, data)
+        tables[str(split)] = Table(frame, f"{name} [{split}]", label_names=names)
     return tables
 
 
-def split_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yields the splits of a folder and the file or folder of each, found by its name."""
-    for split, stems in SPLIT_NAMES.items():
-        for file in sorted(folder.iterdir()):
-            if file.stem in stems and (file.suffix in SUFFIXES or file.is_dir()):
-                yield split, file
-
-
 def dataset(
-    name: str,
-    config: str | None,
-    revision: str | None,
-    label: str,
-    encoding: str,
-    read: Callable[[Path, str], Table] = read_table,
+    data: Data, read: Callable[[Any, Data], Table] = read_table
 ) -> tuple[dict[str, Table], str | None]:
-    """Reads all splits of a named dataset; also returns the hub commit, if any.
+    """Reads all splits of ``data.dataset``; also returns the hub commit, if any.
 
     Args:
-        read: reads a split's file or folder, given its encoding.
+        read: reads a split's files or folder.
 
     Raises:
         UserError: it cannot be found or read.
     """
+    name = str(data.dataset)
     if name.startswith("embedded:"):
-        short = name.removeprefix("embedded:")
-        file = sources.embedded(short, sources.EMBEDDED_DATASETS, "dataset")
-        if file.suffix not in SUFFIXES:
-            raise UserError(f"{name}: has images, not texts; embedded:imdb has texts")
-        table = read_table(file)
-        rows = table.rows.loc[table.rows["source"] == short].drop(columns="source")
-        rows["label"] = rows["label"].astype(int)
-        named = Table(rows, name, label_names=["negative", "positive"])
-        return {"train": named}, None
-    if Path(name).is_file():
+        return {"train": _embedded(name)}, None
+    folder = Path(name)
+    if folder.is_file():
         raise UserError(
             f"{name}: is a file; give it as `train:`, a dataset is a folder or a hub id"
         )
-    if Path(name).is_dir():
-        files = dict(split_files(Path(name)))
+    if folder.is_dir():
+        saved = saved_splits(folder)
+        if saved is not None:
+            return _from_datasets(saved, name, data), None
+        files = split_files(folder)
         if not files:
             raise UserError(f"{name}: has no train.csv (or .tsv, .jsonl, .parquet) and no train/")
-        return {split: read(file, encoding) for split, file in files.items()}, None
-    folder = sources.snapshot(name, revision, "dataset", PATTERNS)
-    return _from_datasets(folder, config, name, label), folder.name
+        one = {split: found[0] if len(found) == 1 else found for split, found in files}
+        return {split: read(found, data) for split, found in one.items()}, None
+    commit = sources.snapshot(name, data.dataset_revision, "dataset", PATTERNS)
+    splits = from_snapshot(commit, data.dataset_config, name)
+    return _from_datasets(splits, name, data), commit.name
+
+
+def _embedded(name: str) -> Table:
+    short = name.removeprefix("embedded:")
+    file = sources.embedded(short, sources.EMBEDDED_DATASETS, "dataset")
+    if table_files.kind(file) != ".csv" or file.suffix == ".gz":
+        raise UserError(f"{name}: has images, not texts; embedded:imdb has texts")
+    table = read_table(file)
+    rows = table.rows.loc[table.rows["source"] == short].drop(columns="source")
+    rows["label"] = rows["label"].astype(int)
+    return Table(rows, name, label_names=["negative", "positive"])

@@ -4,28 +4,28 @@ A row is a text or a pair of texts, an image, or a document for a language model
 with its completion, or a chat.
 """
 
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import Any
 
 import numpy
 import pandas
 
-from finetune.data import chats, image_files, readers
+from finetune.data import chats, image_files, label_cells, readers
+from finetune.data.tables import listed
 from finetune.errors import UserError
 from finetune.recipe import Data
 
 TEXTS, IMAGES, DOCUMENTS = "texts", "images", "documents"
-# With a larger share of unusable rows the file is broken, not the rows.
-MOST_REJECTED = 0.01
+# With more unusable rows than this share and this count the file is broken, not the rows.
+MOST_REJECTED, MOST_REJECTED_ROWS = 0.01, 20
 # Images that are decoded before the first of them is released.
 WINDOW = 1000
 # Why rows without any text are dropped: blank lines between texts are no mistakes.
 BLANK = "blank row left out"
+JOINED, NO_PAIR = "list of words as a text", "empty second text"
 
 
 def content_columns(columns: Sequence[str], data: Data, content: str) -> dict[str, str]:
@@ -57,27 +57,27 @@ def usable(
         UserError: a column is missing, or too many rows are unusable.
     """
     parts = content_columns([str(c) for c in table.rows.columns], data, content)
-    columns = {key: _column(table, name, key) for key, name in parts.items()}
+    columns = {key: table.column(name, key) for key, name in parts.items()}
     if labelled:
-        columns["label"] = _column(table, data.label, "label")
+        columns["label"] = label_cells.column(table, data, split)
     frame = pandas.DataFrame(columns)
     # What the reader rejected is no row of the table.
     read = len(frame) + len(table.rejected)
+    for column in parts if content != IMAGES else ():
+        if column != "messages":
+            frame[column] = _as_texts(frame.loc[:, column], table, column)
     frame = _without_empty(frame, table, data, labelled)
     if "messages" in frame:
         frame["messages"] = [chats.as_text(cell) for cell in frame["messages"]]
     if content == IMAGES:
         frame = _inspected(frame, table)
-    if len(table.rejected) > MOST_REJECTED * read:
+    if len(table.rejected) > most_rejected(read, data):
         first = table.rejected[0]
         raise UserError(
             f"{readers.where(first['source'], first['line'])}: {first['reason']}; "
             f"{len(table.rejected)} of {read} rows cannot be used, fix "
-            f"{'or remove them' if content == IMAGES else 'the file'}"
+            f"{'or remove them' if content == IMAGES else 'the file'}, or set `max_rejected:`"
         )
-    for column in parts if content != IMAGES else ():
-        # dtype object keeps "NA" and "007" as written, and turns numbers of JSON into their text.
-        frame[column] = [v if isinstance(v, str) else str(v) for v in frame[column]]
     if labelled:
         labels = [v.item() if isinstance(v, numpy.generic) else v for v in frame["label"]]
         frame["label"] = pandas.Series(labels, index=frame.index, dtype=object)
@@ -85,17 +85,41 @@ def usable(
     return frame
 
 
-def _column(table: readers.Table, name: str, key: str) -> pandas.Series:
-    if name not in table.rows.columns:
-        known = [str(c) for c in table.rows.columns]
-        raise readers.unknown_name(table.source, "column", name, known, key)
-    return table.rows.loc[:, name]
+def most_rejected(read: int, data: Data) -> float:
+    """Returns how many of the rows that were read may be unusable."""
+    if data.max_rejected is not None:
+        return data.max_rejected if data.max_rejected >= 1 else data.max_rejected * read
+    return max(MOST_REJECTED * read, min(MOST_REJECTED_ROWS, read / 2))
 
 
-def _is_missing(value: Any) -> bool:
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _as_texts(cells: pandas.Series, table: readers.Table, part: str) -> pandas.Series:
+    """Returns cells as texts: numbers as written, lists of words joined, a missing one as "".
+
+    Raises:
+        UserError: a cell is an object, or a list of something else.
+    """
+    out = []
+    for line, cell in cells.items():
+        if isinstance(cell, str):
+            out.append(cell)
+        elif isinstance(cell, list | tuple | numpy.ndarray):
+            if not all(isinstance(word, str) for word in cell):
+                kinds = type(cell[0]).__name__
+                raise UserError(
+                    f"{table.at(line)}: {part} is a list of {kinds}; a text or a list of words is "
+                    "needed, chats go in the column `messages:` names"
+                )
+            table.fixed[JOINED] = table.fixed.get(JOINED, 0) + 1
+            out.append(" ".join(cell))
+        elif isinstance(cell, dict):
+            raise UserError(
+                f"{table.at(line)}: {part} is an object with {listed(list(cell))}, not a text; "
+                "write its text in a column of its own"
+            )
+        else:
+            # "NA" and "007" stay as written, and numbers of JSON become their text.
+            out.append("" if readers.is_missing(cell) else str(cell))
+    return pandas.Series(out, index=cells.index, dtype=object)
 
 
 def _without_empty(
@@ -109,10 +133,14 @@ def _without_empty(
         # An empty text where several labels are possible means that none applies.
         none_apply = several and isinstance(row.get("label"), str)
         empty = [
-            getattr(data, part)
+            part if part == "label" else getattr(data, part)
             for part, value in row.items()
-            if _is_missing(value) and not (part == "label" and none_apply)
+            if readers.is_missing(value) and not (part == "label" and none_apply)
         ]
+        if data.text_pair in empty and len(empty) == 1:
+            # A second text may be missing: a choice that is not there, a question without context.
+            table.fixed[NO_PAIR] = table.fixed.get(NO_PAIR, 0) + 1
+            empty = []
         reason = f"empty {' and '.join(empty)}" if empty else None
         if "messages" in row and not empty:
             wrong = chats.fault(row["messages"])

@@ -1,11 +1,10 @@
 """Which rows train, validate and test: one policy for rows in memory and rows on disk.
 
-- ``find``: a split is a file of its own, or else the split of that name in the named dataset.
 - ``choose``: a missing split is taken from train, first test (``holdout``), then validation
   (``validation_size``). Only rows whose content occurs once are taken, so that nothing is on both
   sides.
 - ``max_test_samples`` then samples test, and ``max_train_samples`` what is left of train.
-- At last the test rows are compared with the training rows that are used.
+- At last the rows of the three splits that are used are compared.
 
 Train fits the model, validation chooses a checkpoint, and test is read once, after the choice.
 
@@ -14,21 +13,20 @@ The policy needs a few operations on rows (``Rows``): ``Frame`` has them for row
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy
 import pandas
 from sklearn.model_selection import train_test_split
 
-from finetune.data import readers
 from finetune.errors import UserError
 from finetune.recipe import Data
 
 SPLITS = ("train", "validation", "test")
+SAMPLE = "sample of the official split"
 # Above this share of test rows that are also in train, a score no longer means anything.
 MOST_OVERLAP = 0.001
 # No more than this share of train is taken for another split.
@@ -37,70 +35,14 @@ MOST_TAKEN = 0.9
 LISTED = 20
 
 
-# --- finding the splits ----------------------------------------------------------------------
-
-
-@dataclass
-class Found:
-    """What the recipe names: a table for train and, where they exist, validation and test.
-
-    ``commit`` is that of the hub dataset, if it is one. ``official`` says that test is the hub
-    dataset's own split.
-    """
-
-    tables: dict[str, Any]
-    source: str
-    commit: str | None = None
-    official: bool = False
-
-
-def find(
-    data: Data,
-    read: Callable[[str], Any],
-    dataset: Callable[[Data], tuple[dict[str, Any], str | None]],
-) -> Found:
-    """Finds the tables of the splits.
-
-    Args:
-        read: reads a file or folder.
-        dataset: reads all splits of ``data.dataset`` and returns them with the hub commit, if any.
-
-    Raises:
-        UserError: a split does not exist, or there is none to train on.
-    """
-    if data.dataset is None:
-        named = {"train": data.train, "validation": data.validation, "test": data.test}
-        files = {split: file for split, file in named.items() if file}
-        tables = {split: read(file) for split, file in files.items()}
-        return Found(tables, ", ".join(files.values()))
-    known, commit = dataset(data)
-    tables, own_files = {}, []
-    for split in SPLITS:
-        name = getattr(data, split)
-        if name is not None and _is_file(name):
-            tables[split] = read(name)
-            own_files.append(name)
-        elif name is not None and name not in known:
-            raise readers.unknown_name(data.dataset, "split", name, list(known), split)
-        elif (name or split) in known:
-            tables[split] = known[name or split]
-    if "train" not in tables:
-        raise readers.unknown_name(data.dataset, "split", "train", list(known), "train")
-    official = bool(commit) and "test" in tables and not _is_file(data.test)
-    return Found(tables, ", ".join([data.dataset, *own_files]), commit, official)
-
-
-def _is_file(value: str | None) -> bool:
-    return value is not None and (Path(value).suffix in readers.SUFFIXES or Path(value).exists())
-
-
 # --- rows ------------------------------------------------------------------------------------
 
 
 class Rows(Protocol):
     """The usable rows of a split, and what was found when they were read.
 
-    ``source`` names them in messages; ``rejected`` and ``fixed`` are those of ``readers.Table``.
+    ``source`` names them in messages; ``rejected``, ``fixed`` and ``notes`` are those of
+    ``readers.Table``.
     Two rows have the same content if their texts (without blanks at either end) or images are the
     same, whatever their labels.
     """
@@ -108,6 +50,7 @@ class Rows(Protocol):
     source: str
     rejected: list[dict[str, Any]]
     fixed: dict[str, int]
+    notes: list[str]
 
     def __len__(self) -> int: ...
 
@@ -156,6 +99,7 @@ class Frame:
     source: str
     rejected: list[dict[str, Any]] = field(default_factory=list)
     fixed: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -169,16 +113,31 @@ class Frame:
 
     def take(self, count: int, seed: int) -> tuple[Self, Self]:
         unique = self._unique
+        rare = self._rare(unique)
+        if len(rare) and count <= len(unique) - len(rare):
+            unique = numpy.setdiff1d(unique, rare, assume_unique=True)
+            self._say(f"{len(rare):,} classes with a single row: it stays in train")
         labels = _strata(self.rows.iloc[unique], count)
-        _, chosen = train_test_split(unique, test_size=count, random_state=seed, stratify=labels)
+        if count == len(unique):
+            chosen = unique
+        else:
+            _, chosen = train_test_split(
+                unique, test_size=count, random_state=seed, stratify=labels
+            )
         taken = numpy.zeros(len(self), bool)
         taken[chosen] = True
         return self._only(~taken), self._only(taken)
 
     def sample(self, count: int, seed: int) -> Self:
-        places, labels = numpy.arange(len(self)), _strata(self.rows, count)
+        places = numpy.arange(len(self))
+        rare = self._rare(places)
+        if not len(rare) or len(rare) > count // 2:
+            rare = places[:0]
+        places = numpy.setdiff1d(places, rare, assume_unique=True)
+        count -= len(rare)
+        labels = _strata(self.rows.iloc[places], count)
         chosen, _ = train_test_split(places, train_size=count, random_state=seed, stratify=labels)
-        return self._only(numpy.sort(chosen))
+        return self._only(numpy.sort(numpy.concatenate([rare, chosen])))
 
     def duplicates(self) -> int:
         return int(_contents(self.rows).duplicated().sum())
@@ -200,6 +159,17 @@ class Frame:
     def _unique(self) -> numpy.ndarray:
         return numpy.flatnonzero(~_contents(self.rows).duplicated(keep=False))
 
+    def _rare(self, places: numpy.ndarray) -> numpy.ndarray:
+        """Returns those of the rows that are the only one of their class."""
+        if not _has_classes(self.rows):
+            return places[:0]
+        labels = self.rows["label"].iloc[places]
+        return places[(labels.map(labels.value_counts()) == 1).to_numpy()]
+
+    def _say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
     def _only(self, chosen: numpy.ndarray) -> Self:
         return replace(self, rows=self.rows.iloc[chosen])
 
@@ -213,9 +183,15 @@ def _contents(frame: pandas.DataFrame) -> pandas.Series:
     return parts[0].str.cat(parts[1:], sep="\0") if parts[1:] else parts[0]
 
 
+def _has_classes(frame: pandas.DataFrame) -> bool:
+    if not len(frame) or "label" not in frame:
+        return False
+    return not isinstance(frame["label"].iloc[0], list | float)
+
+
 def _strata(frame: pandas.DataFrame, taken: int) -> Any:
     """Returns the labels to stratify by, or None if a class has too few rows for that."""
-    if not len(frame) or "label" not in frame or isinstance(frame["label"].iloc[0], list | float):
+    if not _has_classes(frame):
         return None
     counts = frame["label"].value_counts()
     fits = counts.min() >= 2 and min(taken, len(frame) - taken) >= len(counts)
@@ -259,21 +235,27 @@ def check(given: Mapping[str, Rows]) -> None:
 
 
 def choose(
-    train: R, others: Mapping[str, Rows], data: Data, source: str, official: bool
+    train: R,
+    others: Mapping[str, Rows],
+    data: Data,
+    source: str,
+    test_is: str,
+    notes: Sequence[str] = (),
 ) -> Chosen[R]:
     """Decides which rows train, validate and test.
 
     Args:
         others: the rows of validation and test, where they are given.
         source: names the data in messages.
-        official: whether a given test is the hub dataset's own split.
+        test_is: what a given test is, see ``Chosen``.
+        notes: what finding the splits has to say.
 
     Raises:
-        UserError: there are too few rows to take a split from, or test rows are also in train.
+        UserError: there are too few rows to take a split from, or two splits share rows.
     """
     given: list[Rows] = [train, *others.values()]
     if "test" in others:
-        test, test_is = others["test"], "official" if official else "given"
+        test = others["test"]
     else:
         if not data.holdout:
             raise UserError(
@@ -285,7 +267,7 @@ def choose(
     whole = len(test)
     test = _sampled(test, data.max_test_samples, data.split_seed)
     if test_is == "official" and len(test) < whole:
-        test_is = "sample of the official split"
+        test_is = SAMPLE
     tested = test.frame()
     if "validation" in others:
         validation = others["validation"].frame()
@@ -298,12 +280,10 @@ def choose(
         validation = tested.iloc[:0]
     train = _sampled(train, data.max_train_samples, data.split_seed)
 
-    shared, contradictions = train.shared(tested), train.contradictions()
-    if len(shared) > MOST_OVERLAP * len(tested) and not data.allow_overlap:
-        raise UserError(
-            f"{source}: {len(shared)} of {len(tested)} test rows are also in train, the first is "
-            f"{shared[0]}; remove them, or set `allow_overlap: true`"
-        )
+    contradictions = train.contradictions()
+    shared = _shared(train, tested, "test", "train", source, data)
+    validated = _shared(train, validation, "validation", "train", source, data)
+    both = _shared(Frame(validation, source), tested, "test", "validation", source, data)
     rejected = [row for rows in given for row in rows.rejected]
     return Chosen(
         train,
@@ -315,12 +295,34 @@ def choose(
             "contradictions_in_train": len(contradictions),
             "contradicting_rows": contradictions[:LISTED],
             "test_texts_in_train": len(shared),
-            "overlapping_rows": shared[:LISTED],
+            "validation_texts_in_train": len(validated),
+            "test_texts_in_validation": len(both),
+            "overlapping_rows": [*shared, *validated, *both][:LISTED],
             "rejected": len(rejected),
             "fixed": dict(sum((Counter(rows.fixed) for rows in given), Counter())),
+            "notes": list(dict.fromkeys([*notes, *(n for rows in given for n in rows.notes)])),
         },
         rejected,
     )
+
+
+def _shared(
+    rows: Rows, others: pandas.DataFrame, split: str, other: str, source: str, data: Data
+) -> list[str]:
+    """Returns the ids of ``others``, rows of ``split``, whose content is in ``rows`` of ``other``.
+
+    Raises:
+        UserError: they are more than ``MOST_OVERLAP`` of them.
+    """
+    if not len(rows) or not len(others):
+        return []
+    found = rows.shared(others)
+    if len(found) > MOST_OVERLAP * len(others) and not data.allow_overlap:
+        raise UserError(
+            f"{source}: {len(found)} of {len(others)} {split} rows are also in {other}, the first "
+            f"is {found[0]}; remove them, or set `allow_overlap: true`"
+        )
+    return found
 
 
 def _taken(rows: R, key: str, size: float, source: str, seed: int) -> tuple[R, Rows]:

@@ -9,7 +9,8 @@
 
 import csv
 import hashlib
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,13 +20,29 @@ import pandas
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from finetune.data import chats, corpus, readers, row_checks, sources, splits
+from finetune.data import (
+    chats,
+    corpus,
+    dialects,
+    named_splits,
+    readers,
+    row_checks,
+    sources,
+    splits,
+    table_files,
+)
 from finetune.data.corpus import Corpus
 from finetune.errors import UserError
 from finetune.recipe import Data
 
 # The names that datasets has for the kinds of files.
-BUILDERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+BUILDERS = {
+    **dict.fromkeys((".csv", ".tsv", ".tab"), "csv"),
+    **dict.fromkeys((".jsonl", ".json", ".ndjson"), "json"),
+    **{".parquet": "parquet", ".arrow": "arrow", ".txt": "text", ".md": "text"},
+}
+# Bytes of a file by which its encoding and delimiter are found.
+HEAD = 1 << 20
 # Rows that are read together.
 WINDOW = 1000
 
@@ -47,6 +64,7 @@ class OnDisk:
     draw: numpy.random.Generator
     rejected: list[dict[str, Any]] = field(default_factory=list)
     fixed: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     shuffled: bool = False
 
     def __len__(self) -> int:
@@ -99,7 +117,11 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
         UserError: invalid or misleading data; see the messages.
     """
     assert not labelled
-    found = splits.find(data, lambda file: _read(Path(file), data), _dataset)
+    notes: list[str] = []
+    found = named_splits.find(
+        data, lambda files: _read(files, data, notes), lambda data: _dataset(data, notes)
+    )
+    notes += found.notes
     train = _usable(found.tables.pop("train"), found.source, data, content)
     others: dict[str, splits.Rows] = {}
     for split, rows in found.tables.items():
@@ -107,9 +129,9 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
         frame.index += 1
         table = readers.Table(frame, f"{found.source} [{split}]")
         usable = row_checks.usable(table, split, data, content, False)
-        others[split] = splits.Frame(usable, table.source, table.rejected, table.fixed)
+        others[split] = splits.Frame(usable, table.source, table.rejected, table.fixed, table.notes)
     splits.check({"train": train, **others})
-    chosen = splits.choose(train, others, data, found.source, found.official)
+    chosen = splits.choose(train, others, data, found.source, found.test_is, notes)
     places = chosen.train.places
     return Corpus(
         train.rows.select(places) if len(places) < len(train.rows) else train.rows,
@@ -144,16 +166,18 @@ def as_text(columns: dict[str, list[Any]]) -> dict[str, list[str]]:
     }
 
 
-def _read(path: Path, data: Data) -> Dataset:
-    """Reads a file, or all files of a folder, as rows on disk.
+def _read(given: str | Sequence[str | Path], data: Data, notes: list[str]) -> Dataset:
+    """Reads a file, several files, or all files of a folder, as rows on disk.
+
+    What was detected is added to ``notes``.
 
     Raises:
         UserError: it does not exist, is of an unknown kind, or cannot be read.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    inside = sorted(f for f in path.iterdir() if f.suffix in BUILDERS) if path.is_dir() else [path]
-    kinds = {f.suffix for f in inside}
+    paths = table_files.expand(given)
+    path = paths[0] if len(paths) == 1 else given
+    inside = [f for p in paths for f in (table_files.inside(p) if p.is_dir() else [p])]
+    kinds = {table_files.kind(f) for f in inside}
     if len(kinds) != 1 or not kinds <= set(BUILDERS):
         raise UserError(
             f"{path}: has {', '.join(sorted(kinds)) or 'no tables'}; give files of one kind: "
@@ -161,13 +185,34 @@ def _read(path: Path, data: Data) -> Dataset:
         )
     suffix = kinds.pop()
     kind = BUILDERS[suffix]
-    options: dict[str, Any] = {} if kind == "parquet" else {"encoding": data.encoding}
+    options: dict[str, Any] = {}
+    head = b""
+    if kind not in {"parquet", "arrow"}:
+        head = table_files.read_start(inside[0], HEAD)
+        head = head[: head.rfind(b"\n") + 1] or head
+        found = dialects.known(data.encoding) if data.encoding else dialects.detect(head)
+        options["encoding"] = found
+        if found != "utf-8" and not data.encoding:
+            notes.append(f"{inside[0]} read as {found}, `--encoding` insists on another")
     if kind == "csv":
         # All cells stay text: "NA" and "007" are what the user wrote.
-        options |= {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False}
-        with inside[0].open(encoding=data.encoding, newline="") as file:
-            header = next(csv.reader(file, delimiter=options["sep"]), [])
-        options["features"] = Features({name: Value("string") for name in header})
+        lines = io.StringIO(head.decode(options["encoding"], "replace"), newline="").readlines()
+        default = "," if suffix == ".csv" else "\t"
+        sign = data.delimiter and dialects.delimiter(data.delimiter)
+        sign = sign or dialects.sniff(lines, default)
+        if sign != default and not data.delimiter:
+            notes.append(
+                f"{inside[0].name} read with {dialects.name(sign)} as delimiter, `--delimiter` "
+                "insists on another"
+            )
+        options |= {"sep": sign, "keep_default_na": False}
+        header = next(csv.reader(lines, delimiter=sign), [])
+        # A column of texts may be longer than 2 GiB, the most that offsets of 32 bits reach.
+        options["features"] = Features(
+            {name.removeprefix("\ufeff"): Value("large_string") for name in header}
+        )
+    if kind == "text":
+        options["sample_by"] = data.sample_by or ("line" if len(inside) == 1 else "document")
     names = [str(f.resolve()) for f in inside]
     try:
         # Of several processes one converts the files, under a lock; the others use its result.
@@ -177,16 +222,20 @@ def _read(path: Path, data: Data) -> Dataset:
         raise UserError(f"{path}: cannot be read as {kind}: {cause[:200]}") from None
 
 
-def _dataset(data: Data) -> tuple[dict[str, Dataset], str | None]:
+def _dataset(data: Data, notes: list[str]) -> tuple[dict[str, Dataset], str | None]:
     """Returns all splits of a named dataset, and the hub commit they came from, if any."""
     name = str(data.dataset)
     if name.startswith("embedded:"):
-        tables, commit = readers.dataset(name, None, None, data.label, data.encoding)
+        tables, commit = readers.dataset(data)
         return {k: Dataset.from_pandas(t.rows, preserve_index=False) for k, t in tables.items()}, (
             commit
         )
     if Path(name).is_dir():
-        return {split: _read(file, data) for split, file in readers.split_files(Path(name))}, None
+        if saved := readers.saved_splits(Path(name)):
+            return dict(saved), None
+        return {
+            split: _read(files, data, notes) for split, files in readers.split_files(Path(name))
+        }, None
     folder = sources.snapshot(name, data.dataset_revision, "dataset", readers.PATTERNS)
     loaded = readers.from_snapshot(folder, data.dataset_config, name)
     return {str(split): rows for split, rows in loaded.items()}, folder.name
@@ -206,7 +255,7 @@ def _usable(rows: Dataset, source: str, data: Data, content: str) -> OnDisk:
         {name: key for key, name in parts.items()}
     )
     digests, rejected = _digests(rows)
-    if len(rejected) > row_checks.MOST_REJECTED * len(rows):
+    if len(rejected) > row_checks.most_rejected(len(rows), data):
         raise UserError(
             f"{source}: {rejected[0]['reason']} (row {rejected[0]['line']}); {len(rejected)} of "
             f"{len(rows)} rows cannot be used, fix the file"

@@ -15,7 +15,7 @@ from typing import Any
 
 import datasets
 import pandas
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data import sources
@@ -46,7 +46,10 @@ def once(
         settings: what else decides its result.
     """
     if isinstance(rows, pandas.DataFrame):
-        rows = Dataset.from_pandas(rows.drop(columns="id"), preserve_index=False)
+        texts = rows.drop(columns="id")
+        # Offsets of 32 bits reach 2 GiB of a column.
+        large = Features({str(name): Value("large_string") for name in texts})
+        rows = Dataset.from_pandas(texts, features=large, preserve_index=False)
         digest = _content(rows)
     if not tokenizer.is_fast:
         # What a tokenizer written in Python depends on is not known.

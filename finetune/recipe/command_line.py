@@ -10,12 +10,15 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from finetune.errors import UserError
 from finetune.recipe import training_fields
 from finetune.recipe.schema import SETTINGS
 
+# Flags that take several files, as the shell makes them of a pattern.
+FILES = {"--train", "--validation", "--test"}
 BOOLEANS = {f.name for cls in SETTINGS.values() for f in fields(cls) if f.type is bool}
 BOOLEANS |= training_fields.BOOLEANS
 # The words that pydantic takes for a boolean, and null for none.
@@ -103,6 +106,8 @@ def accept_training_keys(parser: argparse.ArgumentParser, words: Sequence[str]) 
             declared = _declare(parser, name)
             is_boolean = name[2:].replace("-", "_") in BOOLEANS
             if left and not equals:
+                if name in FILES:
+                    left[0] = _joined(left)
                 if left[0].startswith("-") and not left[0].startswith("--") and left[0] != "-h":
                     word += f"={left.pop(0)}"
                 elif (is_boolean and left[0].lower() not in TRUTH) or (
@@ -111,6 +116,17 @@ def accept_training_keys(parser: argparse.ArgumentParser, words: Sequence[str]) 
                     word += "=true"
         joined.append(word)
     return joined
+
+
+def _joined(left: list[str]) -> str:
+    """Returns the first word, with those that follow if they are files of the same kind.
+
+    They are taken out of ``left``: ``data/a.csv data/b.csv`` of an unquoted pattern is one value.
+    """
+    suffix = Path(left[0]).suffix
+    while suffix and len(left) > 1 and not left[1].startswith("-") and left[1].endswith(suffix):
+        left[0] += "," + left.pop(1)
+    return left[0]
 
 
 def _declare(parser: argparse.ArgumentParser, name: str) -> bool:

@@ -68,7 +68,10 @@ def _run_name(path: Path, overrides: Mapping[str, str]) -> str:
     """Returns the run's folder below ``runs/``: data folder and variant, or the user's own data."""
     own = overrides.get("train") or overrides.get("dataset")
     if own:
-        return f"{Path(own.replace(':', '-')).stem}/{path.stem}"
+        # The first of several files; a pattern has the name of its folder.
+        first = Path(own.strip("[] ").split(",")[0].replace(":", "-"))
+        stem = first.parent.name if "*" in first.name else first.name.partition(".")[0]
+        return f"{stem or first.stem or 'data'}/{path.stem}"
     inside = path.resolve().parts
     return f"{inside[-2]}/{path.stem}" if "recipes" in inside[:-2] else path.stem
 

@@ -56,18 +56,24 @@ class Data:
     )
     dataset_config: str | None = key(None, "configuration of a hub dataset")
     dataset_revision: str | None = key(None, "branch, tag or commit of a hub dataset")
-    train: str | None = key(
-        None, "file or folder (CSV, JSON lines, Parquet), or the name of a split"
+    train: list[str] | str | None = key(  # noqa: RUF009
+        None, "files (a list, a,b or a pattern with *), a folder, or a split such as train[:50%]"
     )
-    validation: str | None = key(None, "the same for validation; default: taken from train")
-    test: str | None = key(None, "the same for test; default: a holdout of train")
+    validation: list[str] | str | None = key(  # noqa: RUF009
+        None, "the same for validation; default: taken from train"
+    )
+    test: list[str] | str | None = key(  # noqa: RUF009
+        None, "the same for test; default: a holdout of train"
+    )
     text: str = key("text", "column of the text")
     image: str = key("image", "column of the image: a path, or the file's bytes")
     text_pair: str | None = key(None, "column of the second text of a pair")
     messages: str = key("messages", "causal LMs: column of chats")
     prompt: str = key("prompt", "causal LMs: column of prompts, used with completion")
     completion: str = key("completion", "causal LMs: column of the completions to learn")
-    label: str = key("label", "column of the label")
+    label: list[str] | str = key(  # noqa: RUF009
+        "label", "column of the label; multi-label: also a list of columns of 0 and 1"
+    )
     problem_type: Literal[
         "single_label_classification", "multi_label_classification", "regression"
     ] = key(
@@ -75,7 +81,26 @@ class Data:
         "single_label_classification, multi_label_classification or regression",
     )
     label_separator: str = key(",", "multi-label: separator of the labels in a text cell")
-    encoding: str = key("utf-8", "encoding of CSV and JSON lines files")
+    label_names: list[str] | None = key(  # noqa: RUF009
+        None, "names of the classes, by the number or the place in a 0/1 list that a label is"
+    )
+    label_case: Literal["keep", "fold"] = key(
+        "keep", "fold: labels that differ only in case or outer blanks are one class"
+    )
+    decimal: Literal[".", ","] = key(".", "regression: the decimal mark of labels")
+    encoding: str | None = key(None, "encoding of text files; default: detected")
+    delimiter: str | None = key(
+        None, "delimiter of CSV files: a character, or tab; default: detected"
+    )
+    header: Literal["first", "none"] = key(
+        "first", "none: the first line of a table is a row, and columns are named 1, 2, ..."
+    )
+    sample_by: Literal["line", "paragraph", "document"] | None = key(
+        None, "plain text files: what a row is; default: line, in a folder document"
+    )
+    max_rejected: Annotated[float | None, Field(ge=0)] = key(
+        None, "unusable rows to leave out at most: a count, or a share; default: 1 % or 20 rows"
+    )
     holdout: Annotated[float, Field(ge=0)] = key(
         0.2, "test rows taken from train: a count, or a share below 1"
     )

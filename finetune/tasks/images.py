@@ -175,7 +175,7 @@ def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[s
         inside = sorted(Path(file).rglob("*"))
         paths: list[Any] = [str(p) for p in inside if p.suffix.lower() in image_files.SUFFIXES]
     elif file:
-        (cells,) = readers.read_columns(Path(file), [recipe.data.image], recipe.data.encoding)
+        (cells,) = readers.read_columns(Path(file), [recipe.data.image], recipe.data)
         paths = [str(Path(file).parent / cell) for cell in cells]
     else:
         paths = given

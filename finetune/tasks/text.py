@@ -121,7 +121,7 @@ def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[s
     data = recipe.data
     names = {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
     if file:
-        cells = readers.read_columns(Path(file), list(names.values()), data.encoding)
+        cells = readers.read_columns(Path(file), list(names.values()), data)
         return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
     lines = [line for line in given if line.strip()]
     if not lines:

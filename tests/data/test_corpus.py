@@ -68,7 +68,13 @@ STOPPED = {
     "missing file": ("a.csv", None, {}, "a.csv: ", "no such file"),
     "empty file": ("a.csv", "", {}, "a.csv: ", "no rows"),
     "header only": ("a.csv", "text,label\n", {}, "a.csv: ", "no rows"),
-    "not UTF-8": ("a.csv", b"text,label\n\xe9,1\n", {}, "a.csv: ", "byte 11; say what it is, for"),
+    "not as named": (
+        "a.csv",
+        b"text,label\n\xe9,1\n",
+        {"encoding": "utf-8"},
+        "a.csv: ",
+        "byte 11; leave `encoding` out",
+    ),
     "missing column": (
         "a.csv",
         with_row("x,1", "txt,label"),
@@ -83,7 +89,7 @@ STOPPED = {
         "a.csv: ",
         "no column 'label'; it has text, stars (set `label:`",
     ),
-    "duplicated column": ("a.csv", with_row("x,1", "text,text"), {}, "a.csv:1: ", "rename one"),
+    "duplicated column": ("a.csv", with_row("x,1", "text,text"), {}, "a.csv: ", "rename one"),
     "ragged CSV row": ("a.csv", with_row("x,y,1"), {}, "a.csv:22: ", "quote texts"),
     "labels of mixed types": (
         "a.jsonl",
@@ -246,11 +252,11 @@ def test_a_row_is_rejected_with_its_reason(here, case):
 
 
 @pytest.mark.parametrize("case", REJECTED)
-def test_more_than_a_hundredth_rejected_is_stopped(here, case):
+def test_more_than_a_hundredth_and_twenty_rejected_are_stopped(here, case):
     row, reason = REJECTED[case]
-    message = error_of(Data(train=spoiled(2, 199, row)))
-    assert message.startswith(f"train.jsonl:198: {reason}")
-    assert "2 of 199 rows cannot be used" in message
+    message = error_of(Data(train=spoiled(21, 199, row)))
+    assert message.startswith(f"train.jsonl:179: {reason}")
+    assert "21 of 199 rows cannot be used" in message
 
 
 def test_rows_rejected_in_csv_and_in_folders_name_their_file_and_line(here):

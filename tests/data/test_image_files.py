@@ -622,9 +622,9 @@ def test_an_image_that_cannot_be_used_is_rejected_by_its_file(here, case):
     assert (rejected["source"], rejected["line"]) == ("own/cat/bad.jpg", None)
     assert rejected["reason"].startswith(reason)
     (here / "own/dog/bad.jpg").write_bytes(content)
-    message = error_of(train="own")
+    message = error_of(train="own", max_rejected=1)
     assert message.startswith(f"own/cat/bad.jpg: {reason}")
-    assert message.endswith("; 2 of 101 rows cannot be used, fix or remove them")
+    assert "; 2 of 101 rows cannot be used, fix or remove them" in message
 
 
 def test_rows_of_a_table_are_rejected_by_line_and_name_their_file(here):
@@ -638,7 +638,7 @@ def test_rows_of_a_table_are_rejected_by_line_and_name_their_file(here):
     ]
     assert {r["source"] for r in found.rejected} == {"rows.csv"}
     table([*rows, ("files/gone.png", "dog")], "rows.csv")
-    message = error_of(train="rows.csv")
+    message = error_of(train="rows.csv", max_rejected=3)
     assert message.startswith("rows.csv:300: empty image; 4 of 301 rows cannot be used")
 
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune.data import packing, readers
 from finetune.data.packing import IGNORED
+from finetune.recipe import Data
 from finetune.training import losses
 from tests.conftest import make_writer, sentences
 
@@ -66,7 +67,7 @@ def test_packed_and_unpacked_losses_agree(model: Any) -> None:
 
 
 def test_packed_and_unpacked_losses_agree_on_real_reviews(model: Any) -> None:
-    rows = readers.dataset("embedded:imdb", None, None, "label", "utf-8")[0]["train"].rows
+    rows = readers.dataset(Data(dataset="embedded:imdb"))[0]["train"].rows
     # Bytes are the tokens here, and long reviews are cut into pieces.
     ids = [[b % 250 + 1 for b in text.encode()] for text in rows["text"][:12]]
     pieces = [row[i : i + SIZE] for row in ids for i in range(0, len(row), SIZE)]

@@ -7,6 +7,7 @@ from pyarrow import parquet
 
 from finetune.data import readers
 from finetune.errors import UserError
+from finetune.recipe import Data
 
 
 def error_of(function, *args) -> str:
@@ -65,7 +66,7 @@ def test_a_folder_of_files_is_one_table_whose_rows_know_their_file(tmp_path):
 
 def test_a_folder_of_unlike_files_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\none,0\n", encoding="utf-8")
-    (tmp_path / "b.csv").write_text("label,text\n1,three\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("label,body\n1,three\n", encoding="utf-8")
     message = error_of(readers.read_table, tmp_path)
     assert message.startswith(f"{tmp_path}/b.csv:1: ")
     assert "a.csv" in message
@@ -82,20 +83,23 @@ def test_a_byte_order_mark_is_taken_off_and_counted(tmp_path):
 def test_another_encoding_is_read_when_named(tmp_path):
     file = tmp_path / "a.csv"
     file.write_bytes("text,label\ncafé,1\n".encode("latin-1"))
-    assert readers.read_table(file, "latin-1").rows["text"].tolist() == ["café"]
-    assert "utf-9" in error_of(readers.read_table, file, "utf-9")
+    assert readers.read_table(file, Data(encoding="latin-1")).rows["text"].tolist() == ["café"]
+    assert "utf-9" in error_of(readers.read_table, file, Data(encoding="utf-9"))
 
 
 STOPPED = {
     "missing file": (None, "", "no such file"),
     "empty file": (b"", "", "no rows"),
     "header only": (b"text,label\n", "", "no rows"),
-    "not UTF-8": (b"text,label\ncaf\xe9,1\n", "", "at byte 14; say what it is, for example `enco"),
+    "partly UTF-8": (
+        "text,label\nnaïve café,1\n".encode() + b"caf\xe9,1\n",
+        "",
+        "at byte 29 (line 3)",
+    ),
     "not UTF-8 after a mark": (b"\xef\xbb\xbftext\ncaf\xe9\n", "", "at byte 11"),
-    "duplicated column": (b"text,text,label\na,b,1\n", ":1", "column 'text' occurs twice"),
     "ragged row, too long": (b"text,label\nok,1\nwell, yes,1\n", ":3", "3 cells"),
     "ragged row, too short": (b"text,label\nok\n", ":2", "1 cells where the header has 2"),
-    "open quote": (b'text,label\nok,1\n"never,1\nok,1\n', ":3", "not CSV"),
+    "open quote": (b'text,label\n"ok",1\n"never,1\nok,1\n', ":3", "not CSV"),
     "open quote in the header": (b'"text,label\nok,1\n', ":1", "not CSV"),
 }
 
@@ -113,8 +117,9 @@ def test_a_broken_table_is_refused_with_its_line(tmp_path, case):
 
 def test_duplicated_parquet_column_and_broken_parquet_are_refused(tmp_path):
     file = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.table([[1], [2]], names=["text", "text"]), file)
-    assert "column 'text' occurs twice" in error_of(readers.read_table, file)
+    parquet.write_table(pyarrow.table([["a"], ["b"]], names=["text", "text"]), file)
+    table = readers.read_table(file)
+    assert "column 'text' occurs twice" in error_of(table.column, "text", "text")
     file.write_bytes(b"PAR1 and nothing else")
     assert error_of(readers.read_table, file).startswith(f"{file}: not Parquet")
 
@@ -135,14 +140,14 @@ def test_a_broken_json_line_is_set_aside(tmp_path):
 def test_json_lines_without_a_single_row_are_refused_by_their_first_line(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("[\n1]\n", encoding="utf-8")
-    assert error_of(readers.read_table, file).startswith(f"{file}:1: not JSON")
+    assert error_of(readers.read_table, file).startswith(f"{file}:1: not a JSON object")
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path):
-    file = tmp_path / "a.xlsx"
+    file = tmp_path / "a.docx"
     file.write_bytes(b"x")
     message = error_of(readers.read_table, file)
-    assert message.startswith(f"{file}: .xlsx is not read; .csv, ")
+    assert message.startswith(f"{file}: .docx is not read; .arrow, .csv, ")
 
 
 # --- datasets ----------------------------------------------------------------------------------
@@ -152,7 +157,7 @@ def test_a_folder_with_train_and_test_is_a_dataset(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n", encoding="utf-8")
     (tmp_path / "test.csv").write_text("text,label\nc,0\n", encoding="utf-8")
     (tmp_path / "dev.jsonl").write_text('{"text": "d", "label": 1}\n', encoding="utf-8")
-    tables, commit = readers.dataset(str(tmp_path), None, None, "label", "utf-8")
+    tables, commit = readers.dataset(Data(dataset=str(tmp_path)))
     assert {split: len(table.rows) for split, table in tables.items()} == {
         "train": 2,
         "validation": 1,
@@ -165,7 +170,7 @@ def test_a_folder_with_folders_of_files_is_a_dataset(tmp_path):
     for split, text in (("train", "a"), ("test", "b")):
         (tmp_path / split).mkdir()
         (tmp_path / split / "part.csv").write_text(f"text,label\n{text},0\n", encoding="utf-8")
-    tables, _ = readers.dataset(str(tmp_path), None, None, "label", "utf-8")
+    tables, _ = readers.dataset(Data(dataset=str(tmp_path)))
     assert tables["train"].rows["text"].tolist() == ["a"]
     assert tables["test"].at("part.csv:2") == f"{tmp_path}/test/part.csv:2"
 
@@ -173,16 +178,16 @@ def test_a_folder_with_folders_of_files_is_a_dataset(tmp_path):
 def test_wrong_datasets_are_refused(tmp_path):
     file = tmp_path / "reviews.csv"
     file.write_text("text,label\na,0\n", encoding="utf-8")
-    assert "train.csv" in error_of(readers.dataset, str(tmp_path), None, None, "label", "utf-8")
-    assert "`train:`" in error_of(readers.dataset, str(file), None, None, "label", "utf-8")
-    message = error_of(readers.dataset, "embedded:imbd", None, None, "label", "utf-8")
+    assert "train.csv" in error_of(readers.dataset, Data(dataset=str(tmp_path)))
+    assert "`train:`" in error_of(readers.dataset, Data(dataset=str(file)))
+    message = error_of(readers.dataset, Data(dataset="embedded:imbd"))
     assert message == "embedded dataset 'imbd' is unknown; did you mean 'imdb'?"
-    message = error_of(readers.dataset, "./no/such/folder", None, None, "label", "utf-8")
+    message = error_of(readers.dataset, Data(dataset="./no/such/folder"))
     assert message.startswith("./no/such/folder: no such folder")
 
 
 def test_embedded_tables_have_text_and_label_only():
-    tables, _ = readers.dataset("embedded:rotten_tomatoes", None, None, "label", "utf-8")
+    tables, _ = readers.dataset(Data(dataset="embedded:rotten_tomatoes"))
     assert list(tables) == ["train"]
     table = tables["train"]
     assert list(table.rows.columns) == ["text", "label"]

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from finetune.data import readers, sources
 from finetune.errors import UserError
+from finetune.recipe import Data
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -55,7 +56,7 @@ def test_a_cached_dataset_keeps_its_label_names_and_its_commit(hub_cache):
     for split, labels in (("train", [1, 0, None]), ("test", [0])):
         rows = {"text": [f"{split} {i}" for i in range(len(labels))], "label": labels}
         datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
-    tables, commit = readers.dataset("someone/reviews", None, None, "label", "utf-8")
+    tables, commit = readers.dataset(Data(dataset="someone/reviews"))
     assert commit == SHA
     assert tables["train"].label_names == ["worse", "good"]
     assert tables["train"].rows["label"].tolist() == [1, 0, None]
@@ -72,9 +73,10 @@ def test_a_cached_checkpoint_is_found_without_the_hub(hub_cache):
 ASK = """
 from finetune.data import readers, sources
 from finetune.errors import UserError
+from finetune.recipe import Data
 for ask in (
     lambda: sources.checkpoint("google-bert/bert-base-uncased"),
-    lambda: readers.dataset("stanfordnlp/imdb", None, None, "label", "utf-8"),
+    lambda: readers.dataset(Data(dataset="stanfordnlp/imdb")),
 ):
     try:
         ask()

@@ -193,9 +193,12 @@ def test_the_report_counts_the_rows_of_all_splits(load: Load) -> None:
         "contradictions_in_train": 0,
         "contradicting_rows": [],
         "test_texts_in_train": 0,
+        "validation_texts_in_train": 0,
+        "test_texts_in_validation": 0,
         "overlapping_rows": [],
         "rejected": 0,
         "fixed": {"blank row left out": 3},
+        "notes": [],
     }
     assert found.rejected == []
 
