@@ -21,13 +21,21 @@ def describe(report: dict[str, Any]) -> list[str]:
             ``tokens``, ``share_padding``, ``share_cut``), ``new_head`` and ``share_truncated``.
     """
     found = [f"{report[key]:,} {words}" for key, words in COUNTS.items() if report[key]]
-    found += [f"{name} fixed {count:,} x" for name, count in report["fixed"].items() if count]
+    found += [f"{name}: {count:,} x" for name, count in report["fixed"].items() if count]
     if "blocks" in report:
         found.append(
             f"{report['tokens']:,} tokens in {report['blocks']:,} blocks, "
             f"{_percent(report['share_padding'])} padding"
         )
         found.append(f"{_percent(report['share_cut'])} of documents cut")
+    if report.get("unlearned"):
+        counts = " and ".join(f"{n:,} {split}" for split, n in report["unlearned"].items())
+        share = _percent(report.get("share_unlearned", 0.0))
+        found.append(
+            f"{counts} documents have nothing to learn within max_length ({share} of training)"
+        )
+    if report.get("chat_date"):
+        found.append(f"the chat template prints the date {report['chat_date']}")
     if report.get("new_head"):
         found.append("the checkpoint has no head for masks, so its predictions start at random")
     if report.get("share_truncated"):

@@ -1,5 +1,6 @@
 """Language models: what is learned and scored of a document, and runs from end to end."""
 
+import datetime
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, pipeline
 
 from finetune import cli, inference, recipe
-from finetune.data import documents
+from finetune.data import chats, documents
+from finetune.data.chat_templates import ChatTemplate
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
 from finetune.evaluation import scoring
@@ -94,27 +96,12 @@ def test_of_a_prompt_only_the_completion_is_learned(tokenizer) -> None:
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED])
 def test_of_a_chat_only_the_assistant_is_learned(tokenizer, template: str) -> None:
     tokenizer.chat_template = template
-    found = documents.chat(CHAT, tokenizer)
+    written = ChatTemplate(tokenizer, datetime.date(2024, 7, 26))
+    (found,) = documents.chat(chats.read(CHAT), written).documents
     assert tokenizer.decode(found.ids) == tokenizer.apply_chat_template(CHAT, tokenize=False)
     assert learned(found, tokenizer) == "hé</s>see you</s>"
     row = found.scored(1000, set())
     assert row["bytes"] == len("hé</s>see you</s>".encode())
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        (None, "has no chat template"),
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not show where the assist"),
-        # What was said first changes when the chat goes on.
-        ("{{ messages | length }}" + CHAT_TEMPLATE, "put {% generation %}"),
-        ("{{ raise_exception('no system') }}", "rejects a chat: no system"),
-    ],
-)
-def test_a_template_that_hides_the_assistant_is_refused(tokenizer, template, message) -> None:
-    tokenizer.chat_template = template
-    with pytest.raises(UserError, match=message):
-        documents.chat(CHAT, tokenizer)
 
 
 def block_rows(row: documents.Document, size: int, pieces: bool) -> Dataset:
@@ -220,8 +207,8 @@ def test_a_run_goes_on_with_a_text(path: Path, capsys) -> None:
 
 
 def test_a_run_on_chats_answers(path: Path, capsys) -> None:
-    chats = [[{"role": "user", "content": text}, CHAT[1]] for text, _ in sentences(40)]
-    lines = [json.dumps({"messages": chat}) for chat in chats]
+    asked = [[{"role": "user", "content": text}, CHAT[1]] for text, _ in sentences(40)]
+    lines = [json.dumps({"messages": chat}) for chat in asked]
     (path.parent / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
     flags = ["--train", "chats.jsonl", "--max_length", "128"]
     run, _ = train_job(path, *flags, "--max_steps", "1")
