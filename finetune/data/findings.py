@@ -29,10 +29,13 @@ def describe(report: dict[str, Any]) -> list[str]:
         )
         found.append(f"{_percent(report['share_cut'])} of documents cut")
     if report.get("unlearned"):
-        counts = " and ".join(f"{n:,} {split}" for split, n in report["unlearned"].items())
+        counts = report["unlearned"]
+        named = ", ".join(
+            f"{counts[s]:,} {s}" for s in ("train", "validation", "test") if s in counts
+        )
         share = _percent(report.get("share_unlearned", 0.0))
         found.append(
-            f"{counts} documents have nothing to learn within max_length ({share} of training)"
+            f"nothing to learn within max_length in {named} documents ({share} of training)"
         )
     if report.get("chat_date"):
         found.append(f"the chat template prints the date {report['chat_date']}")
