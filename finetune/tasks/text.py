@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -104,7 +104,7 @@ def encode(
             first, second = parts[0], parts[1] if parts[1:] else []
             a, b = _kept_of_pair(len(first), len(second), len(ids), model)
             pair = [second[p] for p in b] if parts[1:] else None
-            row = tokenizer.prepare_for_model([first[p] for p in a], pair)
+            row = cast(Any, tokenizer).prepare_for_model([first[p] for p in a], pair)
         for name in names:
             out[name].append(row[name])
         out["length"].append(len(out["input_ids"][-1]))

@@ -17,7 +17,7 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import GenerationMixin, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
@@ -253,7 +253,7 @@ def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
         config.save_pretrained(run.model)
         # So does generation, which stops where the documents here end.
         for part in model.modules():
-            if isinstance(part, GenerationMixin) and part.can_generate():
+            if isinstance(part, PreTrainedModel) and part.can_generate():
                 part.generation_config.save_pretrained(run.model)
                 break
 
