@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -18,7 +19,7 @@ from finetune.data.chat_templates import ChatTemplate
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
 from finetune.evaluation import scoring
-from finetune.models import parameters
+from finetune.models import generation, parameters
 from finetune.report import files, tables
 from finetune.tasks import causal_lm
 from tests.conftest import CHAT_TEMPLATE, make_writer, sentences, train_job
@@ -283,6 +284,17 @@ def test_rows_of_which_nothing_is_learned_are_counted(path: Path) -> None:
     assert again["unlearned"] == left_out
     with pytest.raises(UserError, match=r"no validation row can be used: .*; raise max_length"):
         causal_lm.TASK.build(recipe.load(path, [*flags, "--max_length", "8"]))
+
+
+def test_a_prompt_without_room_for_an_answer_is_no_sample(writer: Path, tokenizer) -> None:
+    model = AutoModelForCausalLM.from_pretrained(writer)
+    rows = pandas.DataFrame({"prompt": ["a film", "a" * 200, "the plot"], "completion": "good"})
+    assert list(generation.samples(model, tokenizer, rows, None)) == ["a film", "the plot"]
+    # Of a chat that the assistant starts, the prompt is what the user is answered to.
+    asked = [CHAT[1], *CHAT]
+    template = ChatTemplate(tokenizer, datetime.date(2024, 7, 26))
+    rows = pandas.DataFrame({"messages": [json.dumps(asked), json.dumps(CHAT[1:2])]})
+    assert list(generation.samples(model, tokenizer, rows, template)) == ["hello"]
 
 
 def test_chats_that_the_template_refuses_are_set_aside(path: Path) -> None:
