@@ -79,7 +79,7 @@ def main() -> None:
     config.use_cache = False
     tokenizer = load_tokenizer(read, checkpoint, config)
     # Truncated equally, so that both get the same tokens.
-    rows = documents.encode(data.train, tokenizer)
+    rows = documents.texts(list(data.train["text"]), tokenizer)
     made = causal_lm.blocks(rows, options.max_length, pieces=False, packs=True)
     packed = Dataset.from_dict(made)
     facts = causal_lm.describe_blocks(packed, len(rows), options.max_length, packs=True)

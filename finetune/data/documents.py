@@ -5,25 +5,28 @@
 - A chat: the assistant's messages.
 """
 
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from typing import Any
 
 import pandas
-from jinja2 import TemplateError
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from finetune.data import chats
+from finetune.data.chat_templates import ChatTemplate, Refused, is_learned
 from finetune.data.packing import IGNORED
-from finetune.errors import UserError
 
 # The end-of-document token of tokenizers that are trained here.
 END = "<|endoftext|>"
-# What marks the assistant's messages in a chat template.
-MARKS = re.compile(r"{%-?\s*generation\s*-?%}")
+# What is said of chats that a template does not write as they are.
+REWRITTEN = "earlier answer that the chat template rewrites, not learned (turns: each learns it)"
+WRITES_REASONING = re.compile(r"reasoning_content|[.\"']thinking\b")
+NO_REASONING = "chat with reasoning, which the chat template does not write"
+NO_TOOLS = "chat with tools, which the chat template does not write"
+JOINED = "system message joined to the user's, for a chat template without one"
 
 
 @dataclass
@@ -39,6 +42,15 @@ class Document:
         """Returns the ids (T), with ``IGNORED`` for tokens that are not learned."""
         return [
             i if learned else IGNORED for i, learned in zip(self.ids, self.learned, strict=True)
+        ]
+
+    def pieces(self) -> list[tuple[str, bool]]:
+        """Returns the text in pieces, and whether each is learned."""
+        ends = [0, *self.ends]
+        spans = zip(pairwise(ends), self.learned, strict=True)
+        return [
+            ("".join(self.text[a:b] for (a, b), _ in same), learned)
+            for learned, same in groupby(spans, lambda span: span[1])
         ]
 
     def scored(self, most: int, special: set[int]) -> dict[str, Any]:
@@ -76,20 +88,44 @@ def new_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=learned, eos_token=END, pad_token=END)
 
 
-def encode(rows: Columns, tokenizer: PreTrainedTokenizerBase) -> list[Document]:
+@dataclass
+class Encoded:
+    """A row as documents: one, of a chat perhaps several, or none and the ``fault`` of the row.
+
+    ``notes`` are phrases for the report.
+    """
+
+    documents: list[Document]
+    fault: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def encode(
+    rows: Columns,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None = None,
+    each: bool = False,
+) -> list[Encoded]:
     """Tokenizes rows as documents of any length.
 
+    Args:
+        template: of chats.
+        each: whether each answer of a chat is learned in a document of its own.
+
     Raises:
-        UserError: the rows are chats, and the tokenizer has no chat template, or one that does not
-            show where the assistant's messages are.
+        UserError: the rows are chats, and the template does not show where the assistant's
+            messages are.
     """
     found = kind(rows)
     if found == "messages":
-        return [chat(json.loads(chats.as_text(c)), tokenizer) for c in rows["messages"]]
+        assert template is not None
+        return [chat(chats.read(cell), template, each) for cell in rows["messages"]]
     if found == "prompt":
         pairs = zip(rows["prompt"], rows["completion"], strict=True)
-        return [completion(str(prompt), str(answer), tokenizer) for prompt, answer in pairs]
-    return texts([str(cell) for cell in rows["text"]], tokenizer)
+        made = [completion(str(prompt), str(answer), tokenizer) for prompt, answer in pairs]
+    else:
+        made = texts([str(cell) for cell in rows["text"]], tokenizer)
+    return [Encoded([document]) for document in made]
 
 
 def texts(cells: list[str], tokenizer: Any) -> list[Document]:
@@ -136,74 +172,85 @@ def _ended(
 # --- chats -----------------------------------------------------------------------------------
 
 
-def chat(messages: list[dict[str, str]], tokenizer: Any) -> Document:
-    """Tokenizes a chat by the tokenizer's template; the assistant's messages are learned.
+def chat(given: chats.Chat, template: ChatTemplate, each: bool = False) -> Encoded:
+    """Tokenizes a chat by its template; the assistant's words and their end marks are learned.
 
-    - If the template marks them ({% generation %}), the marks decide.
-    - Otherwise, a message is what rendering it adds to the chat before it. This requires that no
-      message changes the text before it.
+    Args:
+        each: whether each answer is learned in a document of its own, which ends with it.
 
     Raises:
-        UserError: there is no template, or neither way shows the assistant's messages.
+        UserError: the template does not show where the assistant's messages are.
     """
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{tokenizer.name_or_path}: has no chat template; take a checkpoint that was made for "
-            "chats, or give prompt and completion"
-        )
-    if MARKS.search(str(tokenizer.chat_template)):
-        made: Any = _rendered(messages, tokenizer, return_assistant_tokens_mask=True)
-        text = _rendered(messages, tokenizer, tokenize=False)
-        learned = [bool(mask) for mask in made["assistant_masks"]]
+    text = template.text(given.tools)
+    if "tool_calls" not in text and any("tool_calls" in message for message in given.messages):
+        return Encoded([], "has tool calls, which the chat template does not write")
+    messages = template.fitted(given.messages)
+    notes = [JOINED] if messages is not given.messages else []
+    notes += [NO_TOOLS] if given.tools and "tools" not in text else []
+    reasoning = any(name in message for name in chats.REASONING for message in messages)
+    if reasoning and not WRITES_REASONING.search(text):
+        notes.append(NO_REASONING)
+    learned = [i for i, message in enumerate(messages) if is_learned(message)]
+    last = learned if each else learned[-1:]
+    found = []
+    try:
+        for i in last:
+            document, rewritten = _chat(messages[: i + 1], given.tools, template, each)
+            found.append(document)
+            notes += [REWRITTEN] * (0 if each else rewritten)
+    except Refused as reason:
+        return Encoded([], f"is rejected by the chat template: {reason}")
+    return Encoded(found, notes=notes)
+
+
+def _chat(
+    messages: Any, tools: Any, template: ChatTemplate, only_last: bool
+) -> tuple[Document, int]:
+    """Returns a chat that ends with an answer, and how many answers before it are left out."""
+    if template.is_marked:
+        text, made = template.write(messages, tools), template.marked(messages, tools)
+        learned, rewritten = _of_weight(made["assistant_masks"], messages), 0
     else:
-        text, turns = _turns(messages, tokenizer)
-        made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        if only_last:
+            messages = [
+                {**message, "weight": 0} if is_learned(message) else message
+                for message in messages[:-1]
+            ] + [messages[-1]]
+        text, spans, rewritten = template.answers(messages, tools)
+        made = template.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        # A token that words and what stands before them share is learned.
         learned = [
-            any(first <= start and end <= last for first, last in turns)
+            start < end and any(first < end and start < last for first, last in spans)
             for start, end in made["offset_mapping"]
         ]
+    if only_last:
+        learned = _last_run(learned)
     if not any(learned):
-        raise _unmarked(tokenizer)
-    return Document(
-        text, list(made["input_ids"]), learned, [end for _, end in made["offset_mapping"]]
-    )
+        raise template.unmarked()
+    ends = [end for _, end in made["offset_mapping"]]
+    return Document(text, list(made["input_ids"]), learned, ends), rewritten
 
 
-def _rendered(messages: list[dict[str, str]], tokenizer: Any, **options: Any) -> Any:
-    more = {} if options.get("tokenize") is False else {"return_offsets_mapping": True}
-    try:
-        return tokenizer.apply_chat_template(
-            messages, return_dict=bool(more), tokenizer_kwargs=more or None, **options
-        )
-    except TemplateError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{tokenizer.name_or_path}: its chat template rejects a chat: {reason}"
-        ) from None
+def _of_weight(masks: list[int], messages: Any) -> list[bool]:
+    """Returns which tokens that a template marks (T) belong to answers to learn.
+
+    Raises:
+        Refused: some answers are not to be learned, and the marks do not tell them apart.
+    """
+    runs = [(bool(mask), len(list(same))) for mask, same in groupby(masks)]
+    answers = [is_learned(m) for m in messages if m["role"] == "assistant"]
+    if all(answers):
+        return [bool(mask) for mask in masks]
+    if sum(marked for marked, _ in runs) != len(answers):
+        raise Refused("its marks do not show which answer has weight 0")
+    wanted = iter(answers)
+    return [on for marked, count in runs for on in [marked and next(wanted)] * count]
 
 
-def _turns(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """Returns a chat as one text, and the first and last place of each of the assistant's turns."""
-    whole, turns = _rendered(messages, tokenizer, tokenize=False), []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = ""
-        if i:
-            before = _rendered(messages[:i], tokenizer, tokenize=False, add_generation_prompt=True)
-        after = _rendered(messages[: i + 1], tokenizer, tokenize=False)
-        turn = after[len(before) :].rstrip()
-        # A turn without any marks around it could be anyone's, and would never end.
-        bare = turn.strip() == message["content"].strip()
-        if not after.startswith(before) or not whole.startswith(after.rstrip()) or bare:
-            raise _unmarked(tokenizer)
-        turns.append((len(before), len(before) + len(turn)))
-    return whole, turns
-
-
-def _unmarked(tokenizer: PreTrainedTokenizerBase) -> UserError:
-    return UserError(
-        f"{tokenizer.name_or_path}: its chat template does not show where the assistant's messages "
-        "are; put {% generation %} and {% endgeneration %} around them in a copy of the "
-        "checkpoint, or give prompt and completion"
-    )
+def _last_run(learned: list[bool]) -> list[bool]:
+    """Returns only the last of the runs of learned tokens (T)."""
+    end = max((i for i, on in enumerate(learned) if on), default=-1) + 1
+    start = max((i for i in range(end) if not learned[i]), default=-1) + 1
+    return [start <= i < end for i in range(len(learned))]

@@ -23,7 +23,7 @@ def describe(report: dict[str, Any]) -> list[str]:
             ``tokens``, ``share_padding``, ``share_cut``), ``new_head`` and ``share_truncated``.
     """
     found = [f"{report[key]:,} {words}" for key, words in COUNTS.items() if report.get(key)]
-    found += [f"{name} fixed {count:,} x" for name, count in report["fixed"].items() if count]
+    found += [f"{name}: {count:,} x" for name, count in report["fixed"].items() if count]
     found += report.get("notes", [])
     if "blocks" in report:
         found.append(
@@ -31,6 +31,17 @@ def describe(report: dict[str, Any]) -> list[str]:
             f"{_percent(report['share_padding'])} padding"
         )
         found.append(f"{_percent(report['share_cut'])} of documents cut")
+    if report.get("unlearned"):
+        counts = report["unlearned"]
+        named = ", ".join(
+            f"{counts[s]:,} {s}" for s in ("train", "validation", "test") if s in counts
+        )
+        share = _percent(report.get("share_unlearned", 0.0))
+        found.append(
+            f"nothing to learn within max_length in {named} documents ({share} of training)"
+        )
+    if report.get("chat_date"):
+        found.append(f"the chat template prints the date {report['chat_date']}")
     if report.get("new_head"):
         found.append("the checkpoint has no head for masks, so its predictions start at random")
     if report.get("share_truncated"):

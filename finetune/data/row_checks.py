@@ -6,14 +6,15 @@ with its completion, or a chat.
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from typing import Any
 
 import numpy
 import pandas
 
-from finetune.data import chats, image_files, label_cells, readers
+from finetune.data import chats, document_columns, image_files, label_cells, readers
 from finetune.data.tables import listed
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -28,22 +29,28 @@ BLANK = "blank row left out"
 JOINED, NO_PAIR = "list of words as a text", "empty second text"
 
 
-def content_columns(columns: Sequence[str], data: Data, content: str) -> dict[str, str]:
-    """Returns the parts of a row and the name of the column that has each.
+def layout(
+    source: str, sample: Mapping[str, Sequence[Any]], data: Data, content: str
+) -> document_columns.Layout:
+    """Returns the parts of a row and the columns that make each.
 
     Args:
-        columns: those of the table, which decide what kind of document a row is.
+        source: names the table in messages.
+        sample: the table's columns, of some rows; they decide what kind of document a row is.
         content: ``TEXTS``, ``IMAGES`` or ``DOCUMENTS``.
+
+    Raises:
+        UserError: a column is missing.
     """
-    if content == IMAGES:
-        return {"image": data.image}
     if content == DOCUMENTS:
-        if data.messages in columns:
-            return {"messages": data.messages}
-        if {data.prompt, data.completion} <= set(columns):
-            return {"prompt": data.prompt, "completion": data.completion}
-        return {"text": data.text}
-    return {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
+        return document_columns.find(source, sample, data)
+    names = {"image": data.image} if content == IMAGES else {"text": data.text}
+    if content == TEXTS and data.text_pair:
+        names["text_pair"] = data.text_pair
+    for key, name in names.items():
+        if name not in sample:
+            raise readers.unknown_name(source, "column", name, list(sample), key)
+    return document_columns.Layout({key: (name,) for key, name in names.items()})
 
 
 def usable(
@@ -56,21 +63,24 @@ def usable(
     Raises:
         UserError: a column is missing, or too many rows are unusable.
     """
-    parts = content_columns([str(c) for c in table.rows.columns], data, content)
-    columns = {key: table.column(name, key) for key, name in parts.items()}
+    rows = table.rows
+    first = rows.iloc[: document_columns.SAMPLE]
+    sample = {str(name): first.iloc[:, i].tolist() for i, name in enumerate(rows.columns)}
+    parts = layout(table.source, sample, data, content)
+    columns = {name: table.column(name, name).tolist() for name in parts.columns}
+    frame = pandas.DataFrame(parts.documents(columns), index=rows.index, dtype=object)
     if labelled:
-        columns["label"] = label_cells.column(table, data, split)
-    frame = pandas.DataFrame(columns)
+        frame["label"] = label_cells.column(table, data, split)
+    table.fixed |= dict.fromkeys(parts.notes, len(frame))
     # What the reader rejected is no row of the table.
     read = len(frame) + len(table.rejected)
-    for column in parts if content != IMAGES else ():
-        if column != "messages":
-            frame[column] = _as_texts(frame.loc[:, column], table, column)
-    frame = _without_empty(frame, table, data, labelled)
-    if "messages" in frame:
-        frame["messages"] = [chats.as_text(cell) for cell in frame["messages"]]
+    for column in parts.parts if content == TEXTS else ():
+        frame[column] = _as_texts(frame.loc[:, column], table, column)
+    frame = _without_empty(frame, table, parts, data, labelled)
     if content == IMAGES:
         frame = _inspected(frame, table)
+    elif content == DOCUMENTS:
+        frame = _documents(frame, table, parts)
     if len(table.rejected) > most_rejected(read, data):
         first = table.rejected[0]
         raise UserError(
@@ -123,34 +133,81 @@ def _as_texts(cells: pandas.Series, table: readers.Table, part: str) -> pandas.S
 
 
 def _without_empty(
-    frame: pandas.DataFrame, table: readers.Table, data: Data, labelled: bool
+    frame: pandas.DataFrame,
+    table: readers.Table,
+    parts: document_columns.Layout,
+    data: Data,
+    labelled: bool,
 ) -> pandas.DataFrame:
-    """Drops rows with an empty cell or a broken chat; they go to ``table.rejected``."""
+    """Drops rows with an empty cell; they go to ``table.rejected``."""
     several = data.problem_type == "multi_label_classification"
+    names = {part: parts.name(part) for part in parts.parts} | {"label": "label"}
     keep = []
     for line, cells in zip(frame.index, frame.itertuples(index=False, name=None), strict=True):
         row = dict(zip(frame.columns, cells, strict=True))
         # An empty text where several labels are possible means that none applies.
         none_apply = several and isinstance(row.get("label"), str)
         empty = [
-            part if part == "label" else getattr(data, part)
+            part
             for part, value in row.items()
             if readers.is_missing(value) and not (part == "label" and none_apply)
         ]
-        if data.text_pair in empty and len(empty) == 1:
+        if empty == ["text_pair"]:
             # A second text may be missing: a choice that is not there, a question without context.
             table.fixed[NO_PAIR] = table.fixed.get(NO_PAIR, 0) + 1
             empty = []
-        reason = f"empty {' and '.join(empty)}" if empty else None
-        if "messages" in row and not empty:
-            wrong = chats.fault(row["messages"])
-            reason = f"{data.messages} {wrong}" if wrong else None
-        keep.append(reason is None)
-        if empty == [data.text] and not labelled:
+        keep.append(not empty)
+        if empty == ["text"] and not labelled:
             table.fixed[BLANK] = table.fixed.get(BLANK, 0) + 1
-        elif reason:
+        elif empty:
+            source, at = table.place(line)
+            reason = f"empty {' and '.join(names[part] for part in empty)}"
+            table.rejected.append({"source": source, "line": at, "reason": reason})
+    return frame.loc[keep].copy()
+
+
+def document(part: str, column: str, cell: Any) -> tuple[str, str | None, list[str]]:
+    """Returns a part of a document as text, what is wrong with it, and what was changed.
+
+    Args:
+        column: names the part in messages.
+    """
+    if part == "messages":
+        try:
+            chat = chats.read(cell)
+        except chats.Unusable as wrong:
+            return "", f"{column} {wrong}", []
+        return chat.as_text(), None, chat.changes
+    if chats.is_chat(cell):
+        return "", f"{column} is a list of messages, not a text; set --messages {column}", []
+    if isinstance(cell, list | dict):
+        what = "a list" if isinstance(cell, list) else "an object"
+        return "", f"{column} is {what}, not a text", []
+    return str(cell), None, []
+
+
+def _documents(
+    frame: pandas.DataFrame, table: readers.Table, parts: document_columns.Layout
+) -> pandas.DataFrame:
+    """Reads the parts of documents as text; broken ones go to ``table.rejected``."""
+    keep, fixed = [], Counter(table.fixed)
+    made: dict[str, list[str]] = {part: [] for part in parts.parts}
+    for line, cells in zip(
+        frame.index, frame[list(made)].itertuples(index=False, name=None), strict=True
+    ):
+        read = [document(p, parts.name(p), c) for p, c in zip(made, cells, strict=True)]
+        reason = next((fault for _, fault, _ in read if fault), None)
+        keep.append(reason is None)
+        if reason:
             source, at = table.place(line)
             table.rejected.append({"source": source, "line": at, "reason": reason})
+        else:
+            fixed.update(change for _, _, changes in read for change in changes)
+        for part, (text, _, _) in zip(made, read, strict=True):
+            made[part].append(text)
+    table.fixed = dict(fixed)
+    for part, texts in made.items():
+        frame[part] = pandas.Series(texts, index=frame.index, dtype=object)
     return frame.loc[keep].copy()
 
 

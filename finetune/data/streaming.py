@@ -10,6 +10,8 @@
 import csv
 import hashlib
 import io
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from finetune.data import (
     chats,
     corpus,
     dialects,
+    document_columns,
     named_splits,
     readers,
     row_checks,
@@ -32,6 +35,7 @@ from finetune.data import (
     table_files,
 )
 from finetune.data.corpus import Corpus
+from finetune.data.document_columns import Layout
 from finetune.errors import UserError
 from finetune.recipe import Data
 
@@ -51,9 +55,10 @@ WINDOW = 1000
 class OnDisk:
     """Usable documents on disk, as ``splits.Rows``.
 
-    ``digests`` (N,) uint64 has one for each row of ``rows``. ``places`` (M,) says which of them
-    these are, in random order if ``shuffled``; ``singles`` which of those have a digest that no
-    other row has, in random order.
+    ``digests`` (N,) uint64 has one for each row of ``rows``, by which equal documents are found;
+    ``exact`` (N,) uint64 one that counts blanks, too. ``places`` (M,) says which of them these are,
+    in random order if ``shuffled``; ``singles`` which of those have a digest that no other row has,
+    in random order.
     """
 
     rows: Dataset
@@ -65,6 +70,7 @@ class OnDisk:
     rejected: list[dict[str, Any]] = field(default_factory=list)
     fixed: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    exact: numpy.ndarray = field(default_factory=lambda: numpy.zeros(0, dtype=numpy.uint64))
     shuffled: bool = False
 
     def __len__(self) -> int:
@@ -125,7 +131,7 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
     train = _usable(found.tables.pop("train"), found.source, data, content)
     others: dict[str, splits.Rows] = {}
     for split, rows in found.tables.items():
-        frame = rows.to_pandas()
+        frame = pandas.DataFrame(rows[:], dtype=object)
         frame.index += 1
         table = readers.Table(frame, f"{found.source} [{split}]")
         usable = row_checks.usable(table, split, data, content, False)
@@ -144,7 +150,7 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
         test_is=chosen.test_is,
         report=chosen.report,
         rejected=chosen.rejected,
-        train_digest=hashlib.sha256(train.digests[places].tobytes()).hexdigest(),
+        train_digest=hashlib.sha256(train.exact[places].tobytes()).hexdigest(),
     )
 
 
@@ -161,7 +167,7 @@ def batches(rows: Dataset | pandas.DataFrame) -> Iterator[list[list[str]]]:
 def as_text(columns: dict[str, list[Any]]) -> dict[str, list[str]]:
     """Returns cells as ``Corpus`` has them: texts, and chats as JSON."""
     return {
-        name: [chats.as_text(c) if name == "messages" else str(c) for c in cells]
+        name: [chats.read(c).as_text() if name == "messages" else str(c) for c in cells]
         for name, cells in columns.items()
     }
 
@@ -247,14 +253,10 @@ def _usable(rows: Dataset, source: str, data: Data, content: str) -> OnDisk:
     Raises:
         UserError: a column is missing, or too many rows are unusable.
     """
-    parts = row_checks.content_columns(rows.column_names, data, content)
-    for key, name in parts.items():
-        if name not in rows.column_names:
-            raise readers.unknown_name(source, "column", name, rows.column_names, key)
-    rows = rows.select_columns(list(parts.values())).rename_columns(
-        {name: key for key, name in parts.items()}
-    )
-    digests, rejected = _digests(rows)
+    layout = row_checks.layout(source, rows[: document_columns.SAMPLE], data, content)
+    rows = _documents(rows.select_columns(layout.columns), layout)
+    found = _digests(rows, layout)
+    digests, rejected = found.contents, found.rejected
     if len(rejected) > row_checks.most_rejected(len(rows), data):
         raise UserError(
             f"{source}: {rejected[0]['reason']} (row {rejected[0]['line']}); {len(rejected)} of "
@@ -264,34 +266,73 @@ def _usable(rows: Dataset, source: str, data: Data, content: str) -> OnDisk:
     _, first, counts = numpy.unique(digests[places], return_index=True, return_counts=True)
     singles = draw.permutation(numpy.sort(places[first[counts == 1]]))
     blank = len(rows) - len(places) - len(rejected)
-    fixed = {row_checks.BLANK: blank} if blank else {}
-    return OnDisk(rows, source, digests, places, singles, draw, rejected, fixed)
+    fixed = dict.fromkeys(layout.notes, len(rows)) | found.fixed
+    if blank:
+        fixed[row_checks.BLANK] = blank
+    return OnDisk(rows, source, digests, places, singles, draw, rejected, fixed, exact=found.exact)
 
 
-def _digests(rows: Dataset) -> tuple[numpy.ndarray, list[dict[str, Any]]]:
-    """Returns each row's digest (N,) uint64, 0 if it is unusable, and the rejected rows.
+def _documents(rows: Dataset, layout: Layout) -> Dataset:
+    """Returns the parts of documents; where several columns make one, as a copy on disk."""
+    if all(len(names) == 1 for names in layout.parts.values()):
+        return rows.rename_columns({names[0]: part for part, names in layout.parts.items()})
 
-    A blank text is unusable, but no mistake, and so is not among the rejected rows.
+    def made(batch: dict[str, list[Any]]) -> dict[str, list[str | None]]:
+        return {
+            part: [
+                cell if cell is None or isinstance(cell, str) else json.dumps(cell)
+                for cell in cells
+            ]
+            for part, cells in layout.documents(batch).items()
+        }
+
+    return rows.map(made, batched=True, remove_columns=rows.column_names)
+
+
+@dataclass
+class Digests:
+    """Of each row: ``contents`` (N,) uint64, without blanks at either end; ``exact`` (N,) uint64.
+
+    A row that cannot be used has ``contents`` 0. A blank text is no mistake, and so is not among
+    the ``rejected`` rows.
     """
-    found, rejected, at = numpy.zeros(len(rows), dtype=numpy.uint64), [], 0
+
+    contents: numpy.ndarray
+    exact: numpy.ndarray
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    fixed: Counter[str] = field(default_factory=Counter)
+
+
+def _digests(rows: Dataset, layout: Layout) -> Digests:
+    """Reads each document once."""
+    empty_digests = numpy.zeros(len(rows), dtype=numpy.uint64)
+    found = Digests(empty_digests, empty_digests.copy())
+    at = 0
     for batch in rows.iter(WINDOW):
         assert isinstance(batch, dict)
-        for row in zip(*batch.values(), strict=True):
-            cells, reason = list(row), None
-            if "messages" in batch:
-                reason = chats.fault(cells[0])
-            elif len(cells) > 1 and any(c is None or not str(c).strip() for c in cells):
-                reason = "an empty prompt or completion"
+        for cells in zip(*batch.values(), strict=True):
+            empty = [p for p, c in zip(batch, cells, strict=True) if readers.is_missing(c)]
+            read = [
+                ("", None, []) if empty else row_checks.document(part, layout.name(part), cell)
+                for part, cell in zip(batch, cells, strict=True)
+            ]
+            reason = next((fault for _, fault, _ in read if fault), None)
+            if empty and empty != ["text"]:
+                reason = f"empty {' and '.join(layout.name(part) for part in empty)}"
             if reason:
-                rejected.append({"source": "train", "line": at + 1, "reason": reason})
-            elif cells[0] is not None and str(cells[0]).strip():
-                texts = as_text({k: [c] for k, c in zip(batch, cells, strict=True)})
-                found[at] = _digest([column[0] for column in texts.values()])
+                found.rejected.append({"source": "train", "line": at + 1, "reason": reason})
+            elif not empty:
+                texts = [text for text, _, _ in read]
+                found.contents[at], found.exact[at] = _digest(texts), _hash("\0".join(texts))
+                found.fixed.update(change for _, _, changes in read for change in changes)
             at += 1
-    return found, rejected
+    return found
 
 
 def _digest(cells: list[str]) -> int:
-    """Returns 64 bits of a hash of a document's parts, never 0."""
-    joined = "\0".join(cell.strip() for cell in cells).encode()
-    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "big") | 1
+    """Returns 64 bits of a hash of a document's parts without blanks at either end, never 0."""
+    return _hash("\0".join(cell.strip() for cell in cells)) | 1
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -25,14 +25,17 @@ MOST_ROWS, MOST_BYTES = 1000, 4 * 2**20
 # Above so many bytes a progress bar is shown.
 LONG = 50 * 2**20
 PACKAGE = Path(__file__).parents[1]
+# What encodes a text, and writes a chat as one.
+LIBRARIES = ("tokenizers", "transformers", "jinja2")
 
 
 def once(
     rows: Dataset | pandas.DataFrame,
     digest: str,
     tokenizer: PreTrainedTokenizerBase,
-    function: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
+    function: Callable[..., dict[str, list[Any]]],
     *settings: object,
+    numbered: bool = False,
 ) -> Dataset:
     """Returns what ``function`` makes of the rows, in batches, from the cache if it is there.
 
@@ -44,6 +47,7 @@ def once(
         function: columns of rows -> columns of the same or another number of rows. The file that
             defines it is part of the key.
         settings: what else decides its result.
+        numbered: whether ``function`` also takes the numbers of its rows.
     """
     if isinstance(rows, pandas.DataFrame):
         texts = rows.drop(columns="id")
@@ -53,9 +57,12 @@ def once(
         digest = _content(rows)
     if not tokenizer.is_fast:
         # What a tokenizer written in Python depends on is not known.
-        return rows.map(function, batched=True, remove_columns=rows.column_names)
+        return rows.map(
+            function, batched=True, with_indices=numbered, remove_columns=rows.column_names
+        )
     code = _code(Path(inspect.getfile(function)))
-    parts = [digest, _identity(tokenizer), version("tokenizers"), code, *map(repr, settings)]
+    libraries = [version(name) for name in LIBRARIES]
+    parts = [digest, _identity(tokenizer), *libraries, code, *map(repr, settings)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     file = sources.cache("encoded") / f"{key}.arrow"
     size = rows.data.nbytes
@@ -67,6 +74,7 @@ def once(
             return rows.map(
                 function,
                 batched=True,
+                with_indices=numbered,
                 batch_size=max(1, min(MOST_ROWS, MOST_BYTES // each)),
                 remove_columns=rows.column_names,
                 cache_file_name=str(file),
@@ -82,6 +90,7 @@ def _content(rows: Dataset) -> str:
     """Returns a hash of all cells."""
     whole = hashlib.sha256()
     for name in rows.column_names:
+        whole.update(name.encode() + b"\0")
         for buffer in rows.data.column(name).combine_chunks().buffers():
             whole.update(buffer or b"")
     return whole.hexdigest()

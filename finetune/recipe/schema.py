@@ -71,6 +71,10 @@ class Data:
     messages: str = key("messages", "causal LMs: column of chats")
     prompt: str = key("prompt", "causal LMs: column of prompts, used with completion")
     completion: str = key("completion", "causal LMs: column of the completions to learn")
+    turns: Literal["together", "each"] = key(
+        "together", "chats: learn all answers of a chat in one row, or each in a row of its own"
+    )
+    date: str = key("2024-07-26", "chats: what a template prints that prints the current date")
     label: list[str] | str = key(  # noqa: RUF009
         "label", "column of the label; multi-label: also a list of columns of 0 and 1"
     )

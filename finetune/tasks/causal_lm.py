@@ -6,13 +6,14 @@
 - The score is bits per byte, which can be compared across tokenizers.
 """
 
+import datetime
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy
 import pandas
-import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -22,12 +23,22 @@ from transformers import (
 )
 
 from finetune.data import corpus, documents, packing, sources, streaming, token_cache
-from finetune.data.documents import Document
+from finetune.data.chat_templates import ChatTemplate
+from finetune.data.documents import Document, Encoded
+from finetune.data.left_out import NOTHING, LeftOut
 from finetune.errors import UserError
 from finetune.evaluation import intervals, metrics, scoring
-from finetune.models import configs, devices, parameters, positions, pretrained, tuning
+from finetune.models import (
+    configs,
+    devices,
+    generation,
+    parameters,
+    positions,
+    pretrained,
+    tuning,
+)
 from finetune.models.speed import packed_rows
-from finetune.recipe import Recipe
+from finetune.recipe import Data, Recipe
 from finetune.tasks import text
 from finetune.tasks.base import Task
 from finetune.tasks.usage import Example
@@ -36,9 +47,7 @@ from finetune.training.job import Job
 
 HEADLINE = "bits_per_byte"
 COLUMNS = ("input_ids", "labels", "position_ids")
-# For how many test documents the report shows a continuation, how many words of a text are given
-# as its prompt, and how many tokens are generated.
-SAMPLES, PROMPT_WORDS, SAMPLE_TOKENS = 3, 8, 60
+DATE = Data().date
 
 
 class CausalLM(Task):
@@ -69,27 +78,36 @@ class CausalLM(Task):
                 f"{checkpoint.name}: has no fast tokenizer, which tells where tokens end"
             )
         most = recipe.model.max_length
+        parts = documents.kind(data.test)
+        template = _template(recipe, tokenizer) if parts == "messages" else None
+        each = recipe.data.turns == "each"
+        left_out = LeftOut(data)
         splits = {
-            name: _evaluation_rows(getattr(data, name), tokenizer, most)
+            name: left_out.evaluation_rows(name, tokenizer, template, most)
             for name in ("validation", "test")
         }
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
         packs = not tuning.is_prompt(method) and packed_rows.keeps_apart(model, recipe.training)
-        parts = documents.kind(data.test)
         pieces = parts == "text"
-        splits["train"] = token_cache.once(
+
+        def encoded(columns: documents.Columns, numbers: list[int]) -> dict[str, list[Any]]:
+            rows = documents.encode(columns, tokenizer, template, each)
+            return training_rows(rows, numbers, most, pieces, packs)
+
+        made = token_cache.once(
             data.train,
             data.train_digest,
             tokenizer,
-            lambda columns: blocks(documents.encode(columns, tokenizer), most, pieces, packs),
-            *("blocks", most, pieces, packs),
+            encoded,
+            *("blocks", most, pieces, packs, each, template and template.date),
+            numbered=True,
         )
-        found = describe_blocks(splits["train"], len(data.train), most, packs)
-        if not len(splits["train"]):
-            raise UserError(
-                f"{data.source}: no document has a token to learn within {most}; raise max_length"
-            )
-        data.report |= found | {"documents": parts}
+        splits["train"], count = left_out.blocks(made)
+        found = describe_blocks(made, count, most, packs)
+        data.report |= found | {"documents": parts} | left_out.report()
+        if template and template.has_date:
+            data.report["chat_date"] = str(template.date)
+        notes = _stop(model, tokenizer, template)
         tuned = tuning.apply(model, recipe, checkpoint)
         if not parameters.count_parameters(tuned)["trainable_parameters"]:
             raise UserError(
@@ -100,7 +118,7 @@ class CausalLM(Task):
         def generated() -> dict[str, str]:
             # The Trainer's precision is not that of the model inside an adapter.
             with devices.as_trained(tuned, recipe.training):
-                return samples(tuned, tokenizer, data.test)
+                return generation.samples(tuned, tokenizer, data.test, template)
 
         return Job(
             model=tuned,
@@ -126,6 +144,7 @@ class CausalLM(Task):
             reduce=lambda logits, labels: losses.document_sums(logits, *labels),
             untuned=True,
             samples=generated,
+            notes=notes,
             tokens=found["tokens"],
             blocks=True,
         )
@@ -140,10 +159,12 @@ class CausalLM(Task):
         self, model: Any, processor: Any, prompt: str, data: Mapping[str, Any], **options: Any
     ) -> None:
         chats = data["documents"] == "messages"
-        generate(
+        date = datetime.date.fromisoformat(data.get("chat_date") or DATE)
+        generation.generate(
             model,
             processor,
             [{"role": "user", "content": prompt}] if chats else prompt,
+            template=ChatTemplate(processor, date) if chats else None,
             streamer=TextStreamer(processor, skip_prompt=chats, skip_special_tokens=True),
             **options,
         )
@@ -186,14 +207,45 @@ def blocks(rows: list[Document], size: int, pieces: bool, packs: bool) -> dict[s
     }
 
 
+def training_rows(
+    rows: list[Encoded], numbers: list[int], size: int, pieces: bool, packs: bool
+) -> dict[str, list[Any]]:
+    """Rows -> ``blocks``, the first of which states in ``said`` (JSON) what became of the rows.
+
+    Args:
+        numbers: those of the rows, by which the rows are named that nothing is learned from.
+    """
+    learned, notes, left_out = [], Counter[str](), []
+    for number, row in zip(numbers, rows, strict=True):
+        useful = [d for d in row.documents if _teaches(d, size, pieces)]
+        learned += useful
+        notes.update(row.notes if useful else ())
+        if not useful:
+            left_out.append([number, row.fault or NOTHING])
+        elif len(useful) < len(row.documents):
+            notes["answer beyond max_length left out"] += len(row.documents) - len(useful)
+    said = json.dumps({"documents": len(learned), "notes": notes, "left_out": left_out})
+    if not learned:
+        empty = numpy.zeros(0, numpy.int32)
+        return {**{name: [empty] for name in COLUMNS}, "length": [0], "cut": [0], "said": [said]}
+    made = blocks(learned, size, pieces, packs)
+    return made | {"said": [said, *[""] * (len(made["length"]) - 1)]}
+
+
+def _teaches(row: Document, size: int, pieces: bool) -> bool:
+    """Whether a document has tokens to learn: nothing is predicted at its first position."""
+    return True in (row.learned[1:] if pieces else row.learned[1:size])
+
+
 def describe_blocks(rows: Dataset, documents: int, size: int, packs: bool) -> dict[str, Any]:
     """Returns what results.json states about blocks that hold so many documents."""
     # Whole Arrow columns: as lists they would be slow for millions of rows.
-    tokens, cut = (int(rows.data.column(name).to_numpy().sum()) for name in ("length", "cut"))
+    lengths, cut = (rows.data.column(name).to_numpy() for name in ("length", "cut"))
+    tokens, cut, count = int(lengths.sum()), int(cut.sum()), int((lengths > 0).sum())
     # A batch is padded to its longest row; packed, every batch has a full one.
-    room = len(rows) * size
+    room = count * size
     return {
-        "blocks": len(rows),
+        "blocks": count,
         "block_size": size,
         "packed": packs,
         "tokens": tokens,
@@ -202,14 +254,32 @@ def describe_blocks(rows: Dataset, documents: int, size: int, packs: bool) -> di
     }
 
 
-def _evaluation_rows(frame: pandas.DataFrame, tokenizer: Any, most: int) -> Dataset:
-    """Documents as rows to score, one a document, truncated to ``most`` tokens."""
-    special = set(tokenizer.all_special_ids)
-    scored = [row.scored(most, special) for row in documents.encode(frame, tokenizer)]
-    lengths = [len(row["input_ids"]) for row in scored]
-    places = {"position_ids": [list(range(length)) for length in lengths], "length": lengths}
-    names = ("input_ids", "labels", "bytes")
-    return Dataset.from_dict({**{n: [row[n] for row in scored] for n in names}, **places})
+def _template(recipe: Recipe, tokenizer: Any) -> ChatTemplate:
+    """The chat template, on the recipe's date."""
+    try:
+        date = datetime.date.fromisoformat(recipe.data.date)
+    except ValueError:
+        where = recipe.where("data.date")
+        raise UserError(f"{where}: date {recipe.data.date!r}; write it as {DATE}") from None
+    return ChatTemplate(tokenizer, date)
+
+
+def _stop(model: Any, tokenizer: Any, template: ChatTemplate | None) -> list[str]:
+    """Lets the model stop at what ends a document here; returns what is to be said of it."""
+    known = model.generation_config.eos_token_id
+    stops = [] if known is None else known if isinstance(known, list) else [known]
+    ends, notes = {tokenizer.eos_token_id}, []
+    if template:
+        ends.add(template.end_id)
+        if template.end_id is None:
+            notes = [f"{template.end.strip()!r} ends an answer and is no token of its own"]
+    new = sorted(ends - {None, *stops})
+    if new:
+        model.generation_config.eos_token_id = [*stops, *new]
+        if stops:
+            names = ", ".join(tokenizer.convert_ids_to_tokens(new))
+            notes.append(f"the saved model also stops at {names}")
+    return notes
 
 
 def _tokenizer(
@@ -231,80 +301,3 @@ def _difference(ours: numpy.ndarray, theirs: numpy.ndarray, labels: Any) -> inte
     """The difference in bits per byte on the same documents, with its interval."""
     a, b = scoring.bits_per_byte(ours), scoring.bits_per_byte(theirs)
     return intervals.difference(a, b, len(ours))
-
-
-# --- generation ------------------------------------------------------------------------------
-
-
-def prompt_of(row: Any, kind: str) -> Any:
-    """Returns the part of a test document that is given as a prompt: a text, or messages."""
-    if kind == "prompt":
-        return row["prompt"]
-    if kind == "messages":
-        messages = json.loads(row["messages"])
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        return messages[: turns[0]] or row["messages"]
-    return " ".join(row["text"].split()[:PROMPT_WORDS])
-
-
-def encode_prompt(given: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
-    """A text or messages -> ``input_ids`` and ``attention_mask`` (1, T), without an end token."""
-    if isinstance(given, str):
-        encoded: Any = tokenizer(given, return_tensors="pt")
-    else:
-        encoded = tokenizer.apply_chat_template(
-            given, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-    if inputs["input_ids"].shape[1] > 1 and inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
-        return {name: value[:, :-1] for name, value in inputs.items()}
-    return inputs
-
-
-@torch.no_grad()
-def generate(
-    model: Any,
-    tokenizer: Any,
-    given: Any,
-    seed: int,
-    max_new_tokens: int,
-    do_sample: bool = True,
-    **options: Any,
-) -> str:
-    """Returns the text that the model generates, without special tokens.
-
-    Args:
-        given: a text or messages.
-        seed: of this text alone; the global random state is left as it was.
-        max_new_tokens: at most so many, or fewer where the model's positions end.
-
-    Raises:
-        UserError: the prompt takes all positions.
-    """
-    inputs = {n: value.to(model.device) for n, value in encode_prompt(given, tokenizer).items()}
-    count = inputs["input_ids"].shape[1]
-    room = positions.most_tokens(model.config) - count
-    if room < 1:
-        raise UserError(f"the prompt has {count} tokens, as many as the model has positions for")
-    training = model.training
-    model.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        out = model.generate(
-            **inputs, do_sample=do_sample, max_new_tokens=min(max_new_tokens, room), **options
-        )
-    model.train(training)
-    return tokenizer.decode(out[0, count:], skip_special_tokens=True)
-
-
-def samples(
-    model: Any, tokenizer: PreTrainedTokenizerBase, test: pandas.DataFrame
-) -> dict[str, str]:
-    """Returns what the model generates from the beginning of some test documents, by prompt."""
-    kind = documents.kind(test)
-    out = {}
-    for seed, i in enumerate(numpy.linspace(0, len(test) - 1, SAMPLES).astype(int)):
-        given = prompt_of(test.iloc[i], kind)
-        shown = given if isinstance(given, str) else given[-1]["content"]
-        out[shown] = generate(model, tokenizer, given, seed, SAMPLE_TOKENS)
-    return out

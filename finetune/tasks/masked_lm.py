@@ -104,16 +104,40 @@ def encode(texts: list[str], tokenizer: Any, most: int, pieces: bool) -> dict[st
     Args:
         pieces: whether a longer text continues in another row; otherwise it is truncated.
     """
-    encoded: Any = tokenizer(
-        texts, truncation=True, max_length=most, return_overflowing_tokens=pieces
-    )
     out: dict[str, list[Any]] = {"input_ids": [], "words": []}
-    for i, ids in enumerate(encoded["input_ids"]):
-        words = [-1 if word is None else word for word in encoded.word_ids(i)]
+    if tokenizer.is_fast:
+        encoded: Any = tokenizer(
+            texts, truncation=True, max_length=most, return_overflowing_tokens=pieces
+        )
+        rows = [(ids, encoded.word_ids(i)) for i, ids in enumerate(encoded["input_ids"])]
+    else:
+        rows = _rows_in_python(texts, tokenizer, most, pieces)
+    for ids, found in rows:
+        words = [-1 if word is None else word for word in found]
         if max(words) >= 0:
             out["input_ids"].append(ids)
             out["words"].append(words)
     return out | {"length": [len(ids) for ids in out["input_ids"]]}
+
+
+def _rows_in_python(
+    texts: list[str], tokenizer: Any, most: int, pieces: bool
+) -> list[tuple[list[int], list[int | None]]]:
+    """Returns the rows of a tokenizer written in Python, which tells neither words nor pieces.
+
+    A token that starts with ``##`` belongs to the word of the one before it (WordPiece).
+    """
+    size, rows = most - tokenizer.num_special_tokens_to_add(), []
+    for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+        for start in range(0, len(ids) if pieces else min(1, len(ids)), size):
+            part = ids[start : start + size]
+            whole = tokenizer.build_inputs_with_special_tokens(part)
+            before = next(i for i in range(len(whole)) if whole[i : i + len(part)] == part)
+            tokens = tokenizer.convert_ids_to_tokens(part)
+            words = numpy.cumsum([not token.startswith("##") for token in tokens]).tolist()
+            after = len(whole) - before - len(part)
+            rows.append((whole, [*[None] * before, *words, *[None] * after]))
+    return rows
 
 
 class MaskedLM(Task):
@@ -138,10 +162,6 @@ class MaskedLM(Task):
             raise UserError(
                 f"{checkpoint.name}: its tokenizer has no mask token; take a checkpoint of BERT's "
                 "kind, or task: text-generation"
-            )
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"{checkpoint.name}: has no fast tokenizer, which tells where words end"
             )
         splits = _encoded(tokenizer, recipe.model.max_length, data)
         if len(splits["test"]) < len(data.test):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -88,24 +88,39 @@ def encode(
     out: dict[str, list[Any]] = {name: [] for name in names}
     out |= {"length": [], "truncated": []}
     for i, ids in enumerate(encoded["input_ids"]):
-        keep: list[int] | slice = slice(None)
-        if len(ids) > model.max_length:
+        row = {name: encoded[name][i] for name in names}
+        if len(ids) > model.max_length and tokenizer.is_fast:
             part = encoded.sequence_ids(i)
             first = [p for p, s in enumerate(part) if s == 0]
             second = [p for p, s in enumerate(part) if s == 1]
-            budget = model.max_length - (len(ids) - len(first) - len(second))
-            # The shorter text keeps all its tokens up to half of the budget.
-            share = max(budget - len(second), min(len(first), budget - budget // 2))
-            a = kept(len(first), min(share, budget), model.truncation, model.head_share)
-            b = kept(len(second), budget - len(a), model.truncation, model.head_share)
+            a, b = _kept_of_pair(len(first), len(second), len(ids), model)
             chosen = {first[p] for p in a} | {second[p] for p in b}
             keep = [p for p, s in enumerate(part) if s is None or p in chosen]
+            row = {name: [values[p] for p in keep] for name, values in row.items()}
+        elif len(ids) > model.max_length:
+            # A tokenizer written in Python does not tell which text a token is of.
+            texts = [rows[name][i] for name in ("text", "text_pair") if name in rows]
+            parts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            first, second = parts[0], parts[1] if parts[1:] else []
+            a, b = _kept_of_pair(len(first), len(second), len(ids), model)
+            pair = [second[p] for p in b] if parts[1:] else None
+            row = cast(Any, tokenizer).prepare_for_model([first[p] for p in a], pair)
         for name in names:
-            row = encoded[name][i]
-            out[name].append(row[keep] if isinstance(keep, slice) else [row[p] for p in keep])
+            out[name].append(row[name])
         out["length"].append(len(out["input_ids"][-1]))
         out["truncated"].append(len(ids) > model.max_length)
     return out
+
+
+def _kept_of_pair(
+    first: int, second: int, length: int, model: Model
+) -> tuple[list[int], list[int]]:
+    """Returns the positions kept of two texts that with special tokens have ``length`` tokens."""
+    budget = model.max_length - (length - first - second)
+    # The shorter text keeps all its tokens up to half of the budget.
+    share = max(budget - second, min(first, budget - budget // 2))
+    a = kept(first, min(share, budget), model.truncation, model.head_share)
+    return a, kept(second, budget - len(a), model.truncation, model.head_share)
 
 
 def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:

@@ -83,7 +83,11 @@ def _load_adapter(
     # This import registers the one method that is not peft's own.
     imports = "import finetune.models.bottleneck\n" if results["method"] == "bottleneck" else ""
     argument = "image_processor" if "Image" in auto_processor else "tokenizer"
-    names = sorted(["AutoConfig", auto_model, auto_processor])
+    names, stops = ["AutoConfig", auto_model, auto_processor], ""
+    if "CausalLM" in auto_model:
+        # What ends an answer here need not be what ends one of the base.
+        names.append("GenerationConfig")
+        stops = "base.generation_config = GenerationConfig.from_pretrained(folder)\n"
     source, options = f"{quoted(base)}{at}", "config=config, ignore_mismatched_sizes=True"
     found = ""
     if results["checkpoint"].get("gguf"):
@@ -94,13 +98,14 @@ def _load_adapter(
     return (
         f"{imports}from peft import PeftModel\n"
         "from transformers import (\n"
-        + "".join(f"    {each},\n" for each in [*names, "pipeline"])
+        + "".join(f"    {each},\n" for each in [*sorted(names), "pipeline"])
         + ")\n\n"
         f"folder = {quoted(folder)}\n"
         "config = AutoConfig.from_pretrained(folder)\n"
         f"{found}base = {auto_model}.from_pretrained(\n"
         f"    {source}, {options}\n"
         ")\n"
+        f"{stops}"
         "model = PeftModel.from_pretrained(base, folder)\n"
         f"processor = {auto_processor}.from_pretrained(folder)\n"
         f'{name} = pipeline("{task}", model=model, {argument}=processor)\n'

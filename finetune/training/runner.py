@@ -16,7 +16,7 @@ import numpy
 import transformers
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
@@ -263,9 +263,15 @@ def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
     if trainer.is_world_process_zero():
         # An adapter's folder needs the config for the head's shape and the label names. Without its
         # quantization: with it, transformers would take the base for one stored in 4 or 8 bits.
-        config: Any = trainer.accelerator.unwrap_model(job.model).config
+        model = trainer.accelerator.unwrap_model(job.model)
+        config: Any = model.config
         vars(config).pop("quantization_config", None)
         config.save_pretrained(run.model)
+        # So does generation, which stops where the documents here end.
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel) and part.can_generate():
+                part.generation_config.save_pretrained(run.model)
+                break
 
 
 def _opening(recipe: Recipe, job: Job, run: run_directory.Run) -> str:

@@ -558,7 +558,7 @@ def test_a_document_is_a_chat_a_prompt_with_its_completion_or_a_text(here) -> No
     assert first[1] == CHAT[1]
     lines(rows)
     assert list(documents().test.columns) == ["id", "prompt", "completion"]
-    assert list(documents(prompt="other").test.columns) == ["id", "text"]
+    assert list(documents(prompt="").test.columns) == ["id", "text"]
 
 
 def test_chats_may_be_json_in_a_table(here) -> None:
@@ -580,7 +580,7 @@ def texts_of(found: Corpus) -> set[str]:
         ("hello", "is not a list of messages"),
         (7, "is not a list of messages"),
         (["hello"], "has a message that is not"),
-        ([{"from": "human", "value": "hello"}], "has a message that is not"),
+        ([{"from": "human", "text": "hello"}], "has a message that is not"),
         ([{"role": "assistant", "content": None}], "not a text"),
         (CHAT[:1], "no message of the assistant"),
     ],

@@ -27,7 +27,7 @@ def test_every_finding_is_one_phrase() -> None:
         "1,200 duplicate training rows",
         "1,200 texts with two labels in train",
         "1,200 test rows that are also in train",
-        "EXIF rotation fixed 3 x",
+        "EXIF rotation: 3 x",
     ]
 
 

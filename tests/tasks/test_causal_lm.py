@@ -1,21 +1,25 @@
 """Language models: what is learned and scored of a document, and runs from end to end."""
 
+import datetime
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy
+import pandas
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
 from finetune import cli, inference, recipe
-from finetune.data import documents
+from finetune.data import chats, documents, findings
+from finetune.data.chat_templates import ChatTemplate
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
 from finetune.evaluation import scoring
-from finetune.models import parameters
+from finetune.models import generation, parameters
 from finetune.report import files, tables
 from finetune.tasks import causal_lm
 from tests.conftest import CHAT_TEMPLATE, make_writer, sentences, train_job
@@ -94,27 +98,12 @@ def test_of_a_prompt_only_the_completion_is_learned(tokenizer) -> None:
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED])
 def test_of_a_chat_only_the_assistant_is_learned(tokenizer, template: str) -> None:
     tokenizer.chat_template = template
-    found = documents.chat(CHAT, tokenizer)
+    written = ChatTemplate(tokenizer, datetime.date(2024, 7, 26))
+    (found,) = documents.chat(chats.read(CHAT), written).documents
     assert tokenizer.decode(found.ids) == tokenizer.apply_chat_template(CHAT, tokenize=False)
     assert learned(found, tokenizer) == "hé</s>see you</s>"
     row = found.scored(1000, set())
     assert row["bytes"] == len("hé</s>see you</s>".encode())
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        (None, "has no chat template"),
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not show where the assist"),
-        # What was said first changes when the chat goes on.
-        ("{{ messages | length }}" + CHAT_TEMPLATE, "put {% generation %}"),
-        ("{{ raise_exception('no system') }}", "rejects a chat: no system"),
-    ],
-)
-def test_a_template_that_hides_the_assistant_is_refused(tokenizer, template, message) -> None:
-    tokenizer.chat_template = template
-    with pytest.raises(UserError, match=message):
-        documents.chat(CHAT, tokenizer)
 
 
 def block_rows(row: documents.Document, size: int, pieces: bool) -> Dataset:
@@ -220,8 +209,8 @@ def test_a_run_goes_on_with_a_text(path: Path, capsys) -> None:
 
 
 def test_a_run_on_chats_answers(path: Path, capsys) -> None:
-    chats = [[{"role": "user", "content": text}, CHAT[1]] for text, _ in sentences(40)]
-    lines = [json.dumps({"messages": chat}) for chat in chats]
+    asked = [[{"role": "user", "content": text}, CHAT[1]] for text, _ in sentences(40)]
+    lines = [json.dumps({"messages": chat}) for chat in asked]
     (path.parent / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
     flags = ["--train", "chats.jsonl", "--max_length", "128"]
     run, _ = train_job(path, *flags, "--max_steps", "1")
@@ -232,6 +221,142 @@ def test_a_run_on_chats_answers(path: Path, capsys) -> None:
     capsys.readouterr()
     cli.main(["generate", str(run), "hello", "--max_new_tokens", "4"])
     assert "hello" not in capsys.readouterr().out
+
+
+def chatml(path: Path, kind: str = "llama") -> Path:
+    """A base model whose end of text is another token than the end mark of its chat template."""
+    folder = make_writer(path.parent / f"chatml-{kind}", kind)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    template = Path(__file__).parents[1] / "data/chat_templates/chatml.jinja"
+    tokenizer.chat_template = template.read_text(encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_model_stops_at_the_end_mark_of_its_chats(path: Path, method: str) -> None:
+    asked = [[{"role": "user", "content": text}, CHAT[1]] for text, _ in sentences(40)]
+    lines = [json.dumps({"messages": chat}) for chat in asked]
+    (path.parent / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    flags = ["--train", "chats.jsonl", "--max_length", "128", "--checkpoint", str(chatml(path))]
+    run, job = train_job(path, *flags, "--max_steps", "1", "--method", method)
+    assert "the saved model also stops at <|im_end|>" in job.notes
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    ends = [0, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    model: Any = inference.load(run)[0]
+    assert model.generation_config.eos_token_id == ends
+    files.write(run)
+    card = (run.model / "README.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    assert names["write"].model.generation_config.eos_token_id == ends
+    saved = GenerationConfig.from_pretrained(run.model)
+    assert saved.eos_token_id == ends
+
+
+def test_rows_of_which_nothing_is_learned_are_counted(path: Path) -> None:
+    rows = [
+        {"prompt": text if i % 2 else text + "." * 70, "completion": f"c {i}"}
+        for i, (text, _) in enumerate(sentences(80))
+    ]
+    write = "\n".join(json.dumps(row) for row in rows)
+    (path.parent / "prompts.jsonl").write_text(write, encoding="utf-8")
+    flags = ["--train", "prompts.jsonl", "--max_steps", "2", "--per_device_eval_batch_size", "2"]
+    flags += ["--eval_strategy", "steps", "--eval_steps", "2"]
+    run, job = train_job(path, *flags)
+    data = run.results()["data"]
+    left_out = data["unlearned"]
+    assert sum(left_out.values()) == data["rejected"] == len(job.data.rejected) == 40
+    assert (data["train"], data["test"]) == (58 - left_out["train"], 16 - left_out["test"])
+    assert data["share_unlearned"] == left_out["train"] / 58
+    said = str(findings.describe(data))
+    assert "40 rows rejected" in said
+    assert f"nothing to learn within max_length in {left_out['train']} train, " in said
+    assert {row["line"] for row in job.data.rejected} == {i + 1 for i in range(0, 80, 2)}
+    assert {row["source"] for row in job.data.rejected} == {"prompts.jsonl"}
+    assert math.isfinite(next(row["eval_loss"] for row in run.history() if "eval_loss" in row))
+    # Read from the cache, too.
+    again = causal_lm.TASK.build(recipe.load(path, flags)).data.report
+    assert again["unlearned"] == left_out
+    with pytest.raises(UserError, match=r"no validation row can be used: .*; raise max_length"):
+        causal_lm.TASK.build(recipe.load(path, [*flags, "--max_length", "8"]))
+
+
+def test_a_prompt_without_room_for_an_answer_is_no_sample(writer: Path, tokenizer) -> None:
+    model = AutoModelForCausalLM.from_pretrained(writer)
+    rows = pandas.DataFrame({"prompt": ["a film", "a" * 200, "the plot"], "completion": "good"})
+    assert list(generation.samples(model, tokenizer, rows, None)) == ["a film", "the plot"]
+    # Of a chat that the assistant starts, the prompt is what the user is answered to.
+    asked = [CHAT[1], *CHAT]
+    template = ChatTemplate(tokenizer, datetime.date(2024, 7, 26))
+    rows = pandas.DataFrame({"messages": [json.dumps(asked), json.dumps(CHAT[1:2])]})
+    assert list(generation.samples(model, tokenizer, rows, template)) == ["hello"]
+
+
+def test_chats_that_the_template_refuses_are_set_aside(path: Path) -> None:
+    folder = make_writer(path.parent / "strict")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    refuse = "{% if messages | length > 2 %}{{ raise_exception('too long') }}{% endif %}"
+    tokenizer.chat_template = refuse + CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    asked = [[{"role": "user", "content": text}, CHAT[1]] for text, _ in sentences(60)]
+    held = "\n".join(json.dumps({"messages": chat}) for chat in asked[40:])
+    (path.parent / "test.jsonl").write_text(held, encoding="utf-8")
+    for chat in asked[10:20]:
+        chat += CHAT[2:]
+    lines = "\n".join(json.dumps({"messages": chat}) for chat in asked[:40])
+    (path.parent / "chats.jsonl").write_text(lines, encoding="utf-8")
+    flags = ["--train", "chats.jsonl", "--test", "test.jsonl", "--max_length", "128"]
+    flags += ["--validation_size", "0", "--checkpoint", str(folder)]
+    for more in ([], ["--streaming", "true"]):
+        job = causal_lm.TASK.build(recipe.load(path, [*flags, *more]))
+        assert (len(job.data.train), job.data.report["rejected"]) == (30, 10)
+        assert job.data.report["unlearned"] == {}
+        assert [row["line"] for row in job.data.rejected] == list(range(11, 21))
+        assert job.data.rejected[0]["reason"] == "is rejected by the chat template: too long"
+
+
+def test_each_answer_may_be_a_row_of_its_own(path: Path) -> None:
+    folder = make_writer(path.parent / "rewrites")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # What was said first changes when the chat goes on.
+    tokenizer.chat_template = "{{ messages | length }}" + CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    asked = [[{"role": "user", "content": text}, *CHAT[1:]] for text, _ in sentences(60)]
+    lines = "\n".join(json.dumps({"messages": chat}) for chat in asked)
+    (path.parent / "chats.jsonl").write_text(lines, encoding="utf-8")
+    flags = ["--train", "chats.jsonl", "--max_length", "128", "--checkpoint", str(folder)]
+    learned = {}
+    for turns in ("together", "each"):
+        job = causal_lm.TASK.build(recipe.load(path, [*flags, "--turns", turns]))
+        labels = [i for row in job.splits["train"]["labels"] for i in row if i != IGNORED]
+        learned[turns] = tokenizer.decode(labels)
+        rewritten = job.data.report["fixed"].get(documents.REWRITTEN, 0)
+        assert rewritten == (43 if turns == "together" else 0)
+    assert learned["together"] == "see you</s>" * 43
+    assert learned["each"].count("see you</s>") == learned["each"].count("hé</s>") == 43
+
+
+def test_the_date_of_a_template_is_the_recipe_s(path: Path) -> None:
+    folder = make_writer(path.parent / "dated")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    asked = [[{"role": "user", "content": text}, CHAT[1]] for text, _ in sentences(60)]
+    lines = "\n".join(json.dumps({"messages": chat}) for chat in asked)
+    (path.parent / "chats.jsonl").write_text(lines, encoding="utf-8")
+    flags = ["--train", "chats.jsonl", "--max_length", "128", "--checkpoint", str(folder)]
+    for more, printed in (([], "26 Jul 2024"), (["--date", "2025-01-31"], "31 Jan 2025")):
+        job = causal_lm.TASK.build(recipe.load(path, [*flags, *more]))
+        assert tokenizer.decode(job.splits["train"][0]["input_ids"]).startswith(printed)
+        assert tokenizer.decode(job.splits["test"][0]["input_ids"]).startswith(printed)
+    assert "the chat template prints the date 2025-01-31" in findings.describe(job.data.report)
+    with pytest.raises(UserError, match="write it as 2024-07-26"):
+        causal_lm.TASK.build(recipe.load(path, [*flags, "--date", "today"]))
 
 
 def test_packed_blocks_learn_what_single_documents_do(path: Path, monkeypatch) -> None:

@@ -1,18 +1,20 @@
 """Guessing hidden tokens: which ones are hidden, what it scores, and what starts from it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer, BertJapaneseTokenizer, pipeline
 
 from finetune import recipe
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError
+from finetune.recipe import Model
 from finetune.report import files
-from finetune.tasks import masked_lm, text_classification
+from finetune.tasks import masked_lm, text, text_classification
 from finetune.training import losses
 from tests.conftest import WORDS, make_writer, train, train_job, write_csv
 
@@ -195,3 +197,60 @@ def test_a_head_that_mixes_tokens_still_sees_all(tiny_bert: Path) -> None:
     assert model(input_ids=torch.tensor([[1, 2]])).logits.shape[:2] == (1, 2)
     assert not model._forward_pre_hooks
     assert not model.base_model._forward_hooks
+
+
+# --- tokenizers written in Python ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def in_python(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT with a tokenizer that has no fast version, and words in pieces."""
+    folder = tmp_path_factory.mktemp("japanese")
+    vocabulary = folder / "vocab.txt"
+    text = (tiny_bert / "vocab.txt").read_text(encoding="utf-8").replace("cast", "##s")
+    vocabulary.write_text(text, encoding="utf-8")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_bert / name, folder)
+    BertJapaneseTokenizer(str(vocabulary), word_tokenizer_type="basic").save_pretrained(folder)
+    return folder
+
+
+def test_a_tokenizer_in_python_cuts_long_texts_as_a_fast_one(
+    in_python: Path, tiny_bert: Path
+) -> None:
+    slow: Any = AutoTokenizer.from_pretrained(in_python)
+    assert not slow.is_fast
+    fast: Any = AutoTokenizer.from_pretrained(tiny_bert)
+    texts = ["a good film was the plot", "bad", ""]
+    for pieces in (True, False):
+        ours, theirs = (masked_lm.encode(texts, each, 5, pieces) for each in (slow, fast))
+        assert (ours["input_ids"], ours["length"]) == (theirs["input_ids"], theirs["length"])
+    # Pieces of a word have its number.
+    (words,) = masked_lm.encode(["a films plot"], slow, 16, False)["words"]
+    assert words[0] == words[-1] == -1
+    assert words[2] == words[3] != words[4]
+
+
+@pytest.mark.parametrize("truncation", ["head", "tail", "head+tail"])
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_classifier_s_texts_are_cut_alike(
+    in_python: Path, tiny_bert: Path, truncation: Any, pair: bool
+) -> None:
+    rows = {"text": ["a good film was the plot", "bad"]}
+    if pair:
+        rows["text_pair"] = ["great film the plot", "a poor film was bad the plot"]
+    model = Model(max_length=7, truncation=truncation)
+    slow, fast = (
+        text.encode(rows, AutoTokenizer.from_pretrained(folder), model)
+        for folder in (in_python, tiny_bert)
+    )
+    # This one gives no token types.
+    assert slow == {name: fast[name] for name in slow}
+    assert max(fast["length"]) == 7
+
+
+def test_a_masked_model_learns_with_a_tokenizer_in_python(path: Path, in_python: Path) -> None:
+    flags = ["--checkpoint", str(in_python), "--max_length", "8", "--max_steps", "1"]
+    run, job = train_job(path, *flags)
+    assert len(job.splits["train"]) > len(job.data.train)
+    assert 0 <= run.results()["metrics"]["masked_accuracy"]["value"] <= 1
