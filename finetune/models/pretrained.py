@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from finetune.data.sources import Checkpoint
 from finetune.errors import UserError
-from finetune.models import positions, tuning
+from finetune.models import configs, heads, positions, tuning
 from finetune.recipe import Recipe
 
 
@@ -37,7 +37,7 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
             raise
         where = f"{recipe.where('model.config')}: attn_implementation {named}"
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
-    heads = tuning.head_modules(empty)
+    head = tuning.head_modules(empty)
     try:
         with torch.device("meta"):
             adapted = tuning.apply(empty, recipe, checkpoint)
@@ -59,10 +59,14 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
         dtype=torch.float32,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
-        quantization_config=_quantization(recipe, checkpoint, heads),
+        quantization_config=_quantization(recipe, checkpoint, head),
     )
     if pixels and pixels != positions.side(own):
         model = positions.fit(model, auto, pixels)
+    names = configs.head_names(checkpoint)
+    rows = heads.order(names, list(config.id2label.values())) if names else None
+    if rows and rows != sorted(rows):
+        heads.reorder(model, rows)
     for module in model.modules():
         # On a CPU bitsandbytes repacks 4-bit weights at the first evaluation and rounds their
         # scales, so that the evaluated model would differ from the trained one.
@@ -71,8 +75,8 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
     return model
 
 
-def _quantization(recipe: Recipe, checkpoint: Checkpoint, heads: list[str]) -> Any:
-    """Returns transformers' quantization config, or None; heads are not quantized."""
+def _quantization(recipe: Recipe, checkpoint: Checkpoint, head: list[str]) -> Any:
+    """Returns transformers' quantization config, or None; the head is not quantized."""
     kind = recipe.model.quantization
     if checkpoint.gguf:
         from transformers import GgufConfig
@@ -94,7 +98,7 @@ def _quantization(recipe: Recipe, checkpoint: Checkpoint, heads: list[str]) -> A
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=compute,
         # With an empty list transformers would quantize a language model's output layer too.
-        llm_int8_skip_modules=heads or None,
+        llm_int8_skip_modules=head or None,
     )
 
 

@@ -27,6 +27,9 @@ class Model:
     )
     revision: str | None = key(None, "branch, tag or commit of a hub checkpoint")
     config: dict[str, Any] = key(dict, "values that replace the checkpoint's own config.json")  # noqa: RUF009
+    attention_dropout: Annotated[float | None, Field(ge=0, lt=1)] = key(
+        None, "dropout of attention probabilities, if not the checkpoint's own"
+    )
     quantization: Literal["nf4", "int8"] | None = key(
         None, "hold the frozen base model in 4 bits (nf4) or 8 bits (int8) under an adapter"
     )

@@ -120,6 +120,7 @@ class CausalLM(Task):
             samples=lambda: samples(tuned, tokenizer, data.test),
             tokens=found["tokens"],
             blocks=True,
+            notes=configs.describe(recipe, config),
         )
 
     def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from finetune.data import augmentation, corpus, image_files, row_random, sources
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError, refuse_unknown
 from finetune.evaluation import intervals, metrics, scoring
-from finetune.models import pretrained
+from finetune.models import configs, pretrained
 from finetune.recipe import Recipe
 from finetune.tasks import images
 from finetune.tasks.base import Task
@@ -158,6 +158,7 @@ class MaskedImageModeling(Task):
             ),
             training=images.TRAINING,
             images=lambda: _sheet(model, collator, data),
+            notes=configs.describe(recipe, config),
         )
 
     def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:

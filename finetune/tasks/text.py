@@ -41,12 +41,12 @@ def load_tokenizer(
             f"{checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, its model only "
             f"{config.vocab_size}; they do not belong together"
         )
-    # The tokenizer's own limit and the number of positions; some checkpoints state only one.
-    check_max_length(recipe, min(tokenizer.model_max_length, positions.most_tokens(config)))
-    tokenizer.model_max_length = recipe.model.max_length
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
+    # The tokenizer's own limit and the number of positions; some checkpoints state only one.
+    check_max_length(recipe, min(tokenizer.model_max_length, positions.most_tokens(config)))
+    tokenizer.model_max_length = recipe.model.max_length
     return tokenizer
 
 
