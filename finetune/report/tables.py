@@ -142,4 +142,6 @@ def _facts(run: run_directory.Run, results: dict[str, Any]) -> Table:
     )
     fact("run", [str(run)])
     fact("report", [str(run.folder / run_directory.REPORT)])
+    concluded = wording.conclusion(results)
+    fact("verdict", [wording.plain(concluded)] if concluded else [])
     return grid

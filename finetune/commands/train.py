@@ -1,0 +1,146 @@
+"""``finetune train`` and ``finetune resume``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from finetune import recipe, run_directory
+from finetune.commands.base import Command
+from finetune.data import sources
+from finetune.errors import UserError
+from finetune.recipe import command_line
+from finetune.training import launching
+
+TRAIN = """\
+Trains a recipe into a run directory, tests it once and prints the results.
+
+Every key of a recipe is a flag, which takes precedence over the file.
+"""
+TRAINING_KEYS = """\
+Every field of transformers.TrainingArguments, by its own name:
+  --learning_rate 3e-5 --num_train_epochs 3 --per_device_train_batch_size 16
+  --bf16 true --seed 1 --output_dir runs/mine --report_to tensorboard
+"""
+RESUME = """\
+Continues RUN from its newest intact checkpoint, with the recipe in RUN. The
+result is the same, bit for bit, as that of a run that was never stopped. A run
+without a checkpoint starts from the beginning; a finished one is left alone.
+
+Recipe, data, base weights, versions and number of processes have to be those
+of the run. Any key of a recipe can be given as a flag, as for `finetune train`;
+a difference is an error unless --allow-changed names it.
+"""
+
+
+def _train(options: argparse.Namespace) -> None:
+    if options.recipe is None:
+        raise UserError("train needs a recipe; `finetune recipes` lists them")
+    if options.overwrite and options.resume:
+        raise UserError("--overwrite and --resume contradict each other; keep one")
+    if options.allow_changed and not options.resume:
+        raise UserError("--allow-changed is for a run to resume; add --resume")
+    read = recipe.read(options.recipe, options.overrides)
+
+    # Mistakes that can be found before torch takes seconds to load.
+    launching.check_processes()
+    sources.checkpoint(read.model.checkpoint, read.model.revision)
+
+    from finetune import tasks
+    from finetune.training import runner
+
+    resolved = recipe.resolve(read)
+    build = tasks.find(resolved.task, resolved.where("task")).build
+    run = runner.train(resolved, build, options.overwrite, options.resume, options.allow_changed)
+    if run:
+        finish(run, resolved)
+
+
+def finish(run: run_directory.Run, read: recipe.Recipe) -> None:
+    """Writes a finished run's card and report, uploads it if the recipe says so, prints a table.
+
+    The run is complete without them: a report that fails is one line on stderr.
+    """
+    from finetune.report import files, tables
+
+    try:
+        files.write(run)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(
+            f"finetune: {run}: complete, but its report failed ({reason}); "
+            "`finetune report` writes it again",
+            file=sys.stderr,
+        )
+    if read.training.get("push_to_hub"):
+        from finetune.training import hub
+
+        hub.push(read, run)
+    print(tables.summary(run))
+
+
+def _resume(options: argparse.Namespace) -> None:
+    if options.run is None:
+        raise UserError("resume needs a run directory, for example runs/imdb/minilm/seed-0")
+    file = Path(options.run) / run_directory.RECIPE
+    if not file.is_file():
+        raise UserError(f"{options.run}: holds no run (no {run_directory.RECIPE})")
+    if "output_dir" in options.overrides:
+        raise UserError(f"--output_dir: resume continues in {options.run}; leave it out")
+    options.recipe, options.overwrite, options.resume = str(file), False, True
+    options.overrides["output_dir"] = options.run
+    _train(options)
+
+
+def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help="a recipe file; `finetune recipes` lists them",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run that the directory holds"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run that the directory holds"
+    )
+    _add_allow_changed(parser)
+    command_line.add_recipe_keys(parser)
+    parser.add_argument_group("training", TRAINING_KEYS)
+
+
+def _add_resume_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run directory")
+    _add_allow_changed(parser)
+    command_line.add_recipe_keys(parser, in_help=False)
+
+
+def _add_allow_changed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-changed",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="resume although KEY differs: training.learning_rate or another key of the recipe, "
+        "data, base, versions, processes; can be repeated",
+    )
+
+
+TRAINING = Command(
+    "train",
+    "train a recipe; `finetune train --help` lists every key",
+    _add_train_arguments,
+    _train,
+    description=TRAIN,
+    usage="finetune train RECIPE [--key value ...] [--overwrite | --resume]",
+    takes_recipe_keys=True,
+)
+RESUMING = Command(
+    "resume",
+    "continue a stopped run",
+    _add_resume_arguments,
+    _resume,
+    description=RESUME,
+    usage="finetune resume RUN [--allow-changed KEY ...] [--key value ...]",
+    takes_recipe_keys=True,
+)
