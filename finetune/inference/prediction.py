@@ -188,3 +188,4 @@ def merge(run: run_directory.Run, folder: Path) -> None:
     model, processor, _ = load(run)
     tuning.merge(model, method).save_pretrained(folder)
     processor.save_pretrained(folder)
+    run_directory.apply_umask(folder)

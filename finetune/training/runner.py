@@ -250,6 +250,7 @@ def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
         config: Any = trainer.accelerator.unwrap_model(job.model).config
         vars(config).pop("quantization_config", None)
         config.save_pretrained(run.model)
+        run_directory.apply_umask(run.model)
 
 
 def _opening(recipe: Recipe, job: Job, run: run_directory.Run) -> str:
