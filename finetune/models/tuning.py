@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from finetune.data.sources import Checkpoint
 from finetune.errors import UserError
-from finetune.models import prompt_cache
-from finetune.recipe import Recipe, typed_as
+from finetune.models import changed_base, prompt_cache
+from finetune.recipe import Recipe
 from finetune.recipe.methods import PLAIN_METHODS
 
 # Over peft's own defaults, by its own option names; a recipe's options go over both. Methods that
@@ -78,11 +78,13 @@ def is_prompt(method: str) -> bool:
     return issubclass(adapter_methods().get(method, object), PromptLearningConfig)
 
 
-def without_adapter(model: nn.Module) -> AbstractContextManager[Any]:
-    """Returns a context in which the model computes without its adapter."""
+def before_training(model: nn.Module) -> AbstractContextManager[Any]:
+    """Returns a context in which a model without any step yet computes as its checkpoint does."""
     from peft import PeftModel
 
-    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    if isinstance(model, PeftModel) and not changed_base.is_changed(model):
+        return model.disable_adapter()
+    return nullcontext()
 
 
 def check(recipe: Recipe) -> None:
@@ -135,7 +137,7 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
     from peft import PromptLearningConfig, get_peft_model, prepare_model_for_kbit_training
 
     from finetune.models import bottleneck
-    from finetune.recipe.adapters import adapter_methods
+    from finetune.recipe.adapters import adapter_methods, method_options
 
     bottleneck.register()
     cls = adapter_methods()[method]
@@ -144,7 +146,7 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
         raise UserError(f"{where}: {method} adds tokens to a text; {checkpoint.name} takes none")
     known = {f.name for f in fields(cls)}
     defaults = {k: v for k, v in _defaults(model, method, cls, heads).items() if k in known}
-    options = typed_as(cls, recipe.tuning.options, "tuning", recipe.origin)
+    options = method_options(cls, recipe.tuning.options, recipe.origin)
     if getattr(model, "is_quantized", False):
         checkpointing = bool(recipe.training.get("activation_checkpointing", False))
         model = prepare_model_for_kbit_training(model, checkpointing)
@@ -152,6 +154,7 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
         prompt_cache.accept_past_key_values(model)
     config: Any = or_user_error(lambda: cls(**defaults | options), recipe, checkpoint)
     adapted = or_user_error(lambda: get_peft_model(model, config), recipe, checkpoint)
+    changed_base.note_start(adapted, config)
     if checkpoint.gguf:
         # A folder of GGUF files is not a checkpoint by itself: the file has to be named.
         own = Path(checkpoint.name)
