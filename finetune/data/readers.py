@@ -28,8 +28,8 @@ class Table:
     """Rows as they were read; the index is the line number (or row number), from 1.
 
     If ``source`` is a folder of files, the index is ``FILE:LINE``, or ``FILE`` if each file is a
-    row. ``fixed`` counts what was normalized, ``rejected`` has the rejected rows: source, line,
-    reason.
+    row. ``fixed`` counts what was normalized, ``rejected`` has the rejected rows (source, line,
+    reason), and ``notes`` say what was guessed.
     """
 
     rows: pandas.DataFrame
@@ -37,6 +37,12 @@ class Table:
     label_names: list[str] | None = None
     fixed: dict[str, int] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Adds a note, unless it is there already."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def place(self, index: object) -> tuple[str, int | None]:
         """Returns the file and line of a row; no line if the file is the row."""
@@ -178,7 +184,7 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
 
 
 def read_columns(path: Path, names: list[str], encoding: str) -> list[list[str]]:
-    """Reads some columns of a table as text, in the order of ``names``.
+    """Reads some columns of a table as text, in the order of ``names``; a missing value is empty.
 
     Raises:
         UserError: a column is missing, or as ``read_table`` does.
@@ -186,8 +192,15 @@ def read_columns(path: Path, names: list[str], encoding: str) -> list[list[str]]
     rows = read_table(path, encoding).rows
     for name in names:
         if name not in rows.columns:
-            raise UserError(f"{path}: no column {name!r}; it has {', '.join(rows.columns)}")
-    return [[str(value) for value in rows[name]] for name in names]
+            known = ", ".join(rows.columns)
+            raise UserError(
+                f"{path}: no column {name!r}; it has {known}; `finetune predict` takes another by "
+                "--text, --text_pair or --image COLUMN"
+            )
+    return [
+        ["" if value is None or value != value else str(value) for value in rows[name]]
+        for name in names
+    ]
 
 
 def _read_parquet(path: Path) -> pandas.DataFrame:

@@ -29,6 +29,7 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
     Raises:
         UserError: the tuning does not fit the model, or the quantization does not work here.
     """
+    tuning.check_start(recipe, checkpoint)
     try:
         empty = _empty(auto, config)
     except (ValueError, ImportError) as error:
@@ -40,7 +41,8 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
     head = tuning.head_modules(empty)
     try:
         with torch.device("meta"):
-            adapted = tuning.apply(empty, recipe, checkpoint)
+            # An adapter that goes on has fitted its base before.
+            adapted = empty if checkpoint.adapter else tuning.apply(empty, recipe, checkpoint)
             _try_forward(adapted, empty, recipe, checkpoint)
     except RuntimeError as error:
         # Some methods read values when they start; their errors show after loading.

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from finetune.data.sources import Checkpoint
 from finetune.errors import UserError
-from finetune.models import changed_base, prompt_cache
+from finetune.models import changed_base, heads, prompt_cache
 from finetune.recipe import Recipe
 from finetune.recipe.methods import PLAIN_METHODS
 
@@ -41,6 +41,8 @@ IA3_MODULES: dict[str, tuple[list[str], list[str]]] = {
     "modernbert": (["attn.Wqkv", "mlp.Wo"], ["mlp.Wo"]),
     "vit": (["k_proj", "v_proj", "mlp.fc2"], ["mlp.fc2"]),
 }
+RANKS_GONE = "the ranks that it lowered are gone; merge it, or start anew"
+TOKENS_ONLY = "peft reads virtual tokens to predict only; start anew"
 
 
 def is_causal_lm(model: PreTrainedModel) -> bool:
@@ -78,11 +80,12 @@ def is_prompt(method: str) -> bool:
     return issubclass(adapter_methods().get(method, object), PromptLearningConfig)
 
 
-def before_training(model: nn.Module) -> AbstractContextManager[Any]:
+def before_training(model: nn.Module, checkpoint: Checkpoint) -> AbstractContextManager[Any]:
     """Returns a context in which a model without any step yet computes as its checkpoint does."""
     from peft import PeftModel
 
-    if isinstance(model, PeftModel) and not changed_base.is_changed(model):
+    starts_adapted = changed_base.is_changed(model) or checkpoint.adapter
+    if isinstance(model, PeftModel) and not starts_adapted:
         return model.disable_adapter()
     return nullcontext()
 
@@ -140,6 +143,8 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
     from finetune.recipe.adapters import adapter_methods, method_options
 
     bottleneck.register()
+    if checkpoint.adapter:
+        return _continued(model, recipe, checkpoint)
     cls = adapter_methods()[method]
     if issubclass(cls, PromptLearningConfig) and model.main_input_name != "input_ids":
         where = recipe.where("tuning.method")
@@ -165,6 +170,81 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
     return adapted
 
 
+def check_start(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Checks that an adapter that the checkpoint names can go on with the recipe's method.
+
+    Raises:
+        UserError: the method or one of its options is not the adapter's.
+    """
+    if checkpoint.adapter is None:
+        return
+    from peft import PeftConfig
+
+    from finetune.recipe.adapters import adapter_methods, method_options
+
+    run, method, where = checkpoint.adapter.parent, recipe.tuning.method, recipe.where
+    saved: Any = PeftConfig.from_pretrained(str(checkpoint.adapter))
+    kind = str.lower(saved.peft_type)
+    if is_prompt(kind) or kind == "adalora":
+        reason = TOKENS_ONLY if is_prompt(kind) else RANKS_GONE
+        raise UserError(
+            f"{where('model.checkpoint')}: the {kind} adapter of {run} cannot go on: {reason}"
+        )
+    if method != kind:
+        raise UserError(
+            f"{where('tuning.method')}: {run} is an adapter; `method: {kind}` goes on training it, "
+            f"and `finetune merge` makes a whole model for {method}"
+        )
+    cls = adapter_methods()[method]
+    for name, value in method_options(cls, recipe.tuning.options, recipe.origin).items():
+        own = getattr(saved, name)
+        same = sorted(value) == sorted(own or []) if isinstance(value, list) else value == own
+        # How the weights began no longer matters, and peft writes the modules that it found.
+        if not same and not name.startswith("init") and value != "all-linear":
+            raise UserError(
+                f"{where(f'tuning.{name}')}: {name} is {value}, and {own} in the adapter of {run} "
+                "that goes on; leave it out"
+            )
+
+
+def _continued(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
+    """Returns the base with a run's adapter, to go on training it.
+
+    Raises:
+        UserError: the adapter is for another task or other labels.
+    """
+    from peft import PeftConfig, PeftModel
+
+    assert checkpoint.adapter is not None
+    where, run = recipe.where("model.checkpoint"), checkpoint.adapter.parent
+    before: Any = AutoConfig.from_pretrained(checkpoint.adapter)
+    own: Any = model.config
+    names = [list(config.id2label.values()) for config in (before, own)]
+    rows = heads.order(*names)
+    saved: Any = PeftConfig.from_pretrained(str(checkpoint.adapter))
+    wanted = _task_type(model)
+    if saved.task_type != wanted:
+        raise UserError(
+            f"{where}: the adapter of {run} is for {saved.task_type}, and this task needs {wanted}"
+        )
+    if rows is None:
+        shown = ["/".join(each[:8]) for each in names]
+        raise UserError(
+            f"{where}: the adapter of {run} has a head for {shown[0]}, and the data has {shown[1]}"
+        )
+    adapted = PeftModel.from_pretrained(model, str(checkpoint.adapter), is_trainable=True)
+    if rows != sorted(rows):
+        heads.reorder(model, rows)
+    return adapted
+
+
+def _task_type(model: PreTrainedModel) -> str | None:
+    """Returns peft's name of the task; there is none for images."""
+    if is_causal_lm(model):
+        return "CAUSAL_LM"
+    return "SEQ_CLS" if model.main_input_name == "input_ids" else None
+
+
 def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) -> dict[str, Any]:
     """Returns this project's defaults of a method's options; the caller drops unknown keys."""
     from peft import PromptLearningConfig
@@ -176,9 +256,7 @@ def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) 
         for name, module in model.named_modules()
         if _is_norm(module) and not any(name.startswith(f"{head}.") for head in heads)
     ]
-    reads_text = model.main_input_name == "input_ids"
-    task_type = "CAUSAL_LM" if is_causal_lm(model) else "SEQ_CLS" if reads_text else None
-    common = {"task_type": task_type, "modules_to_save": saved}
+    common = {"task_type": _task_type(model), "modules_to_save": saved}
     if method == "bottleneck":
         return common | {"modules_to_save": saved + norms}
     if method == "ln_tuning":

@@ -66,6 +66,12 @@ class Data:
     test: str | None = key(None, "the same for test; default: a holdout of train")
     text: str = key("text", "column of the text")
     image: str = key("image", "column of the image: a path, or the file's bytes")
+    image_folder: str | None = key(
+        None, "tables: folder of the images, if not that of the table; suffixes may be missing"
+    )
+    label_levels: Annotated[int | None, Field(ge=1)] = key(
+        None, "class folders: how many levels of folders make a label, 2 for animal/cat"
+    )
     text_pair: str | None = key(None, "column of the second text of a pair")
     messages: str = key("messages", "causal LMs: column of chats")
     prompt: str = key("prompt", "causal LMs: column of prompts, used with completion")

@@ -87,6 +87,11 @@ class Task(ABC):
         other = "; use `finetune generate`" if self.generates else ""
         raise UserError(f"{recipe.name}: {self.name} gives no labels{other}")
 
+    def is_empty(self, row: Row) -> bool:
+        """Returns whether a row has nothing to predict: its first part is missing or blank."""
+        first = next(iter(row.values()))
+        return first is None or (isinstance(first, str) and not first.strip())
+
     def batches(
         self, rows: list[Row], processor: Any, recipe: Recipe, size: int
     ) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:

@@ -233,7 +233,7 @@ def _in_order(
 
 
 def _start(trainer: Trainer, job: Job) -> run_results.Start:
-    with tuning.before_training(job.model):
+    with tuning.before_training(job.model, job.checkpoint):
         found = run_results.Start(test(trainer, job)[0], job.samples())
     # accelerate prepared the model for evaluation only and would keep it so: processes that train
     # it would never share a gradient.
