@@ -60,7 +60,7 @@ dropout: .venv/.installed
 	$(BIN)/finetune compare runs/dropout/*
 
 OF_padded := --padding_free false
-OF_padded-dropout := --padding_free false --config '{attention_probs_dropout_prob: 0.1}'
+OF_padded-dropout := --padding_free false --attention_dropout 0.1
 runs/dropout/%/results.json:
 	$(call train,recipes/rotten_tomatoes/minilm.yaml,$(@D),--seed $(subst seed-,,$(*F)) --max_train_samples 2000 $(OF_$(*D)) $(ARGS))
 

@@ -38,6 +38,21 @@ def write_whole(path: Path, text: str) -> None:
     staged.replace(path)
 
 
+def apply_umask(folder: Path) -> None:
+    """Gives every file of a folder the permissions of a new file.
+
+    safetensors writes through a temporary file that only its owner can read.
+    """
+    # The mask can be asked for only by setting it, and other threads write files meanwhile.
+    probe = folder / f".mode.{os.getpid()}"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
 def refuse_changes(run: str, changes: dict[str, tuple[Any, Any]], allowed: Collection[str]) -> None:
     """Checks that a run to resume is the same in all that its numbers depend on.
 

@@ -276,6 +276,10 @@ def test_predict(
     if "--format csv" in command:
         rows: list[dict[str, Any]] = list(csv.DictReader(shown))
         assert [row["text"] for row in rows] == [text for text, _ in sentences(3)]
+    elif "--output labelled.csv" in command:
+        rows = list(csv.DictReader(Path("labelled.csv").read_text("utf-8").splitlines()))
+        with Path("mine.csv").open(encoding="utf-8") as file:
+            assert [row["text"] for row in rows] == [row["review"] for row in csv.DictReader(file)]
     else:
         rows = [json.loads(line) for line in shown]
         expected = 2 if command.endswith("--file -") else len(runs)

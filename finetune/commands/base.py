@@ -5,6 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """Declares where the base of an adapter is."""
+    parser.add_argument(
+        "--base",
+        metavar="FOLDER",
+        help="the base of an adapter, if it is not where it was when the run was trained",
+    )
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand of ``finetune``.

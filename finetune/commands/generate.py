@@ -3,7 +3,7 @@
 import argparse
 
 from finetune import run_directory
-from finetune.commands.base import Command
+from finetune.commands.base import Command, add_base
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -11,7 +11,9 @@ def _generate(options: argparse.Namespace) -> None:
 
     from finetune import inference
 
-    inference.generate(run, options.prompt, options.seed, options.max_new_tokens, options.greedy)
+    inference.generate(
+        run, options.prompt, options.seed, options.max_new_tokens, options.greedy, options.base
+    )
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +26,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="sampling seed [0]")
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+    add_base(parser)
 
 
 GENERATING = Command("generate", "generate text, streamed", _add_arguments, _generate)

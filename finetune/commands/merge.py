@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from finetune import run_directory
-from finetune.commands.base import Command
+from finetune.commands.base import Command, add_base
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -13,7 +13,7 @@ def _merge(options: argparse.Namespace) -> None:
     from finetune import inference
 
     folder = Path(options.output) if options.output else run.folder / run_directory.MERGED
-    inference.merge(run, folder)
+    inference.merge(run, folder, options.base)
     print(f"{folder}: a plain checkpoint; pipeline() and from_pretrained() load it without peft")
 
 
@@ -22,6 +22,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="FOLDER", help="where to write it [merged/ in the run directory]"
     )
+    add_base(parser)
 
 
 MERGING = Command("merge", "merge an adapter into a plain checkpoint", _add_arguments, _merge)

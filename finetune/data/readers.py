@@ -134,6 +134,13 @@ def read_columns(path: Path, names: list[str], data: Data) -> list[list[str]]:
         UserError: a column is missing, or as ``read_table`` does.
     """
     table = read_table(path, data)
+    for name in names:
+        if name not in table.rows:
+            known = listed([str(column) for column in table.rows])
+            raise UserError(
+                f"{path}: no column {name!r}; it has {known}; `finetune predict` takes another by "
+                "--text, --text_pair or --image COLUMN"
+            )
     columns = [table.column(name, name) for name in names]
     return [["" if is_missing(v) else str(v) for v in column] for column in columns]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 import pandas
 
-from finetune.data import chats, document_columns, image_files, label_cells, readers
+from finetune.data import chats, document_columns, image_decoding, label_cells, readers
 from finetune.data.tables import listed
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -214,10 +214,10 @@ def _documents(
 def _inspected(frame: pandas.DataFrame, table: readers.Table) -> pandas.DataFrame:
     """Adds each image's digest; unusable images go to ``table.rejected``."""
 
-    def inspect(image: str | bytes) -> tuple[str, list[str]] | image_files.Unusable:
+    def inspect(image: str | bytes) -> tuple[str, list[str]] | image_decoding.Unusable:
         try:
-            return image_files.inspect(image)
-        except image_files.Unusable as reason:
+            return image_decoding.inspect(image)
+        except image_decoding.Unusable as reason:
             return reason
 
     digests, keep, fixed = [], [], Counter(table.fixed)
@@ -227,8 +227,8 @@ def _inspected(frame: pandas.DataFrame, table: readers.Table) -> pandas.DataFram
         windows = (frame["image"].iloc[i : i + WINDOW] for i in range(0, len(frame), WINDOW))
         inspected = chain.from_iterable(pool.map(inspect, window) for window in windows)
         for line, image, found in zip(frame.index, frame["image"], inspected, strict=True):
-            keep.append(not isinstance(found, image_files.Unusable))
-            if isinstance(found, image_files.Unusable):
+            keep.append(not isinstance(found, image_decoding.Unusable))
+            if isinstance(found, image_decoding.Unusable):
                 source, at = table.place(line)
                 named = isinstance(image, str) and at is not None
                 reason = f"{image} {found}" if named else str(found)

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ class Checkpoint:
 
     ``new:TYPE`` is a model type of transformers, with random weights and no folder. ``gguf`` is the
     name of a GGUF file in the folder; transformers converts its weights to full precision.
+    ``adapter`` is the model folder of a run whose adapter goes on; the rest describes its base.
     """
 
     name: str
     folder: Path
     revision: str | None
     gguf: str | None = None
+    adapter: Path | None = None
 
     @property
     def is_new(self) -> bool:
@@ -58,13 +60,41 @@ class Checkpoint:
         """Returns the arguments that ``from_pretrained`` needs besides the folder."""
         return {"gguf_file": self.gguf} if self.gguf else {}
 
+    @property
+    def processor(self) -> tuple[Path, dict[str, str]]:
+        """Returns the folder of the tokenizer or image processor, and the arguments to load it."""
+        return (self.adapter, {}) if self.adapter else (self.folder, self.options)
+
     def digest(self) -> str:
         """Returns the sha256 of the weights, which identifies the base model."""
-        whole = hashlib.sha256()
-        for file in sorted(self.folder.glob(self.gguf or "*.safetensors")):
-            with file.open("rb") as stream:
-                whole.update(hashlib.file_digest(stream, "sha256").digest())
-        return whole.hexdigest()
+        return _digest(sorted(self.folder.glob(self.gguf or "*.safetensors")))
+
+    def start(self) -> str:
+        """Returns what identifies the weights that training starts from."""
+        own = sorted(self.adapter.glob("*.safetensors")) if self.adapter else []
+        return f"{self.digest()} {_digest(own)}" if own else self.digest()
+
+    def record(self, run: Path) -> dict[str, Any]:
+        """Returns what a run's results.json says about the checkpoint; ``base`` reads it."""
+        here = Path(self.name)
+        local = here.resolve() if not self.is_new and here.exists() else None
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "sha256": self.digest(),
+            "gguf": self.gguf,
+            "path": str(local) if local else None,
+            "path_from_run": os.path.relpath(local, run.resolve()) if local else None,
+            "adapter": str(self.adapter) if self.adapter else None,
+        }
+
+
+def _digest(files: list[Path]) -> str:
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()
 
 
 def cache(name: str) -> Path:
@@ -221,10 +251,14 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         folder = snapshot(name, revision, "model", patterns)
         commit = folder.name
     if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"{name}: is an adapter, not a whole model; `finetune merge` makes one where the "
-            "method allows it"
-        )
+        results = folder.parent / "results.json"
+        if not results.is_file():
+            raise UserError(
+                f"{name}: is an adapter without its run, whose results.json names its base; give "
+                "the run directory, or merge the adapter into its base"
+            )
+        record = json.loads(results.read_text(encoding="utf-8"))["checkpoint"]
+        return replace(base(record, folder.parent), adapter=folder)
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{name}: has no config.json, so it is not a checkpoint")
@@ -250,3 +284,38 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         except SafetensorError as error:
             raise UserError(f"{file}: broken: {error}; download the checkpoint again") from None
     return Checkpoint(name, folder, commit)
+
+
+def base(record: dict[str, Any], run: Path, named: str | None = None) -> Checkpoint:
+    """Finds the base of a finished run's adapter, wherever it or the run was moved.
+
+    A folder is looked for by the name in the recipe, from the run, and by its path at the time of
+    the training. The first that has the weights of that time is the base.
+
+    Args:
+        record: what ``Checkpoint.record`` returned.
+        run: the run's folder.
+        named: a checkpoint to take instead, by the user's wish.
+
+    Raises:
+        UserError: there is none, or its weights are others.
+    """
+    places = [named or record["name"]]
+    if record.get("path") and not named:
+        places += [os.path.normpath(run / record["path_from_run"]), record["path"]]
+        places = [place for place in dict.fromkeys(places) if Path(place).exists()]
+    if not places:
+        raise UserError(
+            f"{run}: the base of its adapter, {record['path']}, is no longer there; add "
+            "--base FOLDER to say where it is"[:300]
+        )
+    digest = ""
+    for place in places:
+        found = checkpoint(place, None if named else record["revision"])
+        digest = found.digest()
+        if record.get("sha256") in {None, digest}:
+            return found
+    raise UserError(
+        f"{run}: its adapter was trained on other weights of {record['name']} "
+        f"(sha256 {record['sha256'][:12]}) than are now in {places[-1]} ({digest[:12]})"
+    )

@@ -1,6 +1,8 @@
 """Predictions, generated text and merged adapters of finished runs."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ OWN_KEYS = re.compile("label|problem_type|drop|pad_token|name_or_path|transforme
 
 
 def load(
-    run: run_directory.Run, base: PreTrainedModel | None = None
+    run: run_directory.Run, base: PreTrainedModel | None = None, base_folder: str | None = None
 ) -> tuple[torch.nn.Module, Any, Recipe]:
     """Returns the run's model in evaluation mode, its tokenizer or image processor, its recipe.
 
     Args:
         base: what ``shared_base`` returned for this run and others; its weights are not copied.
+        base_folder: the base of an adapter, where it is not found by itself.
 
     Raises:
         UserError: the base checkpoint of an adapter cannot be found, or is not the one that the
@@ -43,7 +46,7 @@ def load(
         )
     else:
         if base is None:
-            base = load_base(run, recipe)
+            base = load_base(run, recipe, base_folder)
         else:
             config = AutoConfig.from_pretrained(run.model)
             base = pretrained.with_shared_base(base, task.auto_model, config)
@@ -59,25 +62,21 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load_base(run: run_directory.Run, recipe: Recipe) -> PreTrainedModel:
+def load_base(
+    run: run_directory.Run, recipe: Recipe, base_folder: str | None = None
+) -> PreTrainedModel:
     """Returns the base of a run's adapter, without the adapter.
 
     Raises:
         UserError: it cannot be found, or its weights are not those that the run was trained on.
     """
-    checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
     _quiet()
-    expected, found = run.base_digest(), checkpoint.digest()
-    if expected and expected != found:
-        raise UserError(
-            f"{run}: its adapter was trained on other weights of {checkpoint.name} "
-            f"(sha256 {expected[:12]}) than are there now ({found[:12]})"
-        )
+    checkpoint = sources.base(run.results()["checkpoint"], run.folder, base_folder)
     config = AutoConfig.from_pretrained(run.model)
     return pretrained.load(tasks.find(recipe.task).auto_model, checkpoint, config, recipe)
 
 
-def shared_base(runs: list[run_directory.Run]) -> PreTrainedModel:
+def shared_base(runs: list[run_directory.Run], base_folder: str | None = None) -> PreTrainedModel:
     """Returns the one base of several runs' adapters, loaded once.
 
     Raises:
@@ -102,7 +101,7 @@ def shared_base(runs: list[run_directory.Run]) -> PreTrainedModel:
         if apart or kind != read[0].model.quantization:
             keys = ", ".join(apart) or "quantization"
             raise UserError(f"{run}: its base has another config than that of {runs[0]}: {keys}")
-    return load_base(runs[0], read[0])
+    return load_base(runs[0], read[0], base_folder)
 
 
 @torch.inference_mode()
@@ -123,31 +122,55 @@ def outputs(
     return task.join(parts)
 
 
-def read_rows(given: list[str], file: str | None, run: run_directory.Run) -> list[dict[str, Any]]:
+def read_rows(
+    given: list[str],
+    file: str | None,
+    run: run_directory.Run,
+    columns: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """Returns the rows to predict, as the run's task reads them from the command line or a file.
+
+    Args:
+        columns: names of the file's columns in place of the recipe's, by the key of its data.
 
     Raises:
         UserError: there are no rows, they are of another kind, or the task predicts nothing.
     """
     recipe = recipes.read(run.folder / run_directory.RECIPE)
+    if columns and "text_pair" in columns and not recipe.data.text_pair:
+        raise UserError(f"{run}: labels single texts; leave --text_pair out")
+    recipe = replace(recipe, data=replace(recipe.data, **(columns or {})))
     return tasks.find(recipe.task).read_rows(given, file, recipe)
 
 
 def predict(
-    run: run_directory.Run, rows: list[dict[str, Any]], base: PreTrainedModel | None = None
+    run: run_directory.Run,
+    rows: list[dict[str, Any]],
+    base: PreTrainedModel | None = None,
+    base_folder: str | None = None,
 ) -> list[dict[str, Any]]:
     """Returns one dict a row with ``prediction`` and, for classes, ``probabilities`` by label.
 
+    A row that is empty keeps its place; its prediction is None.
+
     Args:
-        base: as in ``load``.
+        base, base_folder: as in ``load``.
     """
-    model, processor, recipe = load(run, base)
-    found = outputs(model, processor, recipe, rows)
-    return tasks.find(recipe.task).answers(found, run.results()["data"])
+    model, processor, recipe = load(run, base, base_folder)
+    task = tasks.find(recipe.task)
+    full = [row for row in rows if not task.is_empty(row)]
+    found = outputs(model, processor, recipe, full)
+    answers = iter(task.answers(found, run.results()["data"]))
+    return [{"prediction": None} if task.is_empty(row) else next(answers) for row in rows]
 
 
 def generate(
-    run: run_directory.Run, prompt: str, seed: int, max_new_tokens: int, greedy: bool
+    run: run_directory.Run,
+    prompt: str,
+    seed: int,
+    max_new_tokens: int,
+    greedy: bool,
+    base_folder: str | None = None,
 ) -> None:
     """Prints what a run's language model generates from a prompt, as it is generated.
 
@@ -162,12 +185,12 @@ def generate(
         raise UserError("the prompt is empty; give a text to continue")
     if max_new_tokens < 1:
         raise UserError(f"--max_new_tokens {max_new_tokens}: has to be at least 1")
-    model, tokenizer, _ = load(run)
+    model, tokenizer, _ = load(run, base_folder=base_folder)
     options = {"seed": seed, "max_new_tokens": max_new_tokens, "do_sample": not greedy}
     task.generate(model.to(devices.current()), tokenizer, prompt, run.results()["data"], **options)
 
 
-def merge(run: run_directory.Run, folder: Path) -> None:
+def merge(run: run_directory.Run, folder: Path, base_folder: str | None = None) -> None:
     """Merges a run's adapter into its base and saves a plain checkpoint.
 
     Raises:
@@ -184,6 +207,7 @@ def merge(run: run_directory.Run, folder: Path) -> None:
             f"{run}: was trained on a base in {kind}; merged into full weights its predictions "
             "would differ, so serve it as an adapter"
         )
-    model, processor, _ = load(run)
+    model, processor, _ = load(run, base_folder=base_folder)
     tuning.merge(model, method).save_pretrained(folder)
     processor.save_pretrained(folder)
+    run_directory.apply_umask(folder)

@@ -7,6 +7,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, ViTConfig
 
 from finetune.data import sources
 from finetune.errors import refuse_unknown
+from finetune.models import heads
 from finetune.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 # A recipe names it like a key of config.json, as from_pretrained accepts it.
 ATTENTION = "attn_implementation"
+# What the model families call the dropout of attention probabilities.
+ATTENTION_DROPOUT = ["attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"]
 
 
 def labelled_config(
@@ -55,12 +58,15 @@ def load_config(
 
 
 def override(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedConfig:
-    """Returns the config with the values of the recipe's ``model.config``.
+    """Returns the config with the values of ``attention_dropout`` and ``model.config``.
 
     Raises:
         UserError: a value for a key that the config does not have.
     """
     known = [ATTENTION, *config.to_dict()]
+    if recipe.model.attention_dropout is not None:
+        for name in attention_dropouts(config):
+            setattr(config, name, recipe.model.attention_dropout)
     for name, value in recipe.model.config.items():
         if name not in known:
             where = recipe.where("model.config")
@@ -70,14 +76,38 @@ def override(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedConfig:
     return config
 
 
-def describe_head(checkpoint: sources.Checkpoint, data: "Corpus") -> list[str]:
-    """Says what happens to the head of a checkpoint that is a classifier already."""
-    if checkpoint.is_new:
+def attention_dropouts(config: PreTrainedConfig) -> list[str]:
+    """Returns the config's keys for the dropout of attention probabilities; none in T5."""
+    return [name for name in ATTENTION_DROPOUT if name in config.to_dict()]
+
+
+def describe(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
+    """Says which of the recipe's values the model has no place for."""
+    if recipe.model.attention_dropout is None or attention_dropouts(config):
         return []
+    return [f"{config.model_type} has no attention dropout of its own to set"]
+
+
+def head_names(checkpoint: sources.Checkpoint) -> list[str] | None:
+    """Returns the labels of a checkpoint that is a classifier already, in its head's order."""
+    if checkpoint.is_new:
+        return None
     own: Any = AutoConfig.from_pretrained(checkpoint.folder, **checkpoint.options)
     if not any("Classification" in name for name in own.architectures or []):
+        return None
+    return [str(name) for name in own.id2label.values()]
+
+
+def describe_head(checkpoint: sources.Checkpoint, data: "Corpus") -> list[str]:
+    """Says what happens to the head of a checkpoint that is a classifier already."""
+    before, names = head_names(checkpoint), data.label_names or ["value"]
+    if before is None or before == names:
         return []
-    before, names = list(own.id2label.values()), data.label_names or ["value"]
     if len(before) != len(names):
         return [f"the checkpoint's head of {len(before)} is replaced by a new one of {len(names)}"]
-    return [] if before == names else ["the checkpoint's head is kept under new label names"]
+    rows = heads.order(before, names)
+    if rows is None:
+        return ["the checkpoint's head is kept under new label names"]
+    if rows == sorted(rows):
+        return []
+    return [f"the checkpoint's head is kept, its rows in the order {', '.join(names)}"[:300]]

@@ -9,11 +9,24 @@ from transformers import PreTrainedModel
 
 from finetune.errors import UserError
 
+# Model types that number a text's tokens from the row after the padding token's id: of RoBERTa's
+# 514 rows 512 are for tokens.
+AFTER_PADDING = {
+    *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke"),
+    *("markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
+    "xmod",
+}
+
 
 def most_tokens(config: Any) -> int:
     """Returns the most tokens that a text may have; 10**9 if the config names no limit."""
     # Read as an attribute: the configs of GPT-2 and others map this name to their own.
-    return getattr(config, "max_position_embeddings", 10**9)
+    rows = getattr(config, "max_position_embeddings", 10**9)
+    if config.model_type not in AFTER_PADDING:
+        return rows
+    # transformers' MPNet has its padding at 1, whatever the config says.
+    padding = 1 if config.model_type == "mpnet" else config.pad_token_id
+    return rows - padding - 1
 
 
 def side(config: Any) -> int | None:

@@ -16,7 +16,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from finetune.data.sources import Checkpoint
 from finetune.errors import UserError
-from finetune.models import devices, positions, tuning
+from finetune.models import configs, devices, heads, positions, tuning
 from finetune.recipe import Recipe
 
 
@@ -30,11 +30,13 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
     Raises:
         UserError: the tuning does not fit the model, or the quantization does not work here.
     """
+    tuning.check_start(recipe, checkpoint)
     empty = _checked_empty(auto, config, recipe)
-    heads = tuning.head_modules(empty)
+    head = tuning.head_modules(empty)
     try:
         with torch.device("meta"):
-            adapted = tuning.apply(empty, recipe, checkpoint)
+            # An adapter that goes on has fitted its base before.
+            adapted = empty if checkpoint.adapter else tuning.apply(empty, recipe, checkpoint)
             _try_forward(adapted, empty, recipe, checkpoint)
     except RuntimeError as error:
         # Some methods read values when they start; their errors show after loading.
@@ -53,11 +55,15 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
         dtype=torch.float32,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
-        quantization_config=_quantization(recipe, checkpoint, heads),
+        quantization_config=_quantization(recipe, checkpoint, head),
         device_map=_device_map(recipe),
     )
     if pixels and pixels != positions.side(own):
         model = positions.fit(model, auto, pixels)
+    names = configs.head_names(checkpoint)
+    rows = heads.order(names, list(config.id2label.values())) if names else None
+    if rows and rows != sorted(rows):
+        heads.reorder(model, rows)
     for module in model.modules():
         # On a CPU bitsandbytes repacks 4-bit weights at the first evaluation and rounds their
         # scales, so that the evaluated model would differ from the trained one.
@@ -66,8 +72,8 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
     return model
 
 
-def _quantization(recipe: Recipe, checkpoint: Checkpoint, heads: list[str]) -> Any:
-    """Returns transformers' quantization config, or None; heads are not quantized."""
+def _quantization(recipe: Recipe, checkpoint: Checkpoint, head: list[str]) -> Any:
+    """Returns transformers' quantization config, or None; the head is not quantized."""
     kind = recipe.model.quantization
     if checkpoint.gguf:
         from transformers import GgufConfig
@@ -89,7 +95,7 @@ def _quantization(recipe: Recipe, checkpoint: Checkpoint, heads: list[str]) -> A
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=compute,
         # With an empty list transformers would quantize a language model's output layer too.
-        llm_int8_skip_modules=heads or None,
+        llm_int8_skip_modules=head or None,
     )
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from finetune.data.sources import Checkpoint
 from finetune.errors import UserError
-from finetune.models import prompt_cache
-from finetune.recipe import Recipe, typed_as
+from finetune.models import changed_base, heads, prompt_cache
+from finetune.recipe import Recipe
 from finetune.recipe.methods import PLAIN_METHODS
 
 # Over peft's own defaults, by its own option names; a recipe's options go over both. Methods that
@@ -41,6 +41,8 @@ IA3_MODULES: dict[str, tuple[list[str], list[str]]] = {
     "modernbert": (["attn.Wqkv", "mlp.Wo"], ["mlp.Wo"]),
     "vit": (["k_proj", "v_proj", "mlp.fc2"], ["mlp.fc2"]),
 }
+RANKS_GONE = "the ranks that it lowered are gone; merge it, or start anew"
+TOKENS_ONLY = "peft reads virtual tokens to predict only; start anew"
 
 
 def is_causal_lm(model: PreTrainedModel) -> bool:
@@ -78,11 +80,14 @@ def is_prompt(method: str) -> bool:
     return issubclass(adapter_methods().get(method, object), PromptLearningConfig)
 
 
-def without_adapter(model: nn.Module) -> AbstractContextManager[Any]:
-    """Returns a context in which the model computes without its adapter."""
+def before_training(model: nn.Module, checkpoint: Checkpoint) -> AbstractContextManager[Any]:
+    """Returns a context in which a model without any step yet computes as its checkpoint does."""
     from peft import PeftModel
 
-    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    starts_adapted = changed_base.is_changed(model) or checkpoint.adapter
+    if isinstance(model, PeftModel) and not starts_adapted:
+        return model.disable_adapter()
+    return nullcontext()
 
 
 def check(recipe: Recipe) -> None:
@@ -135,16 +140,18 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
     from peft import PromptLearningConfig, get_peft_model, prepare_model_for_kbit_training
 
     from finetune.models import bottleneck
-    from finetune.recipe.adapters import adapter_methods
+    from finetune.recipe.adapters import adapter_methods, method_options
 
     bottleneck.register()
+    if checkpoint.adapter:
+        return _continued(model, recipe, checkpoint)
     cls = adapter_methods()[method]
     if issubclass(cls, PromptLearningConfig) and model.main_input_name != "input_ids":
         where = recipe.where("tuning.method")
         raise UserError(f"{where}: {method} adds tokens to a text; {checkpoint.name} takes none")
     known = {f.name for f in fields(cls)}
     defaults = {k: v for k, v in _defaults(model, method, cls, heads).items() if k in known}
-    options = typed_as(cls, recipe.tuning.options, "tuning", recipe.origin)
+    options = method_options(cls, recipe.tuning.options, recipe.origin)
     if getattr(model, "is_quantized", False):
         checkpointing = bool(recipe.training.get("activation_checkpointing", False))
         model = prepare_model_for_kbit_training(model, checkpointing)
@@ -152,6 +159,7 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
         prompt_cache.accept_past_key_values(model)
     config: Any = or_user_error(lambda: cls(**defaults | options), recipe, checkpoint)
     adapted = or_user_error(lambda: get_peft_model(model, config), recipe, checkpoint)
+    changed_base.note_start(adapted, config)
     if checkpoint.gguf:
         # A folder of GGUF files is not a checkpoint by itself: the file has to be named.
         own = Path(checkpoint.name)
@@ -160,6 +168,81 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
         # The hub id and its commit are valid elsewhere, a cache folder is not.
         config.base_model_name_or_path, config.revision = checkpoint.name, checkpoint.revision
     return adapted
+
+
+def check_start(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Checks that an adapter that the checkpoint names can go on with the recipe's method.
+
+    Raises:
+        UserError: the method or one of its options is not the adapter's.
+    """
+    if checkpoint.adapter is None:
+        return
+    from peft import PeftConfig
+
+    from finetune.recipe.adapters import adapter_methods, method_options
+
+    run, method, where = checkpoint.adapter.parent, recipe.tuning.method, recipe.where
+    saved: Any = PeftConfig.from_pretrained(str(checkpoint.adapter))
+    kind = str.lower(saved.peft_type)
+    if is_prompt(kind) or kind == "adalora":
+        reason = TOKENS_ONLY if is_prompt(kind) else RANKS_GONE
+        raise UserError(
+            f"{where('model.checkpoint')}: the {kind} adapter of {run} cannot go on: {reason}"
+        )
+    if method != kind:
+        raise UserError(
+            f"{where('tuning.method')}: {run} is an adapter; `method: {kind}` goes on training it, "
+            f"and `finetune merge` makes a whole model for {method}"
+        )
+    cls = adapter_methods()[method]
+    for name, value in method_options(cls, recipe.tuning.options, recipe.origin).items():
+        own = getattr(saved, name)
+        same = sorted(value) == sorted(own or []) if isinstance(value, list) else value == own
+        # How the weights began no longer matters, and peft writes the modules that it found.
+        if not same and not name.startswith("init") and value != "all-linear":
+            raise UserError(
+                f"{where(f'tuning.{name}')}: {name} is {value}, and {own} in the adapter of {run} "
+                "that goes on; leave it out"
+            )
+
+
+def _continued(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
+    """Returns the base with a run's adapter, to go on training it.
+
+    Raises:
+        UserError: the adapter is for another task or other labels.
+    """
+    from peft import PeftConfig, PeftModel
+
+    assert checkpoint.adapter is not None
+    where, run = recipe.where("model.checkpoint"), checkpoint.adapter.parent
+    before: Any = AutoConfig.from_pretrained(checkpoint.adapter)
+    own: Any = model.config
+    names = [list(config.id2label.values()) for config in (before, own)]
+    rows = heads.order(*names)
+    saved: Any = PeftConfig.from_pretrained(str(checkpoint.adapter))
+    wanted = _task_type(model)
+    if saved.task_type != wanted:
+        raise UserError(
+            f"{where}: the adapter of {run} is for {saved.task_type}, and this task needs {wanted}"
+        )
+    if rows is None:
+        shown = ["/".join(each[:8]) for each in names]
+        raise UserError(
+            f"{where}: the adapter of {run} has a head for {shown[0]}, and the data has {shown[1]}"
+        )
+    adapted = PeftModel.from_pretrained(model, str(checkpoint.adapter), is_trainable=True)
+    if rows != sorted(rows):
+        heads.reorder(model, rows)
+    return adapted
+
+
+def _task_type(model: PreTrainedModel) -> str | None:
+    """Returns peft's name of the task; there is none for images."""
+    if is_causal_lm(model):
+        return "CAUSAL_LM"
+    return "SEQ_CLS" if model.main_input_name == "input_ids" else None
 
 
 def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) -> dict[str, Any]:
@@ -173,9 +256,7 @@ def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) 
         for name, module in model.named_modules()
         if _is_norm(module) and not any(name.startswith(f"{head}.") for head in heads)
     ]
-    reads_text = model.main_input_name == "input_ids"
-    task_type = "CAUSAL_LM" if is_causal_lm(model) else "SEQ_CLS" if reads_text else None
-    common = {"task_type": task_type, "modules_to_save": saved}
+    common = {"task_type": _task_type(model), "modules_to_save": saved}
     if method == "bottleneck":
         return common | {"modules_to_save": saved + norms}
     if method == "ln_tuning":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -29,10 +29,9 @@ def typed(hint: Any, value: Any, name: str, where: str) -> Any:
         case "greater_than_equal" | "less_than_equal":
             problem = f"{value} has to be {_bounds(adapter)}"
         case _:
-            choices = get_args(hint)
-            listed = choices and all(isinstance(c, str) for c in choices)
-            hint_at = nearest(str(value), list(choices)) if listed else first["msg"]
-            problem = f"{value!r} does not fit: {hint_at}"
+            known = choices(hint) if isinstance(value, str) else []
+            hint_at = nearest(str(value), known) if known else ""
+            problem = f"{value!r} does not fit: {hint_at or first['msg']}"
     parts = value if isinstance(value, list) else str(value).split(",")
     if len(parts) > 1 and all(_fits(adapter, part) for part in parts):
         each = " ".join(str(part).strip() for part in parts)
@@ -51,6 +50,14 @@ def _fits(adapter: TypeAdapter[Any], value: Any) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def choices(hint: Any) -> list[str]:
+    """Returns the texts that a type allows: a ``Literal``, or one among the types of a union."""
+    own = get_args(hint)
+    if get_origin(hint) is Literal:
+        return [choice for choice in own if isinstance(choice, str)]
+    return [choice for kind in own if get_args(kind) for choice in choices(kind)]
 
 
 def _bounds(adapter: TypeAdapter[Any]) -> str:

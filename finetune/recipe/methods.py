@@ -23,6 +23,13 @@ NOT_OFFERED = {
     "xlora": "it mixes adapters that were trained before",
 }
 
+# The same for initializations of LoRA.
+INITS_NOT_OFFERED = {
+    "corda": "it needs the activations of a pass over the data, which is not made here",
+    "eva": "it needs the activations of a pass over the data, which is not made here",
+    "loftq": "it changes the base's weights, which are not saved with the adapter; use pissa",
+}
+
 
 def learning_rate(method: str) -> float:
     """Returns the learning rate for recipes that set none."""

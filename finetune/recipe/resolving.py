@@ -66,7 +66,9 @@ def resolve(recipe: Recipe) -> Recipe:
     origin = recipe.origin | {f"tuning.{name}": f"--{name}" for name in claimed}
     own = recipe.tuning.options | claimed
     if config:
-        typed_as(config, own, "tuning", origin)
+        from finetune.recipe.adapters import method_options
+
+        method_options(config, own, origin)
     given = {k: v for k, v in recipe.training.items() if k not in claimed}
     for name in given:
         training_fields.refuse_former(name, origin.get(f"training.{name}", recipe.name))

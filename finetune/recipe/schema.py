@@ -27,6 +27,9 @@ class Model:
     )
     revision: str | None = key(None, "branch, tag or commit of a hub checkpoint")
     config: dict[str, Any] = key(dict, "values that replace the checkpoint's own config.json")  # noqa: RUF009
+    attention_dropout: Annotated[float | None, Field(ge=0, lt=1)] = key(
+        None, "dropout of attention probabilities, if not the checkpoint's own"
+    )
     quantization: Literal["nf4", "int8"] | None = key(
         None, "hold the frozen base model in 4 bits (nf4) or 8 bits (int8) under an adapter"
     )
@@ -67,6 +70,12 @@ class Data:
     )
     text: str = key("text", "column of the text")
     image: str = key("image", "column of the image: a path, or the file's bytes")
+    image_folder: str | None = key(
+        None, "tables: folder of the images, if not that of the table; suffixes may be missing"
+    )
+    label_levels: Annotated[int | None, Field(ge=1)] = key(
+        None, "class folders: how many levels of folders make a label, 2 for animal/cat"
+    )
     text_pair: str | None = key(None, "column of the second text of a pair")
     messages: str = key("messages", "causal LMs: column of chats")
     prompt: str = key("prompt", "causal LMs: column of prompts, used with completion")

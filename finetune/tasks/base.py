@@ -113,6 +113,11 @@ class Task(ABC):
         other = "; use `finetune generate`" if self.generates else ""
         raise UserError(f"{recipe.name}: {self.name} gives no labels{other}")
 
+    def is_empty(self, row: Row) -> bool:
+        """Returns whether a row has nothing to predict: its first part is missing or blank."""
+        first = next(iter(row.values()))
+        return first is None or (isinstance(first, str) and not first.strip())
+
     def labelled(self, file: str, recipe: Recipe, data: Mapping[str, Any]) -> "Labelled":
         """Returns rows with labels, for `finetune evaluate`.
 

@@ -144,7 +144,7 @@ class CausalLM(Task):
             reduce=lambda logits, labels: losses.document_sums(logits, *labels),
             untuned=True,
             samples=generated,
-            notes=notes,
+            notes=[*configs.describe(recipe, config), *notes],
             tokens=found["tokens"],
             blocks=True,
         )

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from finetune.data import augmentation, corpus, image_files, row_checks, sources
+from finetune.data import augmentation, corpus, image_decoding, row_checks, sources
 from finetune.errors import UserError
 from finetune.evaluation import baselines
 from finetune.models import configs, convnets, positions, pretrained, tuning
@@ -73,7 +73,7 @@ class ImageClassification(Classifier):
                 logits, labels, changes.test_views if split == "test" else 0
             ),
             images=lambda: _sheet(collator, splits["train"]),
-            notes=configs.describe_head(checkpoint, data),
+            notes=configs.describe_head(checkpoint, data) + configs.describe(recipe, config),
             training=images.TRAINING,
         )
 
@@ -94,14 +94,17 @@ class ImageClassification(Classifier):
             decoded = []
             for row in rows[start : start + size]:
                 try:
-                    decoded.append(image_files.decode(row["image"], channels))
-                except image_files.Unusable as reason:
-                    raise UserError(f"{row['image']}: {reason}") from None
+                    decoded.append(image_decoding.decode(row["image"], channels))
+                except image_decoding.Unusable as reason:
+                    name = row["image"] if isinstance(row["image"], str) else "an image"
+                    raise UserError(f"{name}: {reason}") from None
             numbers = numpy.arange(start, start + len(decoded))
             yield numbers, {"pixel_values": images.pixels(processor, decoded)}
             if not changes.test_views:
                 continue
-            digests = [image_files.inspect(row["image"])[0] for row in rows[start : start + size]]
+            digests = [
+                image_decoding.inspect(row["image"])[0] for row in rows[start : start + size]
+            ]
             keys = torch.tensor([images.view_key(digest) for digest in digests])
             plain = images.pixels(processor, decoded, normalize=False)
             for view in range(1, 1 + changes.test_views):
@@ -132,7 +135,7 @@ def _sheet(collator: images.Collator, rows: Dataset) -> dict[str, bytes]:
         return {}
     # Spread over the rows, which are often sorted by class.
     chosen = images.evenly(len(rows), SHEET_ROWS)
-    decoded = [image_files.decode(rows[i]["image"], collator.channels) for i in chosen]
+    decoded = [image_decoding.decode(rows[i]["image"], collator.channels) for i in chosen]
     plain = images.pixels(collator.processor, decoded, normalize=False)
     numbers, seed, changes = torch.tensor(chosen), collator.seed, collator.changes
     changed = [
@@ -140,12 +143,12 @@ def _sheet(collator: images.Collator, rows: Dataset) -> dict[str, bytes]:
         for epoch in range(SHEET_EPOCHS)
     ]
     caption = f"Training images, and how each of {SHEET_EPOCHS} epochs augments them"
-    return {caption: image_files.sheet(torch.stack([plain, *changed], 1).numpy())}
+    return {caption: image_decoding.sheet(torch.stack([plain, *changed], 1).numpy())}
 
 
 def _baselines(data: corpus.Corpus) -> dict[str, numpy.ndarray]:
     def features(files: Any) -> numpy.ndarray:
-        decoded = (image_files.decode(file, 1) for file in files)
+        decoded = (image_decoding.decode(file, 1) for file in files)
         small = [image.resize((BASELINE_SIDE, BASELINE_SIDE)) for image in decoded]
         return numpy.stack([numpy.asarray(image).ravel() for image in small]) / 255
 

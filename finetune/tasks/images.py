@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoImageProcessor, PreTrainedConfig, ViTImageProcessorPil
 
-from finetune.data import augmentation, corpus, image_files, readers, sources
+from finetune.data import augmentation, corpus, image_decoding, image_files, sources
 from finetune.errors import UserError
 from finetune.models import positions
 from finetune.recipe import Augmentation, Recipe
@@ -39,7 +39,7 @@ class Collator:
             torch.tensor([row[name] for row in rows]) for name in ("row", "view", "epoch")
         )
         training = all(row["training"] for row in rows)
-        images = [image_files.decode(row["image"], self.channels) for row in rows]
+        images = [image_decoding.decode(row["image"], self.channels) for row in rows]
         batch = {}
         if "labels" in rows[0]:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
@@ -125,13 +125,14 @@ def load_processor(recipe: Recipe, checkpoint: sources.Checkpoint, config: PreTr
         return ViTImageProcessorPil(
             size={"height": side, "width": side}, image_mean=half, image_std=half
         )
-    if not (checkpoint.folder / "preprocessor_config.json").is_file():
+    folder, _ = checkpoint.processor
+    if not (folder / "preprocessor_config.json").is_file():
         raise UserError(
             f"{checkpoint.name}: has no preprocessor_config.json, so the size and scale of its "
             "images are unknown; take a checkpoint that has one"
         )
     # PIL, because torchvision is not among our dependencies.
-    processor: Any = AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil")
+    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
     if side:
         square = {"height": side, "width": side}
         processor.size = square if "height" in processor.size else {"shortest_edge": side}
@@ -154,34 +155,40 @@ def evenly(count: int, some: int) -> list[int]:
 def thumbnail(image: str | bytes) -> bytes:
     """Returns a small PNG of an image file; nothing where the file no longer exists."""
     try:
-        small = image_files.decode(image)
-    except image_files.Unusable:
+        small = image_decoding.decode(image)
+    except image_decoding.Unusable:
         return b""
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return image_files.png(small)
+    return image_decoding.png(small)
 
 
 def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:
-    """Returns images to label.
+    """Returns images to label; an empty cell of a table keeps its place.
 
     Args:
         given: paths of image files.
         file: a folder of images, or a table with the recipe's image column, instead of ``given``.
 
     Raises:
-        UserError: there is none, or a file does not exist.
+        UserError: there is none, a file does not exist, or the table has no such column.
     """
     if file and Path(file).is_dir():
         inside = sorted(Path(file).rglob("*"))
         paths: list[Any] = [str(p) for p in inside if p.suffix.lower() in image_files.SUFFIXES]
     elif file:
-        (cells,) = readers.read_columns(Path(file), [recipe.data.image], recipe.data)
-        paths = [str(Path(file).parent / cell) for cell in cells]
+        table = image_files.read(file, recipe.data, labelled=False)
+        if recipe.data.image not in table.rows.columns:
+            known = ", ".join(str(c) for c in table.rows.columns)
+            raise UserError(
+                f"{file}: no column {recipe.data.image!r}; it has {known}; name another with "
+                "--image COLUMN"
+            )
+        paths = table.rows[recipe.data.image].tolist()
     else:
         paths = given
-    if not paths:
+    if not any(paths):
         raise UserError("there is no image to label")
     for path in paths:
-        if not Path(path).is_file():
+        if path and isinstance(path, str) and not Path(path).is_file():
             raise UserError(f"{path}: no such image file")
     return [{"image": path} for path in paths]

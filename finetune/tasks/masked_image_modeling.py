@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoImageProcessor, ViTMAEConfig
 from transformers.models.vit_mae import modeling_vit_mae
 from transformers.utils.generic import ModelOutput
 
-from finetune.data import augmentation, corpus, image_files, row_random, sources
+from finetune.data import augmentation, corpus, image_decoding, row_random, sources
 from finetune.data.packing import IGNORED
 from finetune.errors import UserError, refuse_unknown
 from finetune.evaluation import intervals, metrics, scoring
-from finetune.models import pretrained
+from finetune.models import configs, pretrained
 from finetune.recipe import Recipe
 from finetune.tasks import images
 from finetune.tasks.base import Task
@@ -157,6 +157,7 @@ class MaskedImageModeling(Task):
             ),
             training=images.TRAINING,
             images=lambda: _sheet(model, collator, data),
+            notes=configs.describe(recipe, config),
         )
 
     def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -197,7 +198,7 @@ def _sheet(model: Any, collator: MaskCollator, data: corpus.Corpus) -> dict[str,
     model = model.eval()
     chosen = images.evenly(len(data.test), SHEET_ROWS)
     files = data.test["image"].iloc[chosen]
-    decoded = [image_files.decode(file, collator.channels) for file in files]
+    decoded = [image_decoding.decode(file, collator.channels) for file in files]
     seen = images.pixels(collator.processor, decoded).to(model.device)
     numbers, seed = torch.tensor(chosen), collator.seed
     noise = row_random.noise(numbers, collator.patches, 0, seed, training=False)
@@ -215,4 +216,4 @@ def _sheet(model: Any, collator: MaskCollator, data: corpus.Corpus) -> dict[str,
     mean, deviation = images.scale(collator.processor)
     grid = torch.stack([column.cpu() * deviation + mean for column in columns])
     caption = "Test images, their visible patches, and the model's reconstruction"
-    return {caption: image_files.sheet(grid.numpy())}
+    return {caption: image_decoding.sheet(grid.numpy())}

@@ -8,7 +8,7 @@ import numpy
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from finetune.data import readers, sources
+from finetune.data import dialects, readers, sources
 from finetune.data.batching import within
 from finetune.errors import UserError
 from finetune.models import positions
@@ -32,21 +32,22 @@ def load_tokenizer(
     Raises:
         UserError: there is none, it belongs to another model, or ``max_length`` is too large.
     """
-    has_files = any((checkpoint.folder / name).is_file() for name in TOKENIZER_FILES)
-    if not checkpoint.gguf and not has_files:
+    folder, options = checkpoint.processor
+    has_files = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if "gguf_file" not in options and not has_files:
         raise UserError(f"{checkpoint.name}: has no tokenizer; take a checkpoint that has one")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"{checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, its model only "
             f"{config.vocab_size}; they do not belong together"
         )
-    # The tokenizer's own limit and the number of positions; some checkpoints state only one.
-    check_max_length(recipe, min(tokenizer.model_max_length, positions.most_tokens(config)))
-    tokenizer.model_max_length = recipe.model.max_length
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
+    # The tokenizer's own limit and the number of positions; some checkpoints state only one.
+    check_max_length(recipe, min(tokenizer.model_max_length, positions.most_tokens(config)))
+    tokenizer.model_max_length = recipe.model.max_length
     return tokenizer
 
 
@@ -124,26 +125,40 @@ def _kept_of_pair(
 
 
 def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:
-    """Returns rows to predict: ``text``, and ``text_pair`` for pairs.
+    """Returns rows to predict: ``text``, and ``text_pair`` for pairs; an empty one keeps its place.
 
     Args:
         given: texts, one by one.
-        file: a table with the recipe's text columns, instead of ``given``.
+        file: a table with the recipe's text columns, or a .txt file with a text on each line,
+            instead of ``given``.
 
     Raises:
         UserError: no rows, or a column is missing.
     """
     data = recipe.data
     names = {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
-    if file:
+    if file and Path(file).suffix != ".txt":
         cells = readers.read_columns(Path(file), list(names.values()), data)
-        return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
-    lines = [line for line in given if line.strip()]
-    if not lines:
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
+    elif data.text_pair:
+        raise UserError(f"{recipe.name}: labels pairs of texts; give them as a table with --file")
+    else:
+        lines = _lines(Path(file), data.encoding) if file else given
+        rows = [{"text": line} for line in lines]
+    if not any(row["text"].strip() for row in rows):
         raise UserError("there is no text to label")
-    if data.text_pair:
-        raise UserError(f"{recipe.name}: labels pairs of texts; give them with --file")
-    return [{"text": line} for line in lines]
+    return rows
+
+
+def _lines(file: Path, encoding: str | None) -> list[str]:
+    """Returns the lines of a text file, blank ones too."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    text, _ = dialects.decode(content, encoding, str(file))
+    # Not splitlines(), which also splits at characters that are part of a text.
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def batches(

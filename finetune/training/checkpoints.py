@@ -25,6 +25,8 @@ import numpy
 import torch
 from safetensors.torch import load_file, save_file
 
+from finetune import run_directory
+
 MANIFEST, FORMAT = "manifest.json", 2
 # Tensors of at least so many bytes are not copied before they are written.
 LARGE = 2**16
@@ -154,6 +156,7 @@ def seal(staged: Path, final: str, best: int | None, run: dict[str, Any]) -> Pat
         best: step of the best checkpoint, if it is another one: this one refers to it.
         run: identifies the run, to be compared when it is resumed.
     """
+    run_directory.apply_umask(staged)
     files = [p for p in sorted(staged.rglob("*")) if p.is_file()]
     with ThreadPoolExecutor(4) as pool:
         digests = pool.map(_digest_and_sync, files)

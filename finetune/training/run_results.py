@@ -55,12 +55,7 @@ def results(
     return {
         "name": recipe.name,
         "task": recipe.task,
-        "checkpoint": {
-            "name": job.checkpoint.name,
-            "revision": job.checkpoint.revision,
-            "sha256": job.checkpoint.digest(),
-            "gguf": job.checkpoint.gguf,
-        },
+        "checkpoint": job.checkpoint.record(Path(recipe.training["output_dir"])),
         "method": recipe.tuning.method,
         "seed": args.seed,
         "headline": job.headline,
@@ -166,7 +161,7 @@ def identity(recipe: Recipe, job: Job, processes: int) -> dict[str, Any]:
     return {
         "recipe": recipe.dump(),
         "data": job.data.fingerprint,
-        "base": job.checkpoint.digest(),
+        "base": job.checkpoint.start(),
         "versions": versions(),
         "processes": processes,
     }

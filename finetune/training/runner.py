@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 from finetune import run_directory
 from finetune.data import findings
 from finetune.errors import TrainingError, UserError
-from finetune.models import parameters, tuning
+from finetune.models import changed_base, parameters, tuning
 from finetune.models.speed import cpu
 from finetune.recipe import Recipe
 from finetune.training import adalora, checkpoints, processes, run_results
@@ -249,7 +249,7 @@ def _in_order(
 
 
 def _start(trainer: Trainer, job: Job) -> run_results.Start:
-    with tuning.without_adapter(job.model):
+    with tuning.before_training(job.model, job.checkpoint):
         found = run_results.Start(test(trainer, job)[0], job.samples())
     # accelerate prepared the model for evaluation only and would keep it so: processes that train
     # it would never share a gradient.
@@ -261,6 +261,7 @@ def _start(trainer: Trainer, job: Job) -> run_results.Start:
 def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
     trainer.save_model(str(run.model))
     if trainer.is_world_process_zero():
+        changed_base.save_for_checkpoint(trainer.accelerator.unwrap_model(job.model), run.model)
         # An adapter's folder needs the config for the head's shape and the label names. Without its
         # quantization: with it, transformers would take the base for one stored in 4 or 8 bits.
         model = trainer.accelerator.unwrap_model(job.model)
@@ -272,11 +273,12 @@ def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
             if isinstance(part, PreTrainedModel) and part.can_generate():
                 part.generation_config.save_pretrained(run.model)
                 break
+        run_directory.apply_umask(run.model)
 
 
 def _opening(recipe: Recipe, job: Job, run: run_directory.Run) -> str:
     data, count = job.data, parameters.count_parameters(job.model)
-    notes = [*job.notes, *findings.describe(data.report)]
+    notes = [*job.notes, *changed_base.describe(job.model), *findings.describe(data.report)]
     if data.rejected:
         notes.append(f"rejected rows are listed in {run_directory.REJECTED}")
     return (

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image, ImageFile
 from pyarrow import parquet
 
-from finetune.data import corpus, image_files, row_checks, sources
+from finetune.data import corpus, image_decoding, row_checks, sources
 from finetune.data.corpus import Corpus
-from finetune.data.image_files import Unusable
+from finetune.data.image_decoding import Unusable
 from finetune.errors import UserError
 from finetune.recipe import Data
 from finetune.run_directory import Run
@@ -62,9 +62,9 @@ def row_of(image: Image.Image) -> list:
 def unusable(file: str | bytes) -> str:
     """Why an image is unusable; both functions raise the same reason."""
     with pytest.raises(Unusable) as decoding:
-        image_files.decode(file)
+        image_decoding.decode(file)
     with pytest.raises(Unusable) as inspecting:
-        image_files.inspect(file)
+        image_decoding.inspect(file)
     assert str(decoding.value) == str(inspecting.value)
     assert "\n" not in str(decoding.value)
     return str(decoding.value)
@@ -113,10 +113,10 @@ def test_forty_megapixels_are_decoded_and_more_are_not_even_begun(monkeypatch):
     begun = []
     load = ImageFile.ImageFile.load
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: begun.append(1) or load(self))
-    monkeypatch.setattr(image_files, "MOST_MEGAPIXELS", 0.0001)
+    monkeypatch.setattr(image_decoding, "MOST_MEGAPIXELS", 0.0001)
     assert unusable(encoded(Image.new("RGB", (11, 10)))).startswith("has 1 megapixels")
     assert not begun
-    assert image_files.decode(encoded(Image.new("RGB", (10, 10)))).size == (10, 10)
+    assert image_decoding.decode(encoded(Image.new("RGB", (10, 10)))).size == (10, 10)
     assert begun
 
 
@@ -129,7 +129,7 @@ def test_broken_files_of_every_kind_raise_nothing_else():
             for _ in range(4):
                 broken[draw.randrange(len(broken))] = draw.randrange(256)
             try:
-                image_files.decode(bytes(broken))
+                image_decoding.decode(bytes(broken))
             except Unusable as reason:
                 reasons.add(str(reason).split(":")[0].split(" (")[0])
     assert {"is cut short", "cannot be decoded"} < reasons
@@ -137,7 +137,7 @@ def test_broken_files_of_every_kind_raise_nothing_else():
 
 def test_without_pillow_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    for ask in (lambda: image_files.decode(b"x"), lambda: load(dataset="embedded:mnist")):
+    for ask in (lambda: image_decoding.decode(b"x"), lambda: load(dataset="embedded:mnist")):
         with pytest.raises(UserError) as caught:
             ask()
         assert (
@@ -149,7 +149,7 @@ def test_without_pillow_one_line_says_what_to_install(monkeypatch):
 def test_between_the_two_limits_pil_does_not_warn(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(png(10000, 10000, 8, 2, []))
-    code = f"from finetune.data import image_files\nimage_files.decode({str(file)!r})"
+    code = f"from finetune.data import image_decoding\nimage_decoding.decode({str(file)!r})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stderr.strip().endswith("Unusable: has 100 megapixels, 40 are the most")
     assert "Warning" not in run.stderr
@@ -257,16 +257,16 @@ NORMALISED = {
 @pytest.mark.parametrize("case", NORMALISED)
 def test_every_kind_becomes_rgb_and_is_counted(case):
     content, pixels, fixed = NORMALISED[case]
-    image = image_files.decode(content)
+    image = image_decoding.decode(content)
     assert image.mode == "RGB"
     assert row_of(image) == pixels
-    assert image_files.inspect(content)[1] == fixed
+    assert image_decoding.inspect(content)[1] == fixed
 
 
 @pytest.mark.parametrize("case", NORMALISED)
 def test_one_channel_is_the_grey_of_the_three(case):
     content, pixels, _ = NORMALISED[case]
-    image = image_files.decode(content, channels=1)
+    image = image_decoding.decode(content, channels=1)
     assert image.mode == "L"
     wanted = [0.299 * r + 0.587 * g + 0.114 * b for r, g, b in pixels]
     assert row_of(image) == pytest.approx(wanted, abs=0.51)
@@ -275,9 +275,9 @@ def test_one_channel_is_the_grey_of_the_three(case):
 def test_a_cmyk_jpeg_is_not_a_negative():
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     content = encoded(image, "JPEG", quality=100)
-    found = image_files.decode(content).getpixel((8, 8))
+    found = image_decoding.decode(content).getpixel((8, 8))
     assert found == pytest.approx(RED, abs=4)
-    assert image_files.inspect(content)[1] == ["CMYK to RGB"]
+    assert image_decoding.inspect(content)[1] == ["CMYK to RGB"]
 
 
 # Where the pixel of the upper left corner of the file is seen, in an image 3 wide and 2 high.
@@ -301,35 +301,35 @@ def test_a_image_is_turned_as_its_exif_says(kind, orientation):
     image.putpixel((0, 0), RED)
     content = encoded(image, kind, exif=exif)
     size, place = TURNED[orientation]
-    seen = image_files.decode(content)
+    seen = image_decoding.decode(content)
     assert seen.size == size
     points = [(x, y) for x in range(size[0]) for y in range(size[1])]
     assert [p for p in points if seen.getpixel(p) == RED] == [place]
-    assert image_files.inspect(content)[1] == ["EXIF rotation"]
+    assert image_decoding.inspect(content)[1] == ["EXIF rotation"]
 
 
 def test_an_upright_exif_and_a_photo_with_a_preview_are_not_counted():
     exif = Image.Exif()
     exif[0x0112] = 1
     upright = encoded(GRADIENT, "JPEG", exif=exif)
-    assert image_files.inspect(upright)[1] == []
+    assert image_decoding.inspect(upright)[1] == []
     with_preview = encoded(GRADIENT, "MPO", save_all=True, append_images=[GRADIENT.resize((8, 8))])
-    assert image_files.inspect(with_preview)[1] == []
-    assert image_files.decode(with_preview).size == (64, 64)
+    assert image_decoding.inspect(with_preview)[1] == []
+    assert image_decoding.decode(with_preview).size == (64, 64)
 
 
 def test_the_digest_is_of_what_is_seen():
     image = Image.frombytes("RGB", (4, 2), bytes(range(24)))
-    digest = image_files.inspect(encoded(image))[0]
+    digest = image_decoding.inspect(encoded(image))[0]
     assert len(digest) == 64
     assert int(digest, 16) >= 0
-    assert image_files.inspect(encoded(image, "BMP"))[0] == digest
-    assert image_files.inspect(encoded(image, compress_level=0))[0] == digest
-    assert image_files.inspect(encoded(image.convert("RGBA")))[0] == digest
+    assert image_decoding.inspect(encoded(image, "BMP"))[0] == digest
+    assert image_decoding.inspect(encoded(image, compress_level=0))[0] == digest
+    assert image_decoding.inspect(encoded(image.convert("RGBA")))[0] == digest
     other_shape = Image.frombytes("RGB", (2, 4), bytes(range(24)))
-    assert image_files.inspect(encoded(other_shape))[0] != digest
+    assert image_decoding.inspect(encoded(other_shape))[0] != digest
     image.putpixel((3, 1), (0, 0, 0))
-    assert image_files.inspect(encoded(image))[0] != digest
+    assert image_decoding.inspect(encoded(image))[0] != digest
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ def test_class_folders_are_labels_and_files_are_rows(here):
         (here / "own/cat" / ignored).write_bytes(b"no image")
     (here / "own/.cache").mkdir()
     (here / "own/README.md").write_text("no image", encoding="utf-8")
-    found = load(train="own")
+    found = load(train="own", label_levels=1)
     assert list(found.train.columns) == ["id", "image", "digest", "label"]
     assert found.label_names == ["cat", "dog"]
     wanted = {f"own/{['cat', 'dog'][i % 2]}/{i}.png": ["cat", "dog"][i % 2] for i in range(40)}
@@ -590,7 +590,7 @@ def test_embedded_digits():
     assert found.report["fixed"] == {"grey to RGB": 5000}
     assert not found.rejected
     first = rows.set_index("id")["image"]["train-1"]
-    pixels = numpy.asarray(image_files.decode(first, channels=1))
+    pixels = numpy.asarray(image_decoding.decode(first, channels=1))
     file = sources.embedded("mnist", sources.EMBEDDED_DATASETS, "dataset")
     written = pandas.read_csv(file, header=None, nrows=1).to_numpy()[0]
     assert pixels.shape == (28, 28)
@@ -717,14 +717,14 @@ def test_numbers_and_sets_of_labels_belong_to_images_too(here):
 
 
 def test_images_are_inspected_side_by_side(here, monkeypatch):
-    meet, inspect = threading.Barrier(2), image_files.inspect
+    meet, inspect = threading.Barrier(2), image_decoding.inspect
 
     def waits(picture):
         meet.wait(30)  # raises unless another image is inspected at the same time
         return inspect(picture)
 
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr(image_files, "inspect", waits)
+    monkeypatch.setattr(image_decoding, "inspect", waits)
     assert len(everything(load(train=class_folders("own", 20)))) == 20
 
 

@@ -370,9 +370,9 @@ def test_an_adapter_for_another_base_of_the_same_shape_is_rejected(
         inference.predict(theirs, [{"text": "a film"}])
 
 
-def test_an_adapter_is_no_checkpoint_to_start_from(tiny_recipe: Path) -> None:
+def test_an_adapter_is_no_checkpoint_for_another_method(tiny_recipe: Path) -> None:
     run = trained(with_tuning(tiny_recipe, "lora", {}), "a")
-    with pytest.raises(UserError, match="is an adapter, not a whole model"):
+    with pytest.raises(UserError, match="is an adapter; `method: lora` goes on training it"):
         text_classification.TASK.build(recipe.load(tiny_recipe, ["--checkpoint", str(run)]))
 
 

@@ -171,13 +171,13 @@ def test_predict_takes_options_between_texts_and_texts_that_start_with_a_minus(m
 
     given = []
 
-    def read_rows(texts, file, run):
+    def read_rows(texts, file, run, columns):
         given.append((str(run), texts))
         return [{"text": text} for text in texts]
 
     monkeypatch.setattr(run_directory, "one", run_directory.Run)
     monkeypatch.setattr(inference, "read_rows", read_rows)
-    monkeypatch.setattr(inference, "predict", lambda run, rows, base: [{"prediction": "x"}] * 5)
+    monkeypatch.setattr(inference, "predict", lambda run, rows, *bases: [{"prediction": "x"}] * 5)
     cli.main(["predict", "runs/a", "a", "--format", "csv", "b", "-5", "--", "--x", "- c"])
     assert given == [("runs/a", ["a", "b", "-5", "--x", "- c"])]
     assert capsys.readouterr().out.splitlines()[:2] == ["text,prediction", "a,x"]
