@@ -1,0 +1,82 @@
+"""Guesses and prints the recipe for ``finetune train mine.csv``."""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from finetune import recipe, run_directory
+from finetune.data import guess, sources
+from finetune.recipe import packaged
+
+# A network with random weights needs so many times the epochs of a pretrained one.
+EPOCHS_FROM_SCRATCH = 4
+
+
+def recipe_for(place: str, given: Mapping[str, str]) -> recipe.Recipe:
+    """Guesses and prints the recipe for a file or folder of data.
+
+    It is the packaged recipe of the task with the data's columns. If its checkpoint is on the hub
+    and the hub cannot be reached, another recipe is taken whose checkpoint needs no hub.
+
+    Args:
+        given: the flags by key; they are not guessed.
+
+    Raises:
+        UserError: the data cannot be read, or two guesses are equally good.
+    """
+    key, table = guess.read(place, given)
+    found = guess.of(table, given)
+    name = _stem(place)
+    guessed = found.data | found.settings
+    guessed |= {"name": name, "task": found.task, "output_dir": f"runs/{name}"}
+    start, given = packaged.start(found.task, found.data), {**given, key: place}
+    read = recipe.read(start, given, guessed)
+    model = f"{read.model.checkpoint}, as in {start}.yaml"
+    if start in packaged.WITHOUT_HUB and "checkpoint" not in given:
+        try:
+            sources.checkpoint(read.model.checkpoint, read.model.revision)
+        except sources.HubUnreachable:
+            start, hub = packaged.WITHOUT_HUB[start], read.model.checkpoint
+            if "num_train_epochs" in found.settings:
+                many = EPOCHS_FROM_SCRATCH * int(found.settings["num_train_epochs"])
+                guessed["num_train_epochs"] = str(many)
+            read = recipe.read(start, given, guessed)
+            model = f"{read.model.checkpoint}: the hub, which has {hub}, cannot be reached"
+    if os.environ.get("RANK", "0") == "0":
+        _print(found, read, len(table.rows), model)
+    return read
+
+
+def _stem(place: str) -> str:
+    """Returns the name of a run on some data: that of its file or folder."""
+    path = Path(place).expanduser()
+    for part in (path.stem, path.resolve().stem, path.parent.resolve().name):
+        name = re.sub(r"[^\w.-]+", "-", part).strip("-.")
+        if name:
+            return name
+    return "data"
+
+
+def _print(found: guess.Guess, read: recipe.Recipe, rows: int, model: str) -> None:
+    data, epochs = read.data.train or read.data.dataset, read.training.get("num_train_epochs")
+    much, flags = [], []
+    if epochs and "max_steps" not in read.training:
+        much, flags = [f"{epochs} epochs"], ["--num_train_epochs"]
+    if "image" not in found.data:
+        much.append(f"texts of up to {read.model.max_length} tokens")
+        flags.append("--max_length")
+    lines = [
+        *found.reasons,
+        guess.Reason("model", model, "--checkpoint"),
+        guess.Reason("training", ", ".join(much), " ".join(flags)),
+        guess.Reason(
+            "run", f"{read.training['output_dir']}, whose {run_directory.RECIPE} says it all"
+        ),
+    ]
+    print(
+        f"{data}: {rows:,} rows. The recipe is guessed; a flag changes its line:", file=sys.stderr
+    )
+    for reason in lines:
+        print(reason.line(), file=sys.stderr)
