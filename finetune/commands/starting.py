@@ -38,12 +38,12 @@ def recipe_for(place: str, given: Mapping[str, str]) -> recipe.Recipe:
         try:
             sources.checkpoint(read.model.checkpoint, read.model.revision)
         except sources.HubUnreachable:
-            start, hub = packaged.WITHOUT_HUB[start], read.model.checkpoint
+            start = packaged.WITHOUT_HUB[start]
             if "num_train_epochs" in found.settings:
                 many = EPOCHS_FROM_SCRATCH * int(found.settings["num_train_epochs"])
                 guessed["num_train_epochs"] = str(many)
             read = recipe.read(start, given, guessed)
-            model = f"{read.model.checkpoint}: the hub, which has {hub}, cannot be reached"
+            model = f"{read.model.checkpoint} (random weights: the hub is not reachable)"
     if os.environ.get("RANK", "0") == "0":
         _print(found, read, len(table.rows), model)
     return read
@@ -63,9 +63,9 @@ def _print(found: guess.Guess, read: recipe.Recipe, rows: int, model: str) -> No
     data, epochs = read.data.train or read.data.dataset, read.training.get("num_train_epochs")
     much, flags = [], []
     if epochs and "max_steps" not in read.training:
-        much, flags = [f"{epochs} epochs"], ["--num_train_epochs"]
+        much, flags = [f"{epochs} epoch{'s' * (epochs != 1)}"], ["--num_train_epochs"]
     if "image" not in found.data:
-        much.append(f"texts of up to {read.model.max_length} tokens")
+        much.append(f"at most {read.model.max_length} tokens")
         flags.append("--max_length")
     lines = [
         *found.reasons,

@@ -20,7 +20,7 @@ TEXTS, NAMES, CLASSES, NUMBERS, SETS = "texts", "names", "classes", "numbers", "
 IDS, DATES, LINKS, CHATS, IMAGES = "ids", "dates", "links", "chats", "images"
 EMPTY, CONSTANT, OTHER = "empty", "constant", "other"
 
-# Rows that are looked at, evenly spaced.
+# Rows that are looked at.
 SAMPLE = 20_000
 # Numbers with up to so many values are classes.
 MOST_CLASSES = 20
@@ -44,7 +44,7 @@ class Column:
     """One column: its name, its values without missing ones, and what they are.
 
     Attributes:
-        values: of all rows, without missing ones.
+        values: a Series of all rows, without missing ones.
         kind: one of the words above.
         number: whether all values are numbers.
         length: mean number of characters.
@@ -52,7 +52,7 @@ class Column:
     """
 
     name: str
-    values: pandas.Series
+    values: Any
     kind: str
     number: bool = False
     length: float = 0.0
@@ -97,7 +97,7 @@ class Column:
     def counts(self, problem_type: str, separator: str) -> str:
         """Describes the labels: classes with their counts, or the range of numbers."""
         if problem_type == "regression":
-            numbers = pandas.to_numeric(self.values.map(str), errors="coerce")
+            numbers: Any = pandas.to_numeric(self.values.map(str), errors="coerce")
             return f"{numbers.min():g} to {numbers.max():g}, mean {numbers.mean():.3g}"
         names = self.values.map(str)
         if problem_type == "multi_label_classification":
@@ -106,7 +106,7 @@ class Column:
         counts = names.value_counts()
         # Ties in the order of the names, so that the same rows in any order print the same.
         ordered = sorted(counts.items(), key=lambda item: (-int(item[1]), str(item[0])))
-        if all(_number(name) is not None for name in counts.index):
+        if all(_number(str(name)) is not None for name in counts.index):
             ordered.sort(key=lambda item: float(str(item[0])))
         return ", ".join(f"{name} ({count:,})" for name, count in ordered)
 
@@ -130,7 +130,8 @@ def head(name: str) -> str:
         return f"{word[:-3]}y"
     if word.endswith("sses"):
         return word[:-2]
-    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 1 else word
+    plural = word.endswith("s") and not word.endswith(("ss", "is", "us")) and len(word) > 1
+    return word[:-1] if plural else word
 
 
 def _words(name: str) -> list[str]:
@@ -145,15 +146,16 @@ def split(value: Any, separator: str) -> list[str]:
     return [str(part) for part in value] if isinstance(value, list | tuple) else [str(value)]
 
 
-def of(name: str, values: pandas.Series) -> Column:
+def of(name: str, values: Any) -> Column:
     """Tells what a column is.
 
     Args:
-        values: of all rows, as they were read; text cells of CSV files are str.
+        values: a Series of all rows, as they were read; text cells of CSV files are str.
     """
     present = values[[not _is_missing(v) for v in values]]
-    step = max(1, math.ceil(len(present) / SAMPLE))
-    sample = present.iloc[::step].tolist()
+    # At random: evenly spaced rows would miss classes that take turns.
+    chosen = present if len(present) <= SAMPLE else present.sample(SAMPLE, random_state=0)
+    sample = chosen.tolist()
     if not sample:
         return Column(name, present, EMPTY)
     kind = _structured(sample)
@@ -182,6 +184,10 @@ def _number(cell: str) -> float | None:
         return None
     # "1_000" is a number for Python only.
     return number if math.isfinite(number) and "_" not in cell else None
+
+
+def _are_numbers(cells: list[str]) -> bool:
+    return _share(cells, lambda cell: _number(cell) is not None) >= NEARLY_ALL
 
 
 def _share(cells: list[Any], test: Any) -> float:
@@ -241,7 +247,7 @@ def _scalar(name: str, cells: list[str], number: bool) -> str:
     repeats = 2 * distinct <= count
     if number:
         return CLASSES if distinct <= MOST_CLASSES and repeats else NUMBERS
-    if not repeats and _share(cells, lambda cell: _number(cell) is not None) >= NEARLY_ALL:
+    if not repeats and _are_numbers(cells):
         return NUMBERS
     mean = sum(len(cell.split()) for cell in cells) / count
     if mean >= 8:
@@ -270,7 +276,8 @@ def _is_ids(words: list[str], cells: list[str], number: bool, distinct: int) -> 
         steps = {after - before for before, after in pairwise(whole)}
         lengths = {len(cell) for cell in cells}
         return (len(steps) == 1 and count >= 10) or (len(lengths) == 1 and min(lengths) >= 6)
-    return spaceless and _share(cells, lambda cell: re.search(r"\d", cell)) >= NEARLY_ALL
+    has_digits = _share(cells, lambda cell: re.search(r"\d", cell)) >= NEARLY_ALL
+    return spaceless and has_digits and not _are_numbers(cells)
 
 
 def _separator(cells: list[str]) -> str:

@@ -34,9 +34,9 @@ class Reason:
 
     def line(self) -> str:
         """Returns it as a line of at most ``WIDTH`` characters."""
-        room = WIDTH - 12 - (len(self.flags) + 2 if self.flags else 0)
+        room = WIDTH - 13 - (len(self.flags) + 2 if self.flags else 0)
         text = self.text if len(self.text) <= room else f"{self.text[: room - 1].rstrip()}…"
-        return f"  {self.about:<9} {text:<{room}}  {self.flags}".rstrip()
+        return f"  {self.about:<10} {text:<{room}}  {self.flags}".rstrip()
 
 
 @dataclass(frozen=True)
