@@ -12,6 +12,8 @@ from finetune.recipe import packaged
 
 # A network with random weights needs so many times the epochs of a pretrained one.
 EPOCHS_FROM_SCRATCH = 4
+# Characters of the data's path that are printed.
+MOST_NAME = 24
 
 
 def recipe_for(place: str, given: Mapping[str, str]) -> recipe.Recipe:
@@ -28,7 +30,7 @@ def recipe_for(place: str, given: Mapping[str, str]) -> recipe.Recipe:
     """
     key, table = guess.read(place, given)
     found = guess.of(table, given)
-    name = _stem(place)
+    name = stem(place)
     guessed = found.data | found.settings
     guessed |= {"name": name, "task": found.task, "output_dir": f"runs/{name}"}
     start, given = packaged.start(found.task, found.data), {**given, key: place}
@@ -43,13 +45,13 @@ def recipe_for(place: str, given: Mapping[str, str]) -> recipe.Recipe:
                 many = EPOCHS_FROM_SCRATCH * int(found.settings["num_train_epochs"])
                 guessed["num_train_epochs"] = str(many)
             read = recipe.read(start, given, guessed)
-            model = f"{read.model.checkpoint} (random weights: the hub is not reachable)"
+            model = f"{read.model.checkpoint}, random weights: the hub is not reachable"
     if os.environ.get("RANK", "0") == "0":
         _print(found, read, len(table.rows), model)
     return read
 
 
-def _stem(place: str) -> str:
+def stem(place: str) -> str:
     """Returns the name of a run on some data: that of its file or folder."""
     path = Path(place).expanduser()
     for part in (path.stem, path.resolve().stem, path.parent.resolve().name):
@@ -60,23 +62,25 @@ def _stem(place: str) -> str:
 
 
 def _print(found: guess.Guess, read: recipe.Recipe, rows: int, model: str) -> None:
-    data, epochs = read.data.train or read.data.dataset, read.training.get("num_train_epochs")
+    epochs = read.training.get("num_train_epochs")
     much, flags = [], []
     if epochs and "max_steps" not in read.training:
         much, flags = [f"{epochs} epoch{'s' * (epochs != 1)}"], ["--num_train_epochs"]
+    if read.augmentation.flip:
+        much.append("flipped at random")
+        flags.append("--flip")
     if "image" not in found.data:
         much.append(f"at most {read.model.max_length} tokens")
         flags.append("--max_length")
+    run = f"{read.training['output_dir']}; its {run_directory.RECIPE} repeats it without guessing"
     lines = [
         *found.reasons,
         guess.Reason("model", model, "--checkpoint"),
         guess.Reason("training", ", ".join(much), " ".join(flags)),
-        guess.Reason(
-            "run", f"{read.training['output_dir']}, whose {run_directory.RECIPE} says it all"
-        ),
+        guess.Reason("run", run),
     ]
-    print(
-        f"{data}: {rows:,} rows. The recipe is guessed; a flag changes its line:", file=sys.stderr
-    )
+    data = str(read.data.train or read.data.dataset)
+    name = data if len(data) <= MOST_NAME else f"…{data[-MOST_NAME:]}"
+    print(f"{name}: {rows:,} rows. The recipe is guessed; flags change it:", file=sys.stderr)
     for reason in lines:
         print(reason.line(), file=sys.stderr)

@@ -166,10 +166,10 @@ def _reasons(columns: Columns, task: str, data: dict[str, str]) -> list[Reason]:
     if "label" in data:
         label = columns[data["label"]]
         what = {
-            "regression": "a number",
-            "multi_label_classification": "several labels",
-        }.get(data["problem_type"], f"one of {label.distinct} classes")
-        told = {"task": (f"{task}: {what} for each {first}", "--task")}
+            "regression": "numbers (regression)",
+            "multi_label_classification": "several labels a row",
+        }.get(data["problem_type"], f"{label.distinct} classes")
+        told = {"task": (f"{task}, {what}", "--task --problem_type")}
         counts = label.counts(data["problem_type"], data.get("label_separator", ","))
     else:
         told, counts = {"task": (f"{task}, on {LEARNED[first]}", "--task")}, ""
@@ -177,7 +177,7 @@ def _reasons(columns: Columns, task: str, data: dict[str, str]) -> list[Reason]:
         if key in data:
             told[key] = (f"{data[key]}: {columns[data[key]].example}", f"--{key}")
     if "label" in data:
-        told["label"] = (f"{data['label']}: {counts}", "--label --problem_type")
+        told["label"] = (f"{data['label']}: {counts}", "--label")
     used = {name for key, name in data.items() if key not in {"problem_type", "label_separator"}}
     unused = [f"{c.name or 'no name'} ({c.kind})" for c in columns.every if c.name not in used]
     given = {f"--{key}" for key in columns.given}
