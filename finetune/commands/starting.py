@@ -63,9 +63,9 @@ def stem(place: str) -> str:
 
 def _print(found: guess.Guess, read: recipe.Recipe, rows: int, model: str) -> None:
     epochs = read.training.get("num_train_epochs")
-    much, flags = [], []
-    if epochs and "max_steps" not in read.training:
-        much, flags = [f"{epochs} epoch{'s' * (epochs != 1)}"], ["--num_train_epochs"]
+    much, flags = [f"{epochs} epoch{'s' * (epochs != 1)}"], ["--num_train_epochs"]
+    if "max_steps" in read.training:
+        much, flags = [f"{read.training['max_steps']} steps"], ["--max_steps"]
     if read.augmentation.flip:
         much.append("flipped at random")
         flags.append("--flip")
