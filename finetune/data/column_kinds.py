@@ -211,7 +211,8 @@ def _is_image(cell: Any) -> bool:
         return bool(cell) and cell.keys() <= {"bytes", "path"}
     if isinstance(cell, bytes):
         return True
-    return isinstance(cell, str) and Path(cell).suffix.lower() in image_files.SUFFIXES
+    is_path = isinstance(cell, str) and not LINK.fullmatch(cell)
+    return is_path and Path(cell).suffix.lower() in image_files.SUFFIXES
 
 
 def _messages(cell: Any) -> Any:

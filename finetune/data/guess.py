@@ -7,12 +7,11 @@ not guessed.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from finetune import recipe
 from finetune.data import column_kinds, image_files, readers
 from finetune.data.column_choice import Columns
 from finetune.errors import UserError, refuse_unknown
-from finetune.recipe import Data
 
 CLASSIFICATION, IMAGES = "text-classification", "image-classification"
 GENERATION, MASKED, MASKED_IMAGES = "text-generation", "fill-mask", "masked-image-modeling"
@@ -205,20 +204,18 @@ def read(place: str, given: Mapping[str, str]) -> tuple[str, readers.Table]:
         UserError: it does not exist or cannot be read.
     """
     path = Path(place)
-    keys: dict[str, Any] = {
-        key: given[key] for key in ("image", "label", "encoding") if key in given
-    }
-    data, labelled = Data(**keys), given.get("task") != MASKED_IMAGES
     images = path.is_dir() and _has_images(path)
-    if path.is_dir() and "train" in {split for split, _ in readers.split_files(path)}:
-        if images:
-            tables, _ = image_files.dataset(place, data, labelled)
-        else:
-            tables, _ = readers.dataset(place, None, None, data.label, data.encoding)
-        return "dataset", tables["train"]
+    splits = path.is_dir() and "train" in {split for split, _ in readers.split_files(path)}
+    key, labelled = "dataset" if splits else "train", given.get("task") != MASKED_IMAGES
+    # Any recipe: its data section is replaced by the flags, which are checked as always.
+    data = recipe.read("your-data/text", {**given, key: place}).data
+    if images and splits:
+        return key, image_files.dataset(place, data, labelled)[0]["train"]
     if images:
-        return "train", image_files.read(path, data, labelled)
-    return "train", readers.read_table(path, data.encoding)
+        return key, image_files.read(path, data, labelled)
+    if splits:
+        return key, readers.dataset(place, None, None, data.label, data.encoding)[0]["train"]
+    return key, readers.read_table(path, data.encoding)
 
 
 def _has_images(folder: Path) -> bool:

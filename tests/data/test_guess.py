@@ -263,6 +263,10 @@ GUESSES: dict[str, tuple[dict[str, list[Any]], dict[str, str], str, dict[str, st
         {"photo": PATHS, "text": texts(), "stars": of(1, 2)}, {"text": "text"},
         CLASSES, {"text": "text", "label": "stars", "problem_type": SINGLE},
     ),
+    "links to images are not read": (
+        {"photo": [f"https://x.org/{i}.jpg" for i in range(N)], "aa": texts(), "bb": of("x", "y")},
+        {}, CLASSES, {"text": "aa", "label": "bb", "problem_type": SINGLE},
+    ),
     "images without labels": (
         {"image": PATHS}, {"task": "masked-image-modeling"},
         "masked-image-modeling", {"image": "image"},
