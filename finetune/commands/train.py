@@ -22,6 +22,8 @@ Every field of transformers.TrainingArguments, by its own name:
   --learning_rate 3e-5 --num_train_epochs 3 --per_device_train_batch_size 16
   --bf16 true --seed 1 --output_dir runs/mine --report_to tensorboard
 """
+# What the name of a recipe ends with; a packaged one needs no ending.
+RECIPES = {"", ".yaml", ".yml"}
 RESUME = """\
 Continues RUN from its newest intact checkpoint, with the recipe in RUN. The
 result is the same, bit for bit, as that of a run that was never stopped. A run
@@ -64,7 +66,7 @@ def _read(options: argparse.Namespace) -> recipe.Recipe:
                 "train needs a recipe or a file, for example mine.csv; `finetune recipes` lists "
                 "recipes"
             )
-    elif Path(place).suffix in {"", ".yaml", ".yml"} and not Path(place).is_dir():
+    elif Path(place).suffix in RECIPES and not Path(place).is_dir() and "*" not in place:
         return recipe.read(place, given)
     elif "train" in given or "dataset" in given:
         key = "train" if "train" in given else "dataset"

@@ -153,8 +153,8 @@ def _text_task(columns: Columns, task: str | None) -> tuple[str, dict[str, str]]
 # --- in words ------------------------------------------------------------------------------------
 
 LEARNED = {
-    "messages": "chats; the assistant's messages are learned",
-    "prompt": "prompts; their completions are learned",
+    "messages": "chats; learns the assistant's messages",
+    "prompt": "prompts; learns their completions",
     "text": "texts without labels",
     "image": "images without labels",
 }
