@@ -156,7 +156,9 @@ def test_a_checkpoint_that_was_asked_for_is_never_replaced(
     photos(Path("photos"))
     with pytest.raises(SystemExit):
         cli.main(["train", "photos", "--checkpoint", "google/vit-base-patch16-224-in21k"])
-    last = capsys.readouterr().err.splitlines()[-1]
+    printed = capsys.readouterr().err
+    assert "random weights" not in printed
+    last = printed.splitlines()[-1]
     assert last.startswith("finetune: google/vit-base-patch16-224-in21k: the hub cannot be reached")
     assert trained == []
 
