@@ -77,7 +77,7 @@ def test_a_file_of_one_class_and_a_row_that_cannot_be_used(run: run_directory.Ru
     assert found["drift"]["labelled negative"]["new"] == 0
     text = shown.text(found)
     assert "1 rows of the file cannot be used" in text
-    assert "-0.5" in next(line for line in text.splitlines() if line.startswith("labelled"))
+    assert "-0.4" in next(line for line in text.splitlines() if line.startswith("labelled"))
     assert "differs" in next(line for line in text.splitlines() if line.startswith("labelled"))
 
 
