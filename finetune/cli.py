@@ -25,6 +25,7 @@ warnings.filterwarnings("ignore", "Position ids are not supported for", UserWarn
 DESCRIPTION = """\
 Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
 
+  finetune train mine.csv                       guesses the recipe and prints it
   finetune train recipes/imdb/minilm.yaml       writes runs/imdb/minilm/seed-0
   finetune train recipes/your-data/text.yaml --train mine.csv --label stars
   finetune resume runs/imdb/minilm/seed-0       continues a stopped run

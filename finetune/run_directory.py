@@ -248,6 +248,8 @@ def one(place: str) -> Run:
         UserError: there is none, or more than one.
     """
     runs = find([place])
+    if Run(place).is_finished:
+        return Run(place)
     if len(runs) > 1:
         listed = ", ".join(str(run) for run in runs[:5])
         raise UserError(f"{place}: holds {len(runs)} runs; name one of {listed}")

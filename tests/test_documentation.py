@@ -72,7 +72,8 @@ def documented(*kinds: str) -> list[str]:
     return [c for c in DOCUMENTED if c.startswith(tuple(f"{kind} " for kind in kinds))]
 
 
-TRAIN = documented("finetune train")
+TRAIN = [c for c in documented("finetune train") if " recipes/" in c]
+ON_DATA = [c for c in documented("finetune train") if c not in TRAIN]
 
 
 def recipe_of(command: str) -> str:
@@ -133,6 +134,10 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, rows in (("chats.jsonl", chats), ("corpus.jsonl", [{"text": t} for t in texts])):
         (tmp_path / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     Image.new("RGB", (28, 28)).save(tmp_path / "digit.png")
+    for i in range(60):
+        folder = tmp_path / "photos" / ("cat", "dog")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (4 * i, 0, 0)).save(folder / f"{i}.png")
     return tmp_path
 
 
@@ -246,6 +251,23 @@ def test_train(command: str, clone: Path, writer: str, capsys: pytest.CaptureFix
     assert results["method"] == asked.get("--method", results["method"])
     assert results["data"]["source"].startswith(asked.get("--train", ""))
     assert "95 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ON_DATA)
+def test_train_on_data(
+    command: str, clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(clone / "no-cache"))
+    words = shlex.split(command)[2:]
+    asked = dict(itertools.pairwise(words))
+    place = Path(asked.get("--output_dir", f"runs/{Path(words[0]).stem}"))
+    cli.main(["train", *words, *SMALL])
+    results = json.loads((place / "results.json").read_text(encoding="utf-8"))
+    assert (results["steps"], results["data"]["source"]) == (1, words[0])
+    assert capsys.readouterr().err.startswith(f"{words[0]}: ")
+    read = recipe.read(place / "recipe.yaml")
+    assert read.data.problem_type == asked.get("--problem_type", "single_label_classification")
 
 
 @pytest.mark.parametrize("command", documented("finetune resume"))

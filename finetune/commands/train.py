@@ -13,6 +13,7 @@ from finetune.training import launching
 
 TRAIN = """\
 Trains a recipe into a run directory, tests it once and prints the results.
+Given a file or folder of data instead, it guesses the recipe: mine.csv, photos/
 
 Every key of a recipe is a flag, which takes precedence over the file.
 """
@@ -22,6 +23,8 @@ Every field of transformers.TrainingArguments, by its own name:
   --bf16 true --seed 1 --output_dir runs/mine --report_to tensorboard
 and --early_stopping_patience 2: evaluations without a better value, then stop
 """
+# What the name of a recipe ends with; a packaged one needs no ending.
+RECIPES = {"", ".yaml", ".yml"}
 RESUME = """\
 Continues RUN from its newest intact checkpoint, with the recipe in RUN. The
 result is the same, bit for bit, as that of a run that was never stopped. A run
@@ -34,13 +37,11 @@ a difference is an error unless --allow-changed names it.
 
 
 def _train(options: argparse.Namespace) -> None:
-    if options.recipe is None:
-        raise UserError("train needs a recipe; `finetune recipes` lists them")
     if options.overwrite and options.resume:
         raise UserError("--overwrite and --resume contradict each other; keep one")
     if options.allow_changed and not options.resume:
         raise UserError("--allow-changed is for a run to resume; add --resume")
-    read = recipe.read(options.recipe, options.overrides)
+    read = _read(options)
 
     # Mistakes that can be found before torch takes seconds to load.
     launching.check_processes()
@@ -54,6 +55,29 @@ def _train(options: argparse.Namespace) -> None:
     run = runner.train(resolved, build, options.overwrite, options.resume, options.allow_changed)
     if run:
         finish(run, resolved)
+
+
+def _read(options: argparse.Namespace) -> recipe.Recipe:
+    """Reads the recipe that is named, or guesses one for the data that is."""
+    place, given = options.recipe, options.overrides
+    if place is None:
+        place = next((given.pop(key) for key in ("train", "dataset") if key in given), None)
+        if place is None:
+            raise UserError(
+                "train needs a recipe or a file, for example mine.csv; `finetune recipes` lists "
+                "recipes"
+            )
+    elif Path(place).suffix in RECIPES and not Path(place).is_dir() and "*" not in place:
+        return recipe.read(place, given)
+    elif "train" in given or "dataset" in given:
+        key = "train" if "train" in given else "dataset"
+        raise UserError(f"{place} and --{key} {given[key]}: train on one of them, or give a recipe")
+    if (Path(place) / run_directory.RECIPE).is_file():
+        raise UserError(f"{place}: is a run, not data; `finetune resume {place}` continues it")
+
+    from finetune.commands import starting
+
+    return starting.recipe_for(place, given)
 
 
 def finish(run: run_directory.Run, read: recipe.Recipe) -> None:
@@ -97,7 +121,8 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe",
         nargs="?",
         metavar="RECIPE",
-        help="a recipe file; `finetune recipes` lists them",
+        help="a recipe file (`finetune recipes` lists them), or data: a table, a folder of images "
+        "or of texts; its task and columns are guessed and printed",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the run that the directory holds"
@@ -129,11 +154,11 @@ def _add_allow_changed(parser: argparse.ArgumentParser) -> None:
 
 TRAINING = Command(
     "train",
-    "train a recipe; `finetune train --help` lists every key",
+    "train a recipe, or on data; `finetune train --help` lists every key",
     _add_train_arguments,
     _train,
     description=TRAIN,
-    usage="finetune train RECIPE [--key value ...] [--overwrite | --resume]",
+    usage="finetune train RECIPE|DATA [--key value ...] [--overwrite | --resume]",
     takes_recipe_keys=True,
 )
 RESUMING = Command(

@@ -35,6 +35,10 @@ PIP_NAMES = {
 HUB_SECONDS = 4
 
 
+class HubUnreachable(UserError):  # noqa: N818 - named like its base, without "Error" twice
+    """The hub does not answer, and what was asked for is not in the local cache."""
+
+
 @dataclass
 class Checkpoint:
     """A checkpoint on this machine: in ``folder``; ``revision`` is its hub commit, if any.
@@ -188,7 +192,7 @@ def snapshot(name: str, revision: str | None, repo_type: str, patterns: list[str
             )
         )
     except LocalEntryNotFoundError:
-        raise UserError(
+        raise HubUnreachable(
             f"{name}: the hub cannot be reached and it is not in the local cache; "
             "connect, or use an embedded: or local one"
         ) from None

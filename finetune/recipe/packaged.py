@@ -1,14 +1,37 @@
 """Finds recipe files: by path, or by name among the recipes installed with the package."""
 
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 
 from finetune.errors import UserError
 
+# The recipe that a run without one starts from, by its task.
+STARTS = {
+    "text-classification": "your-data/text",
+    "image-classification": "your-data/images",
+    "text-generation": "your-data/text-corpus",
+    "fill-mask": "imdb/minilm-mlm",
+    "masked-image-modeling": "mnist/vit-mae",
+}
+# The same for data with a column of this key.
+STARTS_BY_COLUMN = {"messages": "your-data/chat", "prompt": "your-data/chat"}
+# Recipes that replace one whose checkpoint is on the hub, if the hub cannot be reached.
+WITHOUT_HUB = {"your-data/images": "your-data/images-from-scratch"}
+
 
 def folder() -> Path:
     """Returns the folder of the packaged recipes; in a checkout, its ``recipes/``."""
     return Path(str(files("finetune") / "recipes")).resolve()
+
+
+def start(task: str, columns: Collection[str]) -> str:
+    """Returns the name of the recipe to start from.
+
+    Args:
+        columns: the keys of the data section that name columns.
+    """
+    return next((STARTS_BY_COLUMN[c] for c in columns if c in STARTS_BY_COLUMN), STARTS[task])
 
 
 def find(name: str | Path) -> Path:

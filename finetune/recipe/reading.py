@@ -12,7 +12,7 @@ from finetune.recipe import packaged, training_fields
 from finetune.recipe.checking import typed
 from finetune.recipe.command_line import parse_overrides
 from finetune.recipe.methods import learning_rate
-from finetune.recipe.schema import FLAGS, NOTES, SECTIONS, Recipe, Tuning
+from finetune.recipe.schema import FLAGS, GUESSED, NOTES, SECTIONS, Recipe, Tuning, default_values
 from finetune.recipe.strict_yaml import Block, Scalar, parse_yaml, place, plain
 
 SEED = 0
@@ -37,16 +37,18 @@ def _section(cls: type, tree: Any, what: str, name: str, origin: dict[str, str])
     return cls(**values)
 
 
-def _override(tree: dict[str, Any], overrides: Mapping[str, str]) -> None:
+def _override(
+    tree: dict[str, Any], overrides: Mapping[str, str], guessed: Mapping[str, str]
+) -> None:
     if "train" in overrides or "dataset" in overrides:
         # The recipe's columns, sizes and published numbers are those of its own data.
         tree["data"] = Block()
         for note in NOTES:
             tree.pop(note, None)
-    for name, value in overrides.items():
-        where = f"--{name}"
-        if name == "task":
-            tree["task"] = Scalar(value, False, where)
+    for name, value in {**guessed, **overrides}.items():
+        where = f"--{name}" if name in overrides else GUESSED
+        if name == "task" or (name == "name" and where == GUESSED):
+            tree[name] = Scalar(value, False, where)
             continue
         if name == "metrics":
             tree["metrics"] = parse_yaml(f"x: {value}", where)["x"]
@@ -87,7 +89,11 @@ def _training(tree: Any, name: str, origin: dict[str, str]) -> dict[str, Any]:
     return {k: plain(v, True) for k, v in tree.items()}
 
 
-def read(path: str | Path, overrides: Sequence[str] | Mapping[str, str] = ()) -> Recipe:
+def read(
+    path: str | Path,
+    overrides: Sequence[str] | Mapping[str, str] = (),
+    guessed: Mapping[str, str] | None = None,
+) -> Recipe:
     """Reads a recipe file, applies overrides and fills in the defaults.
 
     Does not import torch, so the types of the training keys and the method's options are not
@@ -95,6 +101,7 @@ def read(path: str | Path, overrides: Sequence[str] | Mapping[str, str] = ()) ->
 
     Args:
         overrides: words of a command line (``--seed``, ``1``), or texts by key.
+        guessed: texts by key, for keys that no override gives. ``Recipe.dump`` writes them all.
 
     Raises:
         UserError: the file is missing or breaks a rule of ``parse_yaml``, a key is unknown, a
@@ -107,7 +114,7 @@ def read(path: str | Path, overrides: Sequence[str] | Mapping[str, str] = ()) ->
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 at byte {error.start}") from None
     given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    _override(tree, given)
+    _override(tree, given, guessed or {})
 
     known = ["name", "task", "metrics", "training", *SECTIONS]
     for k, v in tree.items():
@@ -145,7 +152,8 @@ def read(path: str | Path, overrides: Sequence[str] | Mapping[str, str] = ()) ->
 def differences(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
     """Compares the YAML of two recipes; returns (ours, theirs) by ``section.key``.
 
-    The run directory is ignored. None stands for a key that a recipe does not have.
+    The run directory is ignored. None stands for a key that a recipe does not have; that is no
+    difference to one that has its default.
     """
     flat = []
     for text in (ours, theirs):
@@ -158,5 +166,6 @@ def differences(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
         keys.pop("training.output_dir", None)
         flat.append(keys)
     a, b = flat
-    every = dict.fromkeys([*a, *b])
-    return {k: (a.get(k), b.get(k)) for k in every if a.get(k) != b.get(k)}
+    defaults = default_values()
+    every = {k: defaults.get(k) for k in (*a, *b)}
+    return {k: (a.get(k), b.get(k)) for k, d in every.items() if a.get(k, d) != b.get(k, d)}

@@ -11,6 +11,9 @@ from pydantic import Field
 
 from finetune.recipe.strict_yaml import Dumper
 
+# The place of values that nobody wrote.
+GUESSED = "guessed"
+
 
 def key(default: Any, help: str, hidden: bool = False) -> Any:
     """Returns a dataclass field with its help text; hidden ones are not written by name."""
@@ -223,7 +226,10 @@ class Recipe:
     measured: Measured | None = field(default=None, compare=False)
 
     def dump(self) -> str:
-        """Returns YAML that loads to the same recipe, without keys at their default."""
+        """Returns YAML that loads to the same recipe.
+
+        Without keys at their default, except those that were guessed.
+        """
         out: dict[str, Any] = {"name": self.name, "task": self.task}
         for section in SECTIONS:
             value = getattr(self, section)
@@ -231,7 +237,11 @@ class Recipe:
                 out[section] = {
                     f.name: getattr(value, f.name)
                     for f in fields(value)
-                    if f.name != "options" and getattr(value, f.name) != _default(f)
+                    if f.name != "options"
+                    and (
+                        getattr(value, f.name) != _default(f)
+                        or self.origin.get(f"{section}.{f.name}") == GUESSED
+                    )
                 }
         if not out["augmentation"]:
             del out["augmentation"]
@@ -257,6 +267,13 @@ SETTINGS: dict[str, type] = {
 }
 SECTIONS: dict[str, type] = SETTINGS | NOTES
 FLAGS = {f.name: section for section, cls in SETTINGS.items() for f in fields(cls)}
+
+
+def default_values() -> dict[str, Any]:
+    """Returns the default of every key of the settings, by ``section.key``."""
+    return {
+        f"{section}.{f.name}": _default(f) for section, cls in SETTINGS.items() for f in fields(cls)
+    }
 
 
 def _default(f: Any) -> Any:

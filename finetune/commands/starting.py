@@ -1,0 +1,86 @@
+"""Guesses and prints the recipe for ``finetune train mine.csv``."""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from finetune import recipe, run_directory
+from finetune.data import guess, sources
+from finetune.recipe import packaged
+
+# A network with random weights needs so many times the epochs of a pretrained one.
+EPOCHS_FROM_SCRATCH = 4
+# Characters of the data's path that are printed.
+MOST_NAME = 24
+
+
+def recipe_for(place: str, given: Mapping[str, str]) -> recipe.Recipe:
+    """Guesses and prints the recipe for a file or folder of data.
+
+    It is the packaged recipe of the task with the data's columns. If its checkpoint is on the hub
+    and the hub cannot be reached, another recipe is taken whose checkpoint needs no hub.
+
+    Args:
+        given: the flags by key; they are not guessed.
+
+    Raises:
+        UserError: the data cannot be read, or two guesses are equally good.
+    """
+    key, table = guess.read(place, given)
+    found = guess.of(table, given)
+    name = stem(place)
+    guessed = found.data | found.settings
+    guessed |= {"name": name, "task": found.task, "output_dir": f"runs/{name}"}
+    start, given = packaged.start(found.task, found.data), {**given, key: place}
+    read = recipe.read(start, given, guessed)
+    model = f"{read.model.checkpoint}, as in {start}.yaml"
+    if start in packaged.WITHOUT_HUB and "checkpoint" not in given:
+        try:
+            sources.checkpoint(read.model.checkpoint, read.model.revision)
+        except sources.HubUnreachable:
+            start = packaged.WITHOUT_HUB[start]
+            if "num_train_epochs" in found.settings:
+                many = EPOCHS_FROM_SCRATCH * int(found.settings["num_train_epochs"])
+                guessed["num_train_epochs"] = str(many)
+            read = recipe.read(start, given, guessed)
+            model = f"{read.model.checkpoint}, random weights: the hub is not reachable"
+    if os.environ.get("RANK", "0") == "0":
+        _print(found, read, len(table.rows), model)
+    return read
+
+
+def stem(place: str) -> str:
+    """Returns the name of a run on some data: that of its file or folder."""
+    path = Path(place).expanduser()
+    for part in (path.stem, path.resolve().stem, path.parent.resolve().name):
+        name = re.sub(r"[^\w.-]+", "-", part).strip("-.")
+        if name:
+            return name
+    return "data"
+
+
+def _print(found: guess.Guess, read: recipe.Recipe, rows: int, model: str) -> None:
+    epochs = read.training.get("num_train_epochs")
+    much, flags = [f"{epochs} epoch{'s' * (epochs != 1)}"], ["--num_train_epochs"]
+    if "max_steps" in read.training:
+        much, flags = [f"{read.training['max_steps']} steps"], ["--max_steps"]
+    if read.augmentation.flip:
+        much.append("flipped at random")
+        flags.append("--flip")
+    if "image" not in found.data:
+        much.append(f"at most {read.model.max_length} tokens")
+        flags.append("--max_length")
+    run = f"{read.training['output_dir']}; its {run_directory.RECIPE} repeats it without guessing"
+    lines = [
+        *found.reasons,
+        guess.Reason("model", model, "--checkpoint"),
+        guess.Reason("training", ", ".join(much), " ".join(flags)),
+        guess.Reason("run", run),
+    ]
+    data = str(read.data.train or read.data.dataset)
+    name = data if len(data) <= MOST_NAME else f"…{data[-MOST_NAME:]}"
+    print(f"{name}: {rows:,} rows. The recipe is guessed; flags change it:", file=sys.stderr)
+    for reason in lines:
+        print(reason.line(), file=sys.stderr)
