@@ -23,6 +23,8 @@ ROWS = {
     "text-generation": (corpus.DOCUMENTS, False),
     "fill-mask": (corpus.TEXTS, False),
 }
+# Tasks that learn the rest of a long text in another row.
+PIECES = {"fill-mask"}
 # Rows that the checks look at whose time grows faster than reading does, if there are more.
 MOST_ROWS, MOST_LABELS, MOST_DOCUMENTS = 20_000, 5_000, 5_000
 # Classes that the facts name.
@@ -34,6 +36,7 @@ class Checked:
     """What is in the data, and what was found.
 
     Attributes:
+        name: the recipe's, as the user knows it.
         facts: name -> a sentence about rows, classes, tokens or sizes.
         findings: the most serious first.
         left_out: which checks did not run, and why.
@@ -41,6 +44,7 @@ class Checked:
     """
 
     recipe: Recipe
+    name: str
     source: str
     facts: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -53,8 +57,11 @@ class Checked:
         return max((finding.severity for finding in self.findings), default=Severity.NOTE)
 
 
-def check(recipe: Recipe) -> Checked:
+def check(recipe: Recipe, name: str) -> Checked:
     """Reads the recipe's data as training would, and checks it without a model.
+
+    Args:
+        name: the recipe's, as the user knows it.
 
     Raises:
         UserError: the data cannot be used at all; see ``corpus.load``.
@@ -70,7 +77,7 @@ def check(recipe: Recipe) -> Checked:
             f"{where}: rows are checked in memory; give a part of them, and no streaming"
         )
     loaded = corpus.load(replace(data, allow_overlap=True), content, labelled)
-    out = Checked(recipe, loaded.source, _facts(loaded))
+    out = Checked(recipe, name, loaded.source, _facts(loaded))
     out.findings += _reading(loaded) + duplicates.repeated(loaded, data.allow_overlap)
     if labelled and loaded.problem_type != "regression":
         out.findings += labels.balance(loaded) + shift.class_shares(loaded)
@@ -117,7 +124,7 @@ def _reading(data: Corpus) -> list[Finding]:
         what = "rows cannot be used"
         found.append(Finding(Severity.WARNING, what, len(data.rejected), advice, examples))
     for name, count in data.report["fixed"].items():
-        found.append(Finding(Severity.NOTE, f"x fixed: {name}", count, "Nothing to do."))
+        found.append(Finding(Severity.NOTE, f"times, on reading: {name}", count, "Nothing to do."))
     return found
 
 
@@ -186,28 +193,33 @@ def _tokens(data: Corpus, out: Checked) -> None:
     recipe = out.recipe
     checkpoint = _checkpoint(recipe, out)
     tokenizer = checkpoint and _attempt(lambda: tokens.tokenizer(checkpoint), out)
-    if tokenizer is None:
+    if checkpoint is None or tokenizer is None:
         return
-    texts = data.train.drop(columns="label", errors="ignore")
-    found = tokens.count(texts, tokenizer)
+    found = tokens.count(data.train, tokenizer)
+    most, pieces = recipe.model.max_length, recipe.task in PIECES
+    parts = _parts(found.lengths, most) if pieces else numpy.minimum(found.lengths, most)
     out.facts["tokens"] = tokens.describe(found.lengths)
-    kept = int(numpy.minimum(found.lengths, recipe.model.max_length).sum())
-    out.facts["one epoch"] = tokens.plan(recipe, len(texts), kept)
-    out.findings += tokens.truncated(texts, found, recipe) + tokens.unknown(texts, found)
+    out.facts["one epoch"] = tokens.plan(recipe, len(parts), int(parts.sum()))
+    room = tokens.room(checkpoint)
+    out.findings += tokens.longer(data.train, found.lengths, recipe, room, pieces)
+    out.findings += tokens.unknown(data.train, found)
+
+
+def _parts(lengths: numpy.ndarray, most: int) -> numpy.ndarray:
+    """Returns the lengths of the parts of at most ``most`` tokens that rows are divided into."""
+    return numpy.array([min(most, n - at) for n in lengths.tolist() for at in range(0, n, most)])
 
 
 def _documents(data: Corpus, out: Checked) -> None:
     # These import transformers, which the checks of classifiers do without.
-    from transformers import AutoTokenizer
-
     from finetune.checks import documents as checks
     from finetune.data import documents, packing
 
     recipe, most = out.recipe, out.recipe.model.max_length
     checkpoint = _checkpoint(recipe, out)
-    if checkpoint is None:
+    tokenizer = checkpoint and _attempt(lambda: tokens.of_transformers(checkpoint), out)
+    if checkpoint is None or tokenizer is None:
         return
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
     frame = data.train
     if len(frame) > MOST_DOCUMENTS:
         frame = frame.sample(MOST_DOCUMENTS, random_state=0).reset_index(drop=True)
@@ -220,15 +232,16 @@ def _documents(data: Corpus, out: Checked) -> None:
     pieces = kind == "text"
     lengths = numpy.array([len(row.ids) for row in encoded])
     scale = len(data.train) / len(frame)
-    kept = lengths if pieces else numpy.minimum(lengths, most)
-    parts = [min(most, n - start) for n in kept.tolist() for start in range(0, n, most)]
-    blocks = len(packing.pack(parts, most))
+    parts = _parts(lengths, most) if pieces else numpy.minimum(lengths, most)
+    blocks = len(packing.pack(parts.tolist(), most))
     out.facts["tokens"] = tokens.describe(lengths)
     share = checks.learned_share(encoded, int(lengths.max()) if pieces else most)
     out.facts["learned"] = f"{100 * share:.1f} % of the tokens that an epoch sees"
-    seen = tokens.plan(recipe, round(blocks * scale), round(kept.sum() * scale), "full blocks")
+    seen = tokens.plan(
+        recipe, round(blocks * scale), round(int(parts.sum()) * scale), "full blocks"
+    )
     out.facts["one epoch"] = seen
-    out.findings += checks.cut(frame, encoded, recipe, pieces)
+    out.findings += tokens.longer(frame, lengths, recipe, tokens.room(checkpoint), pieces)
     out.findings += checks.unlearned(frame, encoded, recipe, pieces)
     out.learned = checks.shown(encoded[0], most)
 

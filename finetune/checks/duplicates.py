@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 from zlib import crc32
 
 import numpy
@@ -27,20 +28,20 @@ def repeated(corpus: Corpus, allowed: bool) -> list[Finding]:
     Args:
         allowed: the recipe's ``allow_overlap``.
     """
-    report, rows = corpus.report, pandas.concat([corpus.train, corpus.test])
-    named = {row["id"]: row for _, row in rows.iterrows()} if _listed(report) else {}
+    report, rows = corpus.report, pandas.concat([corpus.train, corpus.test], ignore_index=True)
+    places = {name: at for at, name in enumerate(rows["id"])}
     found = []
     if count := report["test_texts_in_train"]:
         too_many = count > MOST_OVERLAP * len(corpus.test) and not allowed
         severity = Severity.ERROR if too_many else Severity.WARNING
         advice = "Remove them from one of the two: a score on them measures memory."
-        examples = some(example(named[i]) for i in report["overlapping_rows"])
+        examples = some(example(rows, places[name]) for name in report["overlapping_rows"])
         found.append(Finding(severity, "test rows are also in train", count, advice, examples))
     if count := report["contradictions_in_train"]:
         advice = "Give each of them one label, or remove it."
         what = "training rows occur with different labels"
-        first = [i for group in report["contradicting_rows"] for i in group]
-        examples = some(_labelled(named[i], corpus) for i in first)
+        first = [places[name] for group in report["contradicting_rows"] for name in group]
+        examples = some(example(rows, at, label(rows, at, corpus)) for at in first)
         found.append(Finding(Severity.WARNING, what, count, advice, examples))
     if count := report["duplicates_in_train"]:
         severity = Severity.WARNING if count > 0.05 * len(corpus.train) else Severity.NOTE
@@ -50,23 +51,16 @@ def repeated(corpus: Corpus, allowed: bool) -> list[Finding]:
     return found
 
 
-def _listed(report: dict) -> bool:
-    return bool(report["overlapping_rows"] or report["contradicting_rows"])
-
-
-def _labelled(row: pandas.Series, corpus: Corpus) -> Example:
-    return example(row, label_of(row, corpus))
-
-
-def label_of(row: pandas.Series, corpus: Corpus) -> str:
-    """Returns the label of a row as a text; empty where rows have none."""
-    if "label" not in row:
+def label(rows: pandas.DataFrame, at: int, corpus: Corpus) -> str:
+    """Returns the label of the row at a position as a text; empty where rows have none."""
+    if "label" not in rows:
         return ""
+    value = rows["label"].to_list()[at]
     if corpus.problem_type == "regression":
-        return f"{row['label']:g}"
+        return f"{value:g}"
     if corpus.problem_type == "single_label_classification":
-        return corpus.label_names[row["label"]]
-    return ", ".join(n for n, on in zip(corpus.label_names, row["label"], strict=True) if on)
+        return corpus.label_names[value]
+    return ", ".join(n for n, on in zip(corpus.label_names, value, strict=True) if on)
 
 
 # --- near duplicates -------------------------------------------------------------------------
@@ -86,7 +80,8 @@ def similar_texts(texts: list[str]) -> Pairs:
     for j, sketch in enumerate(hashes):
         if len(shingles[j]) < FEWEST_SHINGLES:
             continue
-        for i in index.query(sketch):
+        candidates: Any = index.query(sketch)
+        for i in candidates:
             a, b = shingles[i], shingles[j]
             if len(a & b) >= SIMILAR * len(a | b) and texts[i].strip() != texts[j].strip():
                 pairs.append((i, j))
@@ -125,9 +120,9 @@ def near(corpus: Corpus, rows: pandas.DataFrame, pairs: Pairs, kind: str) -> lis
 
     def shown(found: Pairs) -> Iterator[Example]:
         for i in [i for pair in found for i in pair]:
-            row = rows.iloc[i]
-            split = f"in {row['split']}"
-            yield example(row, ", ".join(filter(None, [split, label_of(row, corpus)])))
+            yield example(
+                rows, i, ", ".join(filter(None, [f"in {splits[i]}", label(rows, i, corpus)]))
+            )
 
     out = []
     for name, found in across.items():

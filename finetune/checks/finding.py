@@ -1,8 +1,10 @@
 """What a check returns: findings, each with some of the rows that it is about."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import pandas
 
@@ -57,15 +59,18 @@ class Finding:
 
 def some(examples: Iterable[Example]) -> list[Example]:
     """Returns the first ``SHOWN`` of some examples, without computing the others."""
-    return [example for example, _ in zip(examples, range(SHOWN), strict=False)]
+    return [example for _, example in zip(range(SHOWN), examples, strict=False)]
 
 
-def example(row: pandas.Series, note: str = "") -> Example:
-    """Returns a row of a corpus as an example."""
+def example(frame: pandas.DataFrame, at: int, note: str = "") -> Example:
+    """Returns the row at a position of a corpus' frame as an example."""
+    row: dict[str, Any] = frame.iloc[at].to_dict()
     if "digest" in row:
         path = row["image"] if isinstance(row["image"], str) else ""
         return Example(row["id"], path, note, row["image"])
     parts = [row[part] for part in PARTS if part in row]
+    if "messages" in row:
+        parts = [f"{turn['role']}: {turn['content']}" for turn in json.loads(row["messages"])]
     return Example(row["id"], " | ".join(parts), note)
 
 

@@ -13,7 +13,7 @@ from finetune.data import image_files
 
 # Two images are near duplicates if at most so many of the 64 bits of their hashes differ and their
 # thumbnails correlate so closely.
-BITS, CORRELATION = 3, 0.98
+BITS, CORRELATION = 3, 0.995
 THUMBNAIL = 16
 # Hashes that are compared with all others at once.
 BATCH = 512
@@ -95,7 +95,7 @@ def sizes(rows: pandas.DataFrame, looks: Looks, side: int | None) -> list[Findin
 
 def blank(rows: pandas.DataFrame, looks: Looks) -> list[Finding]:
     """Finds images of one colour."""
-    empty = ~looks.thumbnails.any(1)
+    empty = numpy.abs(looks.thumbnails).max(1) == 0
     if not empty.any():
         return []
     advice = "Remove them, if they show nothing."
@@ -121,8 +121,6 @@ def _finding(
     advice: str,
     severity: Severity = Severity.NOTE,
 ) -> Finding:
-    places = numpy.flatnonzero(which)
-    examples = some(
-        example(rows.iloc[i], f"{looks.sizes[i, 0]} x {looks.sizes[i, 1]}") for i in places
-    )
+    places = numpy.flatnonzero(which).tolist()
+    examples = some(example(rows, i, f"{looks.sizes[i, 0]} x {looks.sizes[i, 1]}") for i in places)
     return Finding(severity, what, len(places), advice, examples)

@@ -1,11 +1,12 @@
 """Labels: how many rows each class has, and rows whose label looks wrong."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import pandas
 
-from finetune.checks.duplicates import label_of
+from finetune.checks.duplicates import label
 from finetune.checks.finding import Finding, Severity, example, joined, some
 from finetune.data.corpus import Corpus
 from finetune.evaluation import baselines, intervals
@@ -99,17 +100,20 @@ def out_of_fold(rows: pandas.DataFrame, classes: int) -> OutOfFold | None:
         out.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from threadpoolctl import threadpool_limits
 
-    large = rows.groupby("label")["label"].transform("size") >= FOLDS
-    rows = rows.loc[large].reset_index(drop=True)
     labels = rows["label"].to_numpy(int)
+    large = numpy.bincount(labels, minlength=classes)[labels] >= FOLDS
+    rows, labels = rows.loc[large].reset_index(drop=True), labels[large]
     if len(set(labels)) < 2:
         return None
     # The weights of words are not learned from labels, so they may see all rows.
     features = baselines.word_features(len(rows)).fit_transform(joined(rows))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     model = baselines.linear_classifier()
-    known = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
+    # On sparse rows several threads of BLAS wait for each other: five times the time on two cores.
+    with threadpool_limits(1):
+        known: Any = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
     probabilities = numpy.zeros((len(rows), classes))
     probabilities[:, numpy.unique(labels)] = known
     return OutOfFold(rows, probabilities, labels)
@@ -134,8 +138,9 @@ def suspects(found: OutOfFold, corpus: Corpus) -> list[Finding]:
     names = corpus.label_names
     examples = some(
         example(
-            found.rows.iloc[i],
-            f"{label_of(found.rows.iloc[i], corpus)}; linear model: {names[said[i]]}, "
+            found.rows,
+            i,
+            f"{label(found.rows, i, corpus)}; linear model: {names[said[i]]}, "
             f"{100 * sure[i]:.0f} %",
         )
         for i in order

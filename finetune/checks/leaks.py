@@ -1,9 +1,10 @@
 """What gives the label away: a word, another column, or a task that a word count solves."""
 
 import re
+from collections import Counter
+from typing import Any
 
 import numpy
-import pandas
 
 from finetune.checks.finding import Example, Finding, Severity, joined, some
 from finetune.checks.labels import OutOfFold
@@ -26,7 +27,7 @@ def words(corpus: Corpus) -> list[Finding]:
 
     labels = corpus.train["label"].to_numpy(int)
     vectorizer = CountVectorizer(binary=True, lowercase=False, token_pattern=r"\S+")
-    present = vectorizer.fit_transform(joined(corpus.train))
+    present: Any = vectorizer.fit_transform(joined(corpus.train))
     is_class = numpy.eye(len(corpus.label_names))[labels]
     # (V, K): rows of each class that have the word.
     having = present.T @ is_class
@@ -54,17 +55,18 @@ def columns(table: readers.Table, data: Data) -> list[Finding]:
     """Finds columns other than the text's and label's whose values alone give the label."""
     if data.label not in table.rows:
         return []
-    labels = table.rows[data.label].astype(str)
-    guess = labels.value_counts(normalize=True).max()
+    labels = [str(cell) for cell in table.rows[data.label]]
+    guess = max(Counter(labels).values()) / len(labels)
     used = {data.label, data.text, data.text_pair, data.image}
     examples = []
     for name in table.rows.columns:
         if name in used or guess >= ACCURACY:
             continue
-        cells = table.rows[name].astype(str)
+        cells = [str(cell) for cell in table.rows[name]]
+        kinds = [re.sub(r"\d+", "0", cell) for cell in cells]
         # "neg_17" and "neg_18" are one kind of value.
-        for values, how in ((cells, "its value"), (cells.map(_kind), "the kind of its value")):
-            if 1 < values.nunique() <= MOST_VALUES * len(values):
+        for values, how in ((cells, "its value"), (kinds, "the kind of its value")):
+            if 1 < len(set(values)) <= MOST_VALUES * len(values):
                 right = _right(values, labels)
                 if right >= ACCURACY:
                     text = f"{how} tells the label of {100 * right:.0f} % of the rows"
@@ -81,13 +83,12 @@ def columns(table: readers.Table, data: Data) -> list[Finding]:
     return [Finding(Severity.WARNING, what, len(examples), advice, some(examples))]
 
 
-def _kind(value: str) -> str:
-    return re.sub(r"\d+", "0", value)
-
-
-def _right(values: pandas.Series, labels: pandas.Series) -> float:
+def _right(values: list[str], labels: list[str]) -> float:
     """Returns the share of rows that have the most frequent label of their value."""
-    return float(pandas.crosstab(values, labels).max(axis=1).sum() / len(labels))
+    most: dict[str, int] = {}
+    for (value, _), count in Counter(zip(values, labels, strict=True)).items():
+        most[value] = max(most.get(value, 0), count)
+    return sum(most.values()) / len(labels)
 
 
 def too_easy(found: OutOfFold) -> list[Finding]:

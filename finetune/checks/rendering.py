@@ -19,8 +19,9 @@ from finetune.report import page, tables, wording
 
 # Characters of a row that an example shows in the table and in the page.
 IN_TABLE, IN_PAGE = 120, 600
-# Characters of the row whose learned parts are shown, and what marks them without colour.
-PARTS, MARKS = 900, ("«", "»")
+# Of the row whose learned parts are shown: how many parts, how many characters of each, and what
+# marks them without colour.
+PIECES, PIECE, MARKS = 12, 300, ("«", "»")
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: ""}
 # Side of an image in the page, in pixels.
 SIDE = 96
@@ -57,8 +58,7 @@ def table(checked: Checked, colour: bool = False) -> list[RenderableType]:
     Args:
         colour: whether the console shows colour; otherwise marks show what is learned.
     """
-    recipe = checked.recipe
-    title = f"{checked.source}: {recipe.task}, as {recipe.name} would train on it"
+    title = f"{checked.source}: {checked.recipe.task}, with the recipe {checked.name}"
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
@@ -89,18 +89,17 @@ def _lines(finding: Finding) -> Iterator[RenderableType]:
 
 def _learned(pieces: list[tuple[str, bool]], colour: bool) -> list[RenderableType]:
     shown = Text()
-    left = PARTS
-    for text, learned in pieces:
-        # A tab or an escape sequence of the data is not for the terminal.
-        lines = text[:left].split("\n")
+    for text, learned in pieces[:PIECES]:
+        if len(text) > PIECE:
+            text = f"{text[: PIECE // 2]} … {text[-PIECE // 2 :]}"
+        # Escape sequences of the data are not for the terminal.
+        lines = text.split("\n")
         text = "\n".join("".join(c if c.isprintable() else " " for c in line) for line in lines)
         if learned and not colour:
-            text = text.join(MARKS)
+            text = f"{MARKS[0]}{text}{MARKS[1]}"
         shown.append(text, "bold green" if learned else "dim")
-        left -= len(text)
-        if left <= 0:
-            shown.append(" …")
-            break
+    if pieces[PIECES:]:
+        shown.append(" …")
     how = "in colour" if colour else f"between {MARKS[0]} and {MARKS[1]}"
     return [Text(f"What is learned of the first training row ({how}):"), shown]
 

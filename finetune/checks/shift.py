@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from typing import Any
 
 import numpy
 import pandas
@@ -18,9 +19,9 @@ CHANCE, LENGTHS, SHARES = 0.001, 0.2, 0.05
 NEW_WORDS = 0.05
 # Fewer rows tell nothing.
 FEWEST = 20
-# A language counts from this probability and this number of characters on; so many texts are looked
-# at.
-SURE, CHARACTERS, LOOKED_AT = 0.9, 20, 2000
+# A language counts from this probability and this number of characters on. So many texts are looked
+# at, and so many characters of each.
+SURE, CHARACTERS, TEXTS, BEGINNING = 0.9, 20, 2000, 300
 MIXED = 0.05
 
 
@@ -33,7 +34,7 @@ def lengths(corpus: Corpus) -> list[Finding]:
         other = [len(text) for text in joined(getattr(corpus, name))]
         if len(other) < FEWEST:
             continue
-        test = ks_2samp(train, other)
+        test: Any = ks_2samp(train, other)
         if test.statistic > LENGTHS and test.pvalue < CHANCE:
             typical = (
                 f"{numpy.median(other):,.0f} characters long, in train {numpy.median(train):,.0f}"
@@ -87,7 +88,8 @@ def class_shares(corpus: Corpus) -> list[Finding]:
         shares = table / table.sum(1, keepdims=True)
         apart = shares[1] - shares[0]
         worst = int(numpy.abs(apart).argmax())
-        if abs(apart[worst]) > SHARES and chi2_contingency(table).pvalue < CHANCE:
+        test: Any = chi2_contingency(table)
+        if abs(apart[worst]) > SHARES and test.pvalue < CHANCE:
             label = numpy.array(corpus.label_names)[train + other > 0][worst]
             what = f"{name} rows: {100 * shares[1, worst]:.0f} % are {label}, in train "
             what += f"{100 * shares[0, worst]:.0f} %"
@@ -103,12 +105,12 @@ def languages(rows: pandas.DataFrame) -> tuple[str, list[Finding]]:
     """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    if len(rows) > LOOKED_AT:
-        rows = rows.sample(LOOKED_AT, random_state=0)
+    if len(rows) > TEXTS:
+        rows = rows.sample(TEXTS, random_state=0)
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     told = {}
-    for at, text in zip(rows.index, joined(rows), strict=True):
-        language, probability = identifier.classify(text[:1000])
+    for at, text in enumerate(joined(rows)):
+        language, probability = identifier.classify(text[:BEGINNING])
         if probability >= SURE and len(text) >= CHARACTERS:
             told[at] = language
     if not told:
@@ -124,5 +126,5 @@ def languages(rows: pandas.DataFrame) -> tuple[str, list[Finding]]:
     severity = Severity.WARNING if share > MIXED else Severity.NOTE
     what = f"texts are in another language than {main}"
     advice = "Remove them, or take a checkpoint that knows these languages."
-    examples = some(example(rows.loc[at], name) for at, name in odd.items())
+    examples = some(example(rows, at, name) for at, name in odd.items())
     return shown, [Finding(severity, what, len(odd), advice, examples)]

@@ -17,6 +17,11 @@ from finetune.recipe.checking import typed
 
 # Above these shares, truncation and unknown tokens are a warning.
 MUCH_CUT, MUCH_UNKNOWN = 0.2, 0.01
+# Where files of a checkpoint say how many positions there are.
+LIMITS = {
+    "config.json": ("max_position_embeddings", "n_positions"),
+    "tokenizer_config.json": ("model_max_length",),
+}
 # What transformers.TrainingArguments takes where a recipe says nothing.
 DEFAULTS = {
     "per_device_train_batch_size": 8,
@@ -44,19 +49,26 @@ def tokenizer(checkpoint: sources.Checkpoint) -> Tokenizer:
     if file.is_file() and not checkpoint.gguf:
         found = Tokenizer.from_file(str(file))
     else:
-        from transformers import AutoTokenizer
-
-        try:
-            loaded = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
-        except (OSError, ValueError):
-            loaded = None
-        if loaded is None or not loaded.is_fast:
-            raise UserError(
-                f"{checkpoint.name}: has no fast tokenizer; take a checkpoint that has one"
-            )
-        found = loaded.backend_tokenizer
+        found = of_transformers(checkpoint).backend_tokenizer
     found.no_truncation()
     found.no_padding()
+    return found
+
+
+def of_transformers(checkpoint: sources.Checkpoint) -> Any:
+    """Returns the checkpoint's tokenizer with its chat template.
+
+    Raises:
+        UserError: as ``tokenizer`` does.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
+    except (OSError, ValueError):
+        found = None
+    if found is None or not found.is_fast:
+        raise UserError(f"{checkpoint.name}: has no fast tokenizer; take a checkpoint that has one")
     return found
 
 
@@ -73,22 +85,64 @@ def count(frame: pandas.DataFrame, found: Tokenizer) -> Tokens:
     )
 
 
-def truncated(frame: pandas.DataFrame, tokens: Tokens, recipe: Recipe) -> list[Finding]:
-    """Finds training texts that are longer than ``max_length``."""
-    most = recipe.model.max_length
-    longer = tokens.lengths > most
-    if not longer.any():
-        return []
-    share = longer.mean()
-    severity = Severity.WARNING if share > MUCH_CUT else Severity.NOTE
-    enough = int(numpy.percentile(tokens.lengths, 95))
-    kept = numpy.minimum(tokens.lengths, most).sum() / tokens.lengths.sum()
-    what = f"training texts ({100 * share:.1f} %) are longer than max_length {most}; "
-    what += f"{100 * kept:.0f} % of all tokens are kept"
-    advice = f"--max_length {enough} would keep 95 % of the texts whole, if the model has room."
-    order = numpy.argsort(-tokens.lengths, kind="stable")
-    examples = some(example(frame.iloc[i], f"{tokens.lengths[i]:,} tokens") for i in order)
-    return [Finding(severity, what, int(longer.sum()), advice, examples)]
+def room(checkpoint: sources.Checkpoint) -> int | None:
+    """Returns how many tokens the model has positions for; None if its files do not say.
+
+    Read from the files, because the config classes need torch; training asks those.
+    """
+    least = None
+    for name, keys in LIMITS.items():
+        file = checkpoint.folder / name
+        stated = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for key in keys:
+            if isinstance(stated.get(key), int):
+                least = min(stated[key], least or stated[key])
+    return least
+
+
+def longer(
+    frame: pandas.DataFrame,
+    lengths: numpy.ndarray,
+    recipe: Recipe,
+    most: int | None,
+    pieces: bool = False,
+) -> list[Finding]:
+    """Finds training rows that are longer than ``max_length``.
+
+    Args:
+        lengths: (N,) tokens of each row.
+        most: how many tokens the model has positions for, if that is known.
+        pieces: whether the rest of a row is learned in another one; otherwise it is cut off.
+    """
+    limit, found = recipe.model.max_length, []
+    if most and limit > most:
+        what = f"max_length {limit} is more than the {most} positions of {recipe.model.checkpoint}"
+        found.append(Finding(Severity.ERROR, what, None, f"Write --max_length {most}, or less."))
+    above = lengths > limit
+    if not above.any():
+        return found
+    share = above.mean()
+    severity = Severity.WARNING if share > MUCH_CUT and not pieces else Severity.NOTE
+    what = f"training rows ({100 * share:.1f} %) are longer than max_length {limit} and "
+    if pieces:
+        what += "continue in another row"
+    else:
+        kept = numpy.minimum(lengths, limit).sum() / lengths.sum()
+        what += f"cut: {100 * kept:.0f} % of all tokens are kept"
+    enough = int(numpy.percentile(lengths, 95))
+    if pieces:
+        advice = "Nothing to do: a larger --max_length only lets the model look further back."
+    elif most and enough > most:
+        still = (lengths > most).mean()
+        advice = f"--max_length {most}, the most the model has positions for, would cut "
+        advice += f"{100 * still:.1f} % of the rows. More tokens take more time."
+    elif enough > limit:
+        advice = f"--max_length {enough} would keep 95 % of the rows whole. It takes more time."
+    else:
+        advice = "Few rows are so long; nothing to do, unless their end matters."
+    order = numpy.argsort(-lengths, kind="stable")[: above.sum()]
+    examples = some(example(frame, i, f"{lengths[i]:,} tokens") for i in order)
+    return [*found, Finding(severity, what, int(above.sum()), advice, examples)]
 
 
 def unknown(frame: pandas.DataFrame, tokens: Tokens) -> list[Finding]:
@@ -101,7 +155,7 @@ def unknown(frame: pandas.DataFrame, tokens: Tokens) -> list[Finding]:
     advice = "Take a checkpoint whose tokenizer knows this script, or clean the texts."
     order = [i for i in numpy.argsort(-tokens.unknown, kind="stable") if tokens.unknown[i]]
     examples = some(
-        example(frame.iloc[i], f"{tokens.unknown[i]} of {tokens.lengths[i]} unknown") for i in order
+        example(frame, i, f"{tokens.unknown[i]} of {tokens.lengths[i]} unknown") for i in order
     )
     return [Finding(severity, what, len(order), advice, examples)]
 
@@ -139,5 +193,5 @@ def plan(recipe: Recipe, rows: int, tokens: int | None, unit: str = "rows") -> s
     if total <= 0:
         total = math.ceil(values["num_train_epochs"] * steps)
     seen = f"{rows:,} {unit}" + (f", {tokens:,} tokens" if tokens is not None else "")
-    epochs = f"{total / steps:.3g}"
-    return f"{seen}, {steps:,} steps of {batch}; {total:,} steps in {epochs} epochs"
+    epochs = f"{total / steps:.3g} epoch{'s' if total != steps else ''}"
+    return f"{seen}, {steps:,} steps of {batch}; {total:,} steps in {epochs}"

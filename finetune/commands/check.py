@@ -34,7 +34,7 @@ def _check(options: argparse.Namespace) -> None:
 
     if not name.endswith(RECIPES) and (Path(name).exists() or Path(name).suffix):
         name, keys = _start(Path(name), keys)
-    checked = check.check(recipe.read(name, keys))
+    checked = check.check(recipe.read(name, keys), name)
     console = Console(width=tables.WIDTH, highlight=False)
     if console.color_system and sys.stdout.isatty():
         console.print(*rendering.table(checked, colour=True), sep="\n")
