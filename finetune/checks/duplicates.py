@@ -12,9 +12,9 @@ from finetune.checks.finding import Example, Finding, Severity, example, some
 from finetune.data.corpus import Corpus
 from finetune.data.splits import MOST_OVERLAP
 
-# Two texts are near duplicates from this Jaccard similarity of their shingles on: of 40 words about
-# three may differ. Hash functions of MinHash estimate it; what they find is compared exactly.
-SIMILAR, HASHES = 0.8, 128
+# Two texts are near duplicates from this Jaccard similarity of their shingles on: about one word in
+# twenty differs. MinHash estimates it by so many hash functions; what it finds is compared exactly.
+SIMILAR, HASHES = 0.7, 128
 SHINGLE = 3
 # Shorter texts share most of their shingles by chance.
 FEWEST_SHINGLES = 5

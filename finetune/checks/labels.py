@@ -17,8 +17,9 @@ WIDE = 20.0
 # A class with fewer rows than this share of the largest one's is neglected by accuracy.
 RARE = 0.1
 FOLDS = 5
-# From this probability on, the linear model counts as sure.
-SURE, CHANCE = 0.9, 0.01
+# From this probability on, the linear model counts as sure. Labels that it contradicts are a warning
+# if it is right on such a share of the rows that it is sure of, and if they are this share of all.
+SURE, RIGHT, MANY, FEWEST = 0.8, 0.95, 0.01, 3
 
 
 def counts(frame: pandas.DataFrame, corpus: Corpus) -> numpy.ndarray:
@@ -122,20 +123,16 @@ def out_of_fold(rows: pandas.DataFrame, classes: int) -> OutOfFold | None:
 def suspects(found: OutOfFold, corpus: Corpus) -> list[Finding]:
     """Finds labels that the linear model contradicts although it is sure.
 
-    It is a warning where that happens more often than the probabilities themselves promise, by more
-    than chance.
+    A model that is often wrong when it is sure says nothing about the labels, so that is a note.
     """
-    from scipy.stats import poisson
-
-    sure = found.probabilities.max(1)
-    said = found.probabilities.argmax(1)
-    is_sure = sure >= SURE
-    wrong = is_sure & (said != found.labels)
-    count, expected = int(wrong.sum()), float((1 - sure[is_sure]).sum())
+    said, sure = found.probabilities.argmax(1), found.probabilities.max(1)
+    is_sure, wrong = sure >= SURE, said != found.labels
+    count = int((is_sure & wrong).sum())
     if not count:
         return []
-    order = [i for i in numpy.argsort(-sure, kind="stable") if wrong[i]]
+    right = 1 - wrong[is_sure].mean()
     names = corpus.label_names
+    order = numpy.argsort(-sure, kind="stable")
     examples = some(
         example(
             found.rows,
@@ -143,9 +140,10 @@ def suspects(found: OutOfFold, corpus: Corpus) -> list[Finding]:
             f"{label(found.rows, i, corpus)}; linear model: {names[said[i]]}, "
             f"{100 * sure[i]:.0f} %",
         )
-        for i in order
+        for i in order[(is_sure & wrong)[order]].tolist()
     )
-    too_many = poisson.sf(count - 1, expected) < CHANCE
-    severity = Severity.WARNING if too_many else Severity.NOTE
-    what = f"labels are contradicted by a linear model that is sure (expected: {expected:.0f})"
-    return [Finding(severity, what, count, "Read them; they may be labelled wrongly.", examples)]
+    many = count >= max(FEWEST, MANY * len(found.labels))
+    severity = Severity.WARNING if right >= RIGHT and many else Severity.NOTE
+    what = f"labels are contradicted by a linear model that is {100 * SURE:.0f} % sure or more (it "
+    what += f"is right on {100 * right:.0f} % of such rows)"
+    return [Finding(severity, what, count, "Read them: the labels may be wrong.", examples)]
