@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from finetune.commands import check, generate, merge, predict, results, train
+from finetune.commands import check, evaluate, generate, merge, predict, results, train
 from finetune.errors import UserError, refuse_unknown
 from finetune.recipe import command_line
 from finetune.training import launching
@@ -30,6 +30,7 @@ Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
   finetune train recipes/your-data/text.yaml --train mine.csv --label stars
   finetune resume runs/imdb/minilm/seed-0       continues a stopped run
   finetune predict runs/imdb/minilm "A waste of two hours."
+  finetune evaluate runs/imdb/minilm new.csv    scores rows labelled later
   finetune generate runs/reviews/smollm2-lora "This film"
   finetune compare runs/imdb/*
   finetune recipes
@@ -42,6 +43,7 @@ COMMANDS = {
         train.TRAINING,
         train.RESUMING,
         predict.PREDICTING,
+        evaluate.EVALUATING,
         generate.GENERATING,
         merge.MERGING,
         results.COMPARING,

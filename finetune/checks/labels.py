@@ -17,8 +17,8 @@ WIDE = 20.0
 # A class with fewer rows than this share of the largest one's is neglected by accuracy.
 RARE = 0.1
 FOLDS = 5
-# From this probability on, the linear model counts as sure. Labels that it contradicts are a warning
-# if it is right on such a share of the rows that it is sure of, and if they are this share of all.
+# From this probability on, the linear model counts as sure. Labels that it contradicts are a
+# warning if it is right on this share of the rows that it is sure of, and they are so many of all.
 SURE, RIGHT, MANY, FEWEST = 0.8, 0.95, 0.01, 3
 
 

@@ -83,6 +83,36 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
     return replace(found, **frames, label_names=[], problem_type=UNLABELLED)
 
 
+def labelled(
+    file: str, data: Data, content: str, label_names: list[str]
+) -> tuple[pandas.DataFrame, readers.Table]:
+    """Reads labelled rows for a model that is trained: all of them, none is taken out or sampled.
+
+    Args:
+        label_names: the model's, which the labels are encoded by; none for regression.
+
+    Returns:
+        The checked rows, as in a ``Corpus``, and the whole table by the same index.
+
+    Raises:
+        UserError: the file cannot be used, or has a label that the model does not know.
+    """
+    table = _read(file, data, content == IMAGES, True)
+    frame = row_checks.usable(table, "new", data, content, True)
+    splits.check({"train": splits.Frame(frame, table.source)})
+    frames, tables = {"new": frame}, {"new": table}
+    if label_names:
+        several = data.problem_type == "multi_label_classification"
+        # As text, so that a number counts as the name that it is written as, not as an index.
+        frame["label"] = [v if several and isinstance(v, list) else str(v) for v in frame["label"]]
+        # The model's labels stand for the training rows, so that the same rules apply.
+        known = [[name] if several else name for name in label_names]
+        frames["train"] = pandas.DataFrame({"label": pandas.Series(known, dtype=object)})
+        tables["train"] = readers.Table(frames["train"], "the run", label_names)
+    labels.encode(frames, tables, data)
+    return frame, table
+
+
 def _load(data: Data, content: str, labelled: bool) -> Corpus:
     found = _find(data, content == IMAGES, labelled)
     frames = {
@@ -111,11 +141,6 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
 
 
 def _find(data: Data, images: bool, labelled: bool) -> splits.Found:
-    def read(file: str) -> readers.Table:
-        if images:
-            return image_files.read(Path(file), data, labelled)
-        return readers.read_table(Path(file), data.encoding)
-
     def dataset(data: Data) -> tuple[dict[str, readers.Table], str | None]:
         name = str(data.dataset)
         if images:
@@ -124,4 +149,10 @@ def _find(data: Data, images: bool, labelled: bool) -> splits.Found:
             name, data.dataset_config, data.dataset_revision, data.label, data.encoding
         )
 
-    return splits.find(data, read, dataset)
+    return splits.find(data, lambda file: _read(file, data, images, labelled), dataset)
+
+
+def _read(file: str, data: Data, images: bool, labelled: bool) -> readers.Table:
+    if images:
+        return image_files.read(Path(file), data, labelled)
+    return readers.read_table(Path(file), data.encoding)

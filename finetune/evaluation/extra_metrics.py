@@ -16,9 +16,10 @@ A metric is computed from predictions and references as a task makes them: class
 import importlib.util
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
@@ -94,6 +95,23 @@ def load(names: list[str], problem_type: str, classes: int, where: str) -> dict[
             raise UserError(f"{where}: {entry}: cannot be computed: {_line(error)}") from error
         out[name] = extra
     return out
+
+
+def add(
+    scores: dict[str, Any],
+    extra: dict[str, ExtraMetric],
+    pair: Callable[[], tuple[Array, Array]],
+    resamples: int,
+) -> dict[str, Any]:
+    """Returns a task's scores with further metrics among its ``metrics``.
+
+    Args:
+        pair: returns predictions and references; called if there are further metrics.
+        resamples: as in ``measure``.
+    """
+    if not extra:
+        return scores
+    return {**scores, "metrics": scores["metrics"] | measure(extra, *pair(), resamples)}
 
 
 def measure(

@@ -4,6 +4,7 @@ A result is ``{"value", "low", "high", "n"}``: the metric on all ``n`` rows and 
 resampled rows. Random draws are seeded, so equal input gives equal intervals.
 """
 
+import warnings
 from collections.abc import Callable
 
 import numpy
@@ -47,6 +48,25 @@ def difference(ours: Statistic, theirs: Statistic, n: int) -> Metric:
     difference can be clear although the models' own intervals overlap.
     """
     return bootstrap(lambda rows: ours(rows) - theirs(rows), n)
+
+
+def unpaired_difference(ours: Array, theirs: Array, level: float = 0.95) -> Metric:
+    """Returns by how much the mean of ``ours`` (M,) exceeds that of ``theirs`` (N,) of other rows.
+
+    The interval is Welch's, for unequal variances; it has zero width where neither side varies.
+    Both sides have at least two rows.
+    """
+    from scipy.stats import ttest_ind
+
+    value = float(ours.mean() - theirs.mean())
+    low = high = value
+    if numpy.ptp(ours) > 0 or numpy.ptp(theirs) > 0:
+        with warnings.catch_warnings():
+            # A side that does not vary has no variance to lose precision of.
+            warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
+            interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(level)
+        low, high = float(interval.low), float(interval.high)
+    return {"value": value, "low": low, "high": high, "n": len(ours)}
 
 
 def over_seeds(values: Array, resamples: int = RESAMPLES) -> Metric:

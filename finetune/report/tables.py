@@ -51,9 +51,9 @@ def summary(run: run_directory.Run) -> str:
     results = run.results()
     parts: list[RenderableType] = [_title(results), _standing(results), "", _others(results)]
     if results.get("per_class"):
-        parts += ["", *_classes(results["per_class"])]
+        parts += ["", *classes(results["per_class"])]
     if 0 < len(results.get("confusion", [])) <= MOST_CONFUSED:
-        parts += ["", _confusion(results)]
+        parts += ["", confusion(results["confusion"], results["data"]["label_names"])]
     return as_text(*parts, "", _facts(run, results))
 
 
@@ -84,8 +84,8 @@ def _others(results: dict[str, Any]) -> Table:
     return table
 
 
-def _classes(per_class: dict[str, Any]) -> list[RenderableType]:
-    """The table of classes; only those of lowest F1 where there are too many."""
+def classes(per_class: dict[str, Any]) -> list[RenderableType]:
+    """Returns the table of classes; only those of lowest F1 where there are too many."""
     named = list(per_class.items())
     left = len(named) - MOST_CLASSES
     if left > 0:
@@ -100,11 +100,12 @@ def _classes(per_class: dict[str, Any]) -> list[RenderableType]:
     return [table, note]
 
 
-def _confusion(results: dict[str, Any]) -> Table:
-    names = [wording.plain(name) for name in results["data"]["label_names"]]
+def confusion(counted: list[list[int]], label_names: list[str]) -> Table:
+    """Returns the confusion matrix (K, K) as a table."""
+    names = [wording.plain(name) for name in label_names]
     short = [name if len(name) <= 9 else name[:8] + "…" for name in names]
     table = new_table("true, predicted as:", *short, numbers=range(1, len(names) + 1))
-    for name, counts in zip(names, results["confusion"], strict=True):
+    for name, counts in zip(names, counted, strict=True):
         table.add_row(name, *(wording.rows(count) for count in counts))
     return table
 
@@ -142,4 +143,6 @@ def _facts(run: run_directory.Run, results: dict[str, Any]) -> Table:
     )
     fact("run", [str(run)])
     fact("report", [str(run.folder / run_directory.REPORT)])
+    concluded = wording.conclusion(results)
+    fact("verdict", [wording.plain(concluded)] if concluded else [])
     return grid

@@ -150,6 +150,48 @@ def standing(results: dict[str, Any]) -> str:
     return f"The model is {'; '.join(found)}."
 
 
+def conclusion(results: dict[str, Any]) -> str:
+    """Says in one line whether the model beats the strongest baseline; empty without baselines.
+
+    Where the paired difference is undecided, it names the test rows that would decide it if the
+    difference stayed: the interval narrows with the square root of the number of rows.
+    """
+    headline, baselines = results["headline"], results["baselines"]
+    if not baselines:
+        return ""
+
+    def place(name: str) -> float:
+        return sort_key(headline, baselines[name][headline]["value"])
+
+    name = min(baselines, key=place)
+    difference, found = baselines[name]["difference"], verdict(headline, baselines[name])
+    answer = {BETTER: "yes", WORSE: "no", UNCLEAR: "undecided"}[found]
+    line = f"beats {name}: {answer}, {signed(headline, difference)}"
+    if found != UNCLEAR:
+        return line
+    more = _rows_to_decide(difference, results["metrics"][headline]["n"])
+    if more is None:
+        return f"{line}; they differ too little for more test rows to decide it"
+    return f"{line}; about {rows(more)} more test rows would decide it if the difference stays"
+
+
+def _rows_to_decide(difference: Metric, count: int) -> int | None:
+    """Returns how many more rows exclude 0 from the interval; None above a million.
+
+    Args:
+        difference: its interval contains 0.
+        count: the rows that were tested.
+    """
+    value = difference["value"]
+    margin = value - difference["low"] if value > 0 else difference["high"] - value
+    if abs(value) * 1e3 <= margin or count * ((margin / value) ** 2 - 1) > 1e6:
+        return None
+    more = max(count * ((margin / value) ** 2 - 1), 1)
+    # Two digits: the difference itself is known no better.
+    size = 10 ** max(len(str(int(more))) - 2, 0)
+    return math.ceil(more / size) * size
+
+
 def _and(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 

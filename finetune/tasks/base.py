@@ -7,7 +7,7 @@ task promises is that their first axis, or their list, has one entry for each ro
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,6 +39,32 @@ class Mistake:
     confidence: float | str
     text: str = ""
     image: bytes = b""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows with labels, and how a model's outputs for them are scored.
+
+    Attributes:
+        content: what a row is, as ``corpus.load`` takes it.
+        rows: as ``Task.batches`` takes them.
+        frame: id, content and label (as its name) of the rows, in their order.
+        table: every column of the file, for the same rows.
+        rejected: how many rows of the file cannot be used.
+        labels: (N, ...) as the scores take them.
+        score: (outputs, labels) -> the sections of results.json that scores make up.
+        values: (frame with ``prediction``) -> a number for each row, by name: what is compared
+            between rows. The first says how well the row was predicted.
+    """
+
+    content: str
+    rows: list[Row]
+    frame: "pandas.DataFrame"
+    table: "pandas.DataFrame"
+    rejected: int
+    labels: numpy.ndarray
+    score: Callable[[Any, numpy.ndarray], Row]
+    values: Callable[["pandas.DataFrame"], dict[str, numpy.ndarray]]
 
 
 class Task(ABC):
@@ -86,6 +112,17 @@ class Task(ABC):
         """
         other = "; use `finetune generate`" if self.generates else ""
         raise UserError(f"{recipe.name}: {self.name} gives no labels{other}")
+
+    def labelled(self, file: str, recipe: Recipe, data: Mapping[str, Any]) -> "Labelled":
+        """Returns rows with labels, for `finetune evaluate`.
+
+        Args:
+            data: as in ``answers``.
+
+        Raises:
+            UserError: the file cannot be used, or the task has no labels.
+        """
+        raise UserError(f"{recipe.name}: {self.name} has no labels to evaluate")
 
     def batches(
         self, rows: list[Row], processor: Any, recipe: Recipe, size: int

@@ -5,13 +5,14 @@ Their outputs are logits (N, K) float; a regression is a classifier with one out
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy
 
-from finetune.evaluation import scoring
+from finetune.evaluation import extra_metrics, scoring
 from finetune.recipe import Recipe
-from finetune.tasks.base import Mistake, Task
+from finetune.tasks.base import Labelled, Mistake, Task
 from finetune.tasks.usage import Example
 
 if TYPE_CHECKING:
@@ -47,14 +48,14 @@ def for_metrics(data: "Corpus") -> Callable[..., tuple[numpy.ndarray, numpy.ndar
     return convert
 
 
-def scored_by(data: "Corpus", recipe: Recipe) -> dict[str, Any]:
+def scored_by(data: Any, recipe: Recipe) -> dict[str, Any]:
     """Returns the parts of a classifier's ``Job`` that follow from its labels and metrics.
 
     Raises:
         UserError: a metric that the recipe names cannot be used.
     """
     # Prediction starts without these.
-    from finetune.evaluation import extra_metrics, metrics
+    from finetune.evaluation import metrics
     from finetune.training.losses import classification_loss
 
     kind = data.problem_type
@@ -72,7 +73,42 @@ def scored_by(data: "Corpus", recipe: Recipe) -> dict[str, Any]:
 
 
 class Classifier(Task):
-    """A task whose model has one output for each class."""
+    """A task whose model has one output for each class.
+
+    Attributes:
+        content: what a row is: ``row_checks.TEXTS`` or ``row_checks.IMAGES``.
+    """
+
+    content: ClassVar[str]
+
+    def labelled(self, file: str, recipe: Recipe, data: Mapping[str, Any]) -> Labelled:
+        # Prediction starts without it.
+        from finetune.data import corpus
+
+        names = data["label_names"]
+        frame, table = corpus.labelled(file, recipe.data, self.content, names)
+        known = SimpleNamespace(problem_type=data["problem_type"], label_names=names)
+        parts = scored_by(known, recipe)
+
+        def score(logits: numpy.ndarray, labels: numpy.ndarray) -> dict[str, Any]:
+            return extra_metrics.add(
+                parts["score"](logits, labels, scoring.RESAMPLES),
+                parts["extra_metrics"],
+                lambda: parts["for_metrics"](logits, labels),
+                scoring.RESAMPLES,
+            )
+
+        content = frame.drop(columns=["id", "label", "digest"], errors="ignore")
+        return Labelled(
+            content=self.content,
+            rows=content.to_dict(orient="records"),
+            frame=frame,
+            table=table.rows.loc[frame.index],
+            rejected=len(table.rejected),
+            labels=numpy.array(frame["label"].tolist()),
+            score=score,
+            values=partial(_values, data),
+        )
 
     def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:
         problem_type, names = data["problem_type"], data["label_names"]
@@ -130,6 +166,28 @@ class Classifier(Task):
             )
             for i in order[wrong[order]][:most]
         ]
+
+
+def _values(data: Mapping[str, Any], rows: "pandas.DataFrame") -> dict[str, numpy.ndarray]:
+    """Numbers of predicted rows (N) by name: how right, how sure, how long, which label."""
+    names, labels = data["label_names"], rows["label"]
+    if data["problem_type"] == "regression":
+        error = numpy.abs((rows["prediction"] - labels).to_numpy(float))
+        return {"absolute error": error, **_lengths(rows), "label": labels.to_numpy(float)}
+    truth, answer = (_members(list(rows[c]), names) for c in ("label", "prediction"))
+    found = {"predicted right": (truth == answer).all(1).astype(float)}
+    if data["problem_type"] == "single_label_classification":
+        found["confidence"] = numpy.stack(rows["probabilities"].tolist()).max(1)
+    # Of two classes, the second's share says nothing that the first's does not.
+    shown = names[:1] if len(names) == 2 and not isinstance(labels.iloc[0], list) else names
+    shares = {f"labelled {name}": truth[:, k].astype(float) for k, name in enumerate(shown)}
+    return {**found, **_lengths(rows), **shares}
+
+
+def _lengths(rows: "pandas.DataFrame") -> dict[str, numpy.ndarray]:
+    if "text" not in rows:
+        return {}
+    return {"words in a text": rows["text"].str.split().str.len().to_numpy(float)}
 
 
 def _joined(members: numpy.ndarray, names: list[str]) -> list[str]:

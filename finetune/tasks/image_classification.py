@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from finetune.data import augmentation, corpus, image_files, sources
+from finetune.data import augmentation, corpus, image_files, row_checks, sources
 from finetune.errors import UserError
 from finetune.evaluation import baselines
 from finetune.models import configs, convnets, positions, pretrained, tuning
@@ -29,6 +29,7 @@ class ImageClassification(Classifier):
 
     name = "image-classification"
     auto_model = AutoModelForImageClassification
+    content = row_checks.IMAGES
     auto_processor = AutoImageProcessor
 
     def build(self, recipe: Recipe) -> Job:

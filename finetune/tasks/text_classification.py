@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_torch_xla_available
 
-from finetune.data import sources
+from finetune.data import row_checks, sources
 from finetune.errors import UserError
 from finetune.models import configs, pretrained, tuning
 from finetune.models.speed import padding_free
@@ -37,6 +37,7 @@ class TextClassification(Classifier):
 
     name = "text-classification"
     auto_model = AutoModelForSequenceClassification
+    content = row_checks.TEXTS
     auto_processor = AutoTokenizer
 
     def build(self, recipe: Recipe) -> Job:

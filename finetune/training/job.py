@@ -83,12 +83,13 @@ class Job:
 
     def all_scores(self, outputs: Any, labels: Any, resamples: int) -> dict[str, Any]:
         """Returns ``score`` with the recipe's further metrics."""
-        scores = self.score(outputs, labels, resamples)
-        if self.extra_metrics:
+
+        def pair() -> tuple[numpy.ndarray, numpy.ndarray]:
             assert self.for_metrics is not None
-            pair = self.for_metrics(outputs, labels)
-            scores["metrics"] |= extra_metrics.measure(self.extra_metrics, *pair, resamples)
-        return scores
+            return self.for_metrics(outputs, labels)
+
+        scores = self.score(outputs, labels, resamples)
+        return extra_metrics.add(scores, self.extra_metrics, pair, resamples)
 
     def name_rows(self, rows: numpy.ndarray) -> str:
         """Returns training rows (R,) by the ids of their data, for a message."""

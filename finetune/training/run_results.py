@@ -14,8 +14,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from finetune import DISTRIBUTION, run_directory
-from finetune.data.corpus import Corpus
-from finetune.evaluation import scoring
+from finetune.evaluation import predictions, scoring
 from finetune.models import parameters
 from finetune.recipe import Recipe, differences
 from finetune.training.job import Job
@@ -201,25 +200,8 @@ def _device(args: TrainingArguments) -> str:
 
 def write(job: Job, run: run_directory.Run, results: dict[str, Any], outputs: Any) -> None:
     """Writes predictions and images; last results.json, which makes the run a finished one."""
-    rows = job.data.test.copy()
-    if "label" in rows:
-        rows["label"] = [_label_text(label, job.data) for label in rows["label"]]
     answers = job.answers(outputs, results["data"])
-    for column in dict.fromkeys(name for answer in answers for name in answer):
-        values = [answer[column] for answer in answers]
-        if column == "probabilities":
-            # In the order of the label names.
-            values = [list(value.values()) for value in values]
-        rows[column] = values
-    run.write_predictions(rows.drop(columns="digest", errors="ignore"))
+    run.write_predictions(predictions.table(job.data.test, answers, results["data"]))
     for caption, image in job.images().items():
         run.write_image(caption, image)
     run.write_results(results)
-
-
-def _label_text(label: Any, data: Corpus) -> Any:
-    if data.problem_type == "single_label_classification":
-        return data.label_names[label]
-    if data.problem_type == "multi_label_classification":
-        return [name for name, on in zip(data.label_names, label, strict=True) if on]
-    return label

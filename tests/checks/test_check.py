@@ -15,7 +15,7 @@ from finetune.checks.finding import Example, Finding, Severity
 from finetune.report import tables
 from tests.checks.made_up import reviews, write
 from tests.checks.test_images import picture
-from tests.conftest import make_writer
+from tests.conftest import WORDS, make_writer
 
 ENOUGH = ["--max_length", "32"]
 
@@ -26,8 +26,7 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, st
     try:
         cli.main(["check", *words])
     except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        status = stop.code
+        status = int(str(stop.code))
     out, err = capsys.readouterr()
     assert all(len(line) <= 80 for line in out.splitlines())
     assert "Traceback" not in out + err
@@ -37,11 +36,10 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, st
 @pytest.fixture
 def mine(workdir: Path, tiny_bert: Path) -> Path:
     """A file without faults, of words that the tiny BERT knows or not."""
-    words = "good great fine bad awful poor film plot the a was cast".split()
-    # Each text is a number in the digits of these words; the third of them decides nothing.
     rows = []
     for i in range(400):
-        digits = [words[i // 12**k % 12] for k in range(3)]
+        # A number of three digits, in words that decide nothing.
+        digits = [WORDS[i // 12**k % 12] for k in range(3)]
         text = " ".join([*digits, *digits[::-1], f"{i:05d}"])
         rows.append((text, ("negative", "positive")[(i // 5) % 2]))
     return write(workdir / "mine.csv", rows)

@@ -101,5 +101,5 @@ def test_the_plan_counts_steps(tiny_recipe: Path) -> None:
     stopped = recipe.read(tiny_recipe, {"max_steps": "7"})
     assert tokens.plan(stopped, 112, None).endswith("7 steps of 16; 7 steps in 1 epoch")
     wrong = recipe.read(tiny_recipe, {"per_device_train_batch_size": "many"})
-    with pytest.raises(UserError, match="--per_device_train_batch_size: .*'many' does not fit"):
+    with pytest.raises(UserError, match=r"--per_device_train_batch_size: .*'many' does not fit"):
         tokens.plan(wrong, 100, 900)

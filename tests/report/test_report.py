@@ -14,6 +14,7 @@ import yaml
 
 from finetune import recipe, run_directory
 from finetune.errors import UserError
+from finetune.evaluation import intervals
 from finetune.report import card, comparison, figures, listing, page, tables, wording
 
 RECIPE = """\
@@ -219,6 +220,44 @@ def test_verdict_on_the_linear_baseline(write, value: float, word: str, sentence
     assert row.split("]")[1].strip().startswith(f"{word}, ")
     assert sentence in page.render(run)
     assert sentence in card.render(load(run), run.results())
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"), [(0.80, "no, -6.8 ["), (0.95, "yes, +8.2 ["), (0.87, "undecided, +0.2 [")]
+)
+def test_the_summary_ends_with_the_verdict_on_the_strongest_baseline(write, value, answer) -> None:
+    run = write(scored(value))
+    start = f"beats TF-IDF + logistic regression: {answer}"
+    *_, last = re.split(r"\nverdict +", tables.summary(run))
+    assert " ".join(last.split()).startswith(start)
+    assert start in page.render(run)
+
+
+def test_the_verdict_names_the_rows_that_decide() -> None:
+    # Of 200 rows, our model is right where theirs is wrong on 12, and the other way round on 8.
+    ours, theirs = numpy.ones(200), numpy.ones(200)
+    theirs[:12], ours[12:20] = 0, 0
+
+    def results(times: float) -> dict[str, Any]:
+        a, b = (numpy.resize(each, round(200 * times)) for each in (ours, theirs))
+        difference = intervals.difference(lambda r: a[r].mean(), lambda r: b[r].mean(), len(a))
+        scores = {"accuracy": metric(0.9), "difference": difference}
+        own = {"accuracy": metric(0.92) | {"n": len(a)}}
+        return {"headline": "accuracy", "metrics": own, "baselines": {"TF-IDF": scores}}
+
+    line = wording.conclusion(results(1))
+    found = re.search(r"undecided, .*; about ([\d,]+) more test rows would decide it", line)
+    assert found
+    more = int(found[1].replace(",", ""))
+    assert "undecided" in wording.conclusion(results(0.75 * (200 + more) / 200))
+    assert "yes" in wording.conclusion(results(1.25 * (200 + more) / 200))
+
+
+def test_equal_models_are_not_told_a_number_of_rows() -> None:
+    same = {"accuracy": metric(0.9), "difference": metric(0.0)}
+    found = {"headline": "accuracy", "metrics": {"accuracy": metric(0.9)}, "baselines": {"A": same}}
+    assert wording.conclusion(found).endswith("differ too little for more test rows to decide it")
+    assert wording.conclusion(found | {"baselines": {}}) == ""
 
 
 @pytest.mark.parametrize("name", ["brier", "log_loss", "calibration_error", "rmse", "perplexity"])

@@ -26,6 +26,7 @@ from transformers import (
 from finetune import cli, inference, recipe, run_directory
 from finetune.data import sources
 from finetune.errors import UserError
+from finetune.inference import evaluation
 from finetune.report import files
 from finetune.tasks import image_classification
 from finetune.training.losses import classification_loss
@@ -267,6 +268,10 @@ def test_predict_names_every_file(path: Path, capsys: pytest.CaptureFixture[str]
     assert [row["prediction"] for row in said] == ["red", "blue"]
     cli.main(["predict", str(run), "--file", "photos/green"])
     assert len(capsys.readouterr().out.splitlines()) == 30
+    found = evaluation.evaluate(run, "photos", {})
+    assert found["rows"] == 90
+    assert found["overlap"]["rows"] == run.results()["data"]["train"]
+    assert {"predicted right", "confidence", "labelled red"} <= {*found["drift"]}
     Path("broken.png").write_bytes(b"<html>")
     for name, message in [("none.png", "no such image file"), ("broken.png", "broken.png: ")]:
         with pytest.raises(SystemExit) as stop:
