@@ -161,7 +161,7 @@ def finished(clone: Path, kept: Path, writer: str) -> Callable[[str], None]:
 
 def test_every_documented_command_is_run_below() -> None:
     tools = [" ".join(words) for words in LAUNCHERS]
-    subcommands = ("train", "resume", "predict", "generate", "merge", "compare", "report")
+    subcommands = ("check", "train", "resume", "predict", "generate", "merge", "compare", "report")
     run = documented("make", *tools, *(f"finetune {command}" for command in subcommands))
     assert sorted([*run, "finetune recipes"]) == DOCUMENTED
     assert len(PAGES) >= 7

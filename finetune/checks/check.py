@@ -124,7 +124,7 @@ def _reading(data: Corpus) -> list[Finding]:
         what = "rows cannot be used"
         found.append(Finding(Severity.WARNING, what, len(data.rejected), advice, examples))
     for name, count in data.report["fixed"].items():
-        found.append(Finding(Severity.NOTE, f"times, on reading: {name}", count, "Nothing to do."))
+        found.append(Finding(Severity.NOTE, f"on reading: {name}", count, "Nothing to do."))
     return found
 
 

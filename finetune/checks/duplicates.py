@@ -39,8 +39,8 @@ def repeated(corpus: Corpus, allowed: bool) -> list[Finding]:
         found.append(Finding(severity, "test rows are also in train", count, advice, examples))
     if count := report["contradictions_in_train"]:
         advice = "Give each of them one label, or remove it."
-        what = "training rows occur with different labels"
-        first = [places[name] for group in report["contradicting_rows"] for name in group]
+        what = "training texts or images occur with different labels"
+        first = [places[name] for name in report["contradicting_rows"][0]]
         examples = some(example(rows, at, label(rows, at, corpus)) for at in first)
         found.append(Finding(Severity.WARNING, what, count, advice, examples))
     if count := report["duplicates_in_train"]:

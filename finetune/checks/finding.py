@@ -44,7 +44,7 @@ class Finding:
     """Something that the user should know about the data.
 
     Attributes:
-        what: a phrase that goes on from the count: "training texts are longer than 128 tokens".
+        what: a phrase that follows the count: "training rows repeat an earlier one".
         count: how many rows it is about; None if it is about no rows in particular.
         advice: one sentence that says what to do.
         examples: at most ``SHOWN`` of the rows.

@@ -97,12 +97,13 @@ def out_of_fold(rows: pandas.DataFrame, classes: int) -> OutOfFold | None:
     """Predicts each row by the baseline that was fitted on the other folds: TF-IDF, linear.
 
     Returns:
-        None where fewer than two classes have a row in each fold. Rows of smaller classes are left
-        out.
+        None where fewer than two classes have a row in each fold. Rows of smaller classes, and rows
+        that repeat an earlier one, which would be known from another fold, are left out.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
 
+    rows = rows.loc[~pandas.Series(joined(rows)).str.strip().duplicated().to_numpy()]
     labels = rows["label"].to_numpy(int)
     large = numpy.bincount(labels, minlength=classes)[labels] >= FOLDS
     rows, labels = rows.loc[large].reset_index(drop=True), labels[large]

@@ -46,7 +46,7 @@ def words(corpus: Corpus) -> list[Finding]:
         )
         for word, k in places
     )
-    what = "words alone give the label away" if places[1:] else "word alone gives the label away"
+    what = "words that alone give the label away"
     advice = "If new texts will not have it, take it out: the model would learn nothing else."
     return [Finding(Severity.WARNING, what, len(places), advice, examples)]
 
@@ -74,12 +74,8 @@ def columns(table: readers.Table, data: Data) -> list[Finding]:
                     break
     if not examples:
         return []
-    what = (
-        "other columns alone give the label"
-        if examples[1:]
-        else "other column alone gives the label"
-    )
-    advice = "It is no input, but texts of different origin may differ by more than their label."
+    what = "other columns that alone give the label away"
+    advice = "No input itself, but texts of different origin may differ in more than their label."
     return [Finding(Severity.WARNING, what, len(examples), advice, some(examples))]
 
 

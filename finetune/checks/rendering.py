@@ -37,10 +37,9 @@ def verdict(checked: Checked) -> str:
     return ", ".join(parts) or "nothing found"
 
 
-def phrase(finding: Finding) -> str:
-    """Returns what was found as one phrase, with its count."""
-    count = "" if finding.count is None else f"{finding.count:,} "
-    return wording.plain(f"{count}{finding.what}")
+def count(finding: Finding) -> str:
+    """Returns how many rows a finding is about, or nothing."""
+    return "" if finding.count is None else wording.rows(finding.count)
 
 
 def shorten(text: str, most: int) -> str:
@@ -66,12 +65,12 @@ def table(checked: Checked, colour: bool = False) -> list[RenderableType]:
         facts.add_row(Text(name), Text(wording.plain(value)))
     parts: list[RenderableType] = [Text(wording.plain(title)), "", facts, ""]
     if checked.findings:
-        found = tables.new_table("", "finding")
+        found = tables.new_table("", "rows", "finding", numbers=[1])
         found.columns[0].no_wrap = True
-        found.columns[1].overflow = "fold"
+        found.columns[2].overflow = "fold"
         for finding in checked.findings:
             name = Text(finding.severity.name.lower(), STYLES[finding.severity])
-            found.add_row(name, Group(*_lines(finding)))
+            found.add_row(name, count(finding), Group(*_lines(finding)))
         parts += [found, ""]
     if checked.learned:
         parts += [*_learned(checked.learned, colour), ""]
@@ -79,7 +78,7 @@ def table(checked: Checked, colour: bool = False) -> list[RenderableType]:
 
 
 def _lines(finding: Finding) -> Iterator[RenderableType]:
-    yield Text(phrase(finding), "bold")
+    yield Text(wording.plain(finding.what), "bold")
     for row in finding.examples:
         said = ": ".join(filter(None, [row.row, row.note]))
         text = shorten(f"{said}: {row.text}" if row.text else said, IN_TABLE)
@@ -112,7 +111,8 @@ def html(checked: Checked) -> str:
     findings = [
         {
             "severity": finding.severity.name.lower(),
-            "what": phrase(finding),
+            "count": count(finding),
+            "what": wording.plain(finding.what),
             "advice": finding.advice,
             "examples": [
                 {

@@ -41,7 +41,7 @@ def test_a_text_with_two_labels_is_shown_with_both(tmp_path: Path) -> None:
     rows = reviews(60)
     data = load(tmp_path, [*rows, (rows[0][0], "positive")], reviews(20, seed=1))
     found = kinds(duplicates.repeated(data, False))
-    assert found["training rows occur with different labels"] == (1, Severity.WARNING)
+    assert found["training texts or images occur with different labels"] == (1, Severity.WARNING)
     (first, second) = duplicates.repeated(data, False)[0].examples
     assert {first.note, second.note} == {"negative", "positive"}
 
