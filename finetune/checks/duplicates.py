@@ -16,6 +16,8 @@ from finetune.data.splits import MOST_OVERLAP
 # twenty differs. MinHash estimates it by so many hash functions; what it finds is compared exactly.
 SIMILAR, HASHES = 0.7, 128
 SHINGLE = 3
+# More repeated training rows than this share of all are a warning.
+MOST_REPEATED = 0.05
 # Shorter texts share most of their shingles by chance.
 FEWEST_SHINGLES = 5
 
@@ -44,7 +46,8 @@ def repeated(corpus: Corpus, allowed: bool) -> list[Finding]:
         examples = some(example(rows, at, label(rows, at, corpus)) for at in first)
         found.append(Finding(Severity.WARNING, what, count, advice, examples))
     if count := report["duplicates_in_train"]:
-        severity = Severity.WARNING if count > 0.05 * len(corpus.train) else Severity.NOTE
+        many = count > MOST_REPEATED * len(corpus.train)
+        severity = Severity.WARNING if many else Severity.NOTE
         what = "training rows repeat an earlier one"
         advice = "Remove them, unless they should count more than others."
         found.append(Finding(severity, what, count, advice))
@@ -131,12 +134,13 @@ def near(corpus: Corpus, rows: pandas.DataFrame, pairs: Pairs, kind: str) -> lis
         beside = "an earlier one" if name == "train" else "a training row"
         what = f"{name if name != 'train' else 'training'} {kind} are nearly the same as {beside}"
         advice = "Remove them, or keep rows of one origin in one split: the score is too good."
-        severity = Severity.WARNING
+        most = MOST_OVERLAP
         if name == "train":
-            advice = "Remove them, unless they should count more than others."
-            severity = Severity.WARNING if len(found) > 0.05 * (splits == name).sum() else 0
+            advice, most = "Remove them, unless they should count more than others.", MOST_REPEATED
+        many = len(found) > most * (splits == name).sum()
+        severity = Severity.WARNING if many else Severity.NOTE
         first = list(found.items())[:1]
-        out.append(Finding(Severity(severity), what, len(found), advice, some(shown(first))))
+        out.append(Finding(severity, what, len(found), advice, some(shown(first))))
     if labelled:
         what = f"pairs of nearly the same {kind} have different labels"
         advice = "Read them, and give both the right label."
