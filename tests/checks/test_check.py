@@ -188,6 +188,21 @@ def test_images_are_checked_from_class_folders(
     assert "data:image/png;base64," in Path("page.html").read_text(encoding="utf-8")
 
 
+def test_broken_images_are_listed_with_the_reason(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(120):
+        file = Path("photos", ("cat", "dog")[i % 2], f"{i}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, (8, 8)).save(file)
+    Path("photos/dog/broken.png").write_bytes(b"no image")
+    status, out, _ = shown(capsys, "photos")
+    assert status == 1
+    told = " ".join(out.split())
+    assert "1 rows cannot be used photos/dog/broken.png: " in told
+    assert "is not an image, or its header is broken" in told
+
+
 def test_the_page_escapes_the_data_and_needs_no_network(
     mine: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
