@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from finetune.commands import evaluate, generate, merge, predict, results, train
+from finetune.commands import check, evaluate, generate, merge, predict, results, train
 from finetune.errors import UserError, refuse_unknown
 from finetune.recipe import command_line
 from finetune.training import launching
@@ -25,6 +25,7 @@ warnings.filterwarnings("ignore", "Position ids are not supported for", UserWarn
 DESCRIPTION = """\
 Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
 
+  finetune check mine.csv                       what is wrong with the data
   finetune train mine.csv                       guesses the recipe and prints it
   finetune train recipes/imdb/minilm.yaml       writes runs/imdb/minilm/seed-0
   finetune train recipes/your-data/text.yaml --train mine.csv --label stars
@@ -39,6 +40,7 @@ Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
 COMMANDS = {
     command.name: command
     for command in (
+        check.CHECKING,
         train.TRAINING,
         train.RESUMING,
         predict.PREDICTING,

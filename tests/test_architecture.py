@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
 EVERYTHING = {
     *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
-    *("inference", "report"),
+    *("inference", "report", "checks"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": {"errors", "recipe", "run_directory", "data", "models", "evaluation", "training"},
     "inference": {"errors", "recipe", "run_directory", "data", "models", "evaluation", "tasks"},
     "report": {"errors", "recipe", "run_directory", "data", "evaluation", "tasks"},
+    "checks": {"errors", "recipe", "data", "models", "evaluation", "tasks", "report"},
     "commands": EVERYTHING,
     "cli": {"commands", "errors", "recipe", "training"},
     **{module: {"cli"} for module in ("sentiment", "digits", "writing", "__main__")},

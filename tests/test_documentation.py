@@ -166,7 +166,16 @@ def finished(clone: Path, kept: Path, writer: str) -> Callable[[str], None]:
 
 def test_every_documented_command_is_run_below() -> None:
     tools = [" ".join(words) for words in LAUNCHERS]
-    subcommands = ("train", "resume", "predict", "generate", "merge", "compare", "report")
+    subcommands = (
+        "check",
+        "train",
+        "resume",
+        "predict",
+        "generate",
+        "merge",
+        "compare",
+        "report",
+    )
     run = documented("make", *tools, *(f"finetune {command}" for command in subcommands))
     assert sorted([*run, "finetune recipes"]) == DOCUMENTED
     assert len(PAGES) >= 7
@@ -268,6 +277,21 @@ def test_train_on_data(
     assert capsys.readouterr().err.startswith(f"{words[0]}: ")
     read = recipe.read(place / "recipe.yaml")
     assert read.data.problem_type == asked.get("--problem_type", "single_label_classification")
+
+
+@pytest.mark.parametrize("command", documented("finetune check"))
+def test_check(command: str, clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(command)[1:]
+    small = [] if "mine.csv" in words else [*SHORT, *SMALL]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words, *small])
+    # Made-up texts, and real ones cut to a few tokens, are worth a warning.
+    assert stop.value.code == 1
+    shown = capsys.readouterr().out
+    assert "text-classification" in shown
+    assert "warning" in shown
+    for page in [words[words.index("--html") + 1]] if "--html" in words else []:
+        assert Path(page).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize("command", documented("finetune resume"))

@@ -37,8 +37,10 @@ def package_files() -> set[str]:
     recipes = {f"finetune/{p.relative_to(ROOT)}" for p in (ROOT / "recipes").glob("*/*.yaml")}
     pages = {f"finetune/{p.relative_to(ROOT)}" for p in (ROOT / "recipes").glob("*/README.md")}
     assert len(recipes) >= 30
+    templates = {str(p.relative_to(ROOT)) for p in (ROOT / "finetune").rglob("*.j2")}
     assert len(pages) >= 6
-    return modules | recipes | pages | {"finetune/report/report.html.j2"}
+    assert len(templates) >= 3
+    return modules | recipes | pages | templates
 
 
 def test_a_wheel_holds_the_package_and_its_recipes_and_nothing_else(dist: Path) -> None:

@@ -1,4 +1,4 @@
-"""Guesses and prints the recipe for ``finetune train mine.csv``."""
+"""Reads the recipe that a command names, or guesses and prints one for data: ``train mine.csv``."""
 
 import os
 import re
@@ -8,12 +8,45 @@ from pathlib import Path
 
 from finetune import recipe, run_directory
 from finetune.data import guess, sources
+from finetune.errors import UserError
 from finetune.recipe import packaged
 
+# What the name of a recipe ends with; a packaged one needs no ending.
+RECIPES = {"", ".yaml", ".yml"}
 # A network with random weights needs so many times the epochs of a pretrained one.
 EPOCHS_FROM_SCRATCH = 4
 # Characters of the data's path that are printed.
 MOST_NAME = 24
+
+
+def read(command: str, place: str | None, given: dict[str, str]) -> recipe.Recipe:
+    """Reads the recipe that is named, or guesses one for the data that is.
+
+    Args:
+        command: ``train`` or another, for messages.
+        place: a recipe, a file or a folder; None if a flag names the data.
+        given: the flags by key.
+
+    Raises:
+        UserError: there is neither, or both a file and a flag name data.
+    """
+    if place is None:
+        place = next((given.pop(key) for key in ("train", "dataset") if key in given), None)
+        if place is None:
+            raise UserError(
+                f"{command} needs a recipe or a file, for example mine.csv; `finetune recipes` "
+                "lists recipes"
+            )
+    elif Path(place).suffix in RECIPES and not Path(place).is_dir() and "*" not in place:
+        return recipe.read(place, given)
+    elif "train" in given or "dataset" in given:
+        key = "train" if "train" in given else "dataset"
+        raise UserError(
+            f"{place} and --{key} {given[key]}: {command} takes one of them, or give a recipe"
+        )
+    if (Path(place) / run_directory.RECIPE).is_file():
+        raise UserError(f"{place}: is a run, not data; `finetune resume {place}` continues it")
+    return recipe_for(place, given)
 
 
 def recipe_for(place: str, given: Mapping[str, str]) -> recipe.Recipe:

@@ -23,8 +23,6 @@ Every field of transformers.TrainingArguments, by its own name:
   --bf16 true --seed 1 --output_dir runs/mine --report_to tensorboard
 and --early_stopping_patience 2: evaluations without a better value, then stop
 """
-# What the name of a recipe ends with; a packaged one needs no ending.
-RECIPES = {"", ".yaml", ".yml"}
 RESUME = """\
 Continues RUN from its newest intact checkpoint, with the recipe in RUN. The
 result is the same, bit for bit, as that of a run that was never stopped. A run
@@ -41,7 +39,9 @@ def _train(options: argparse.Namespace) -> None:
         raise UserError("--overwrite and --resume contradict each other; keep one")
     if options.allow_changed and not options.resume:
         raise UserError("--allow-changed is for a run to resume; add --resume")
-    read = _read(options)
+    from finetune.commands import starting
+
+    read = starting.read("train", options.recipe, options.overrides)
 
     # Mistakes that can be found before torch takes seconds to load.
     launching.check_processes()
@@ -55,29 +55,6 @@ def _train(options: argparse.Namespace) -> None:
     run = runner.train(resolved, build, options.overwrite, options.resume, options.allow_changed)
     if run:
         finish(run, resolved)
-
-
-def _read(options: argparse.Namespace) -> recipe.Recipe:
-    """Reads the recipe that is named, or guesses one for the data that is."""
-    place, given = options.recipe, options.overrides
-    if place is None:
-        place = next((given.pop(key) for key in ("train", "dataset") if key in given), None)
-        if place is None:
-            raise UserError(
-                "train needs a recipe or a file, for example mine.csv; `finetune recipes` lists "
-                "recipes"
-            )
-    elif Path(place).suffix in RECIPES and not Path(place).is_dir() and "*" not in place:
-        return recipe.read(place, given)
-    elif "train" in given or "dataset" in given:
-        key = "train" if "train" in given else "dataset"
-        raise UserError(f"{place} and --{key} {given[key]}: train on one of them, or give a recipe")
-    if (Path(place) / run_directory.RECIPE).is_file():
-        raise UserError(f"{place}: is a run, not data; `finetune resume {place}` continues it")
-
-    from finetune.commands import starting
-
-    return starting.recipe_for(place, given)
 
 
 def finish(run: run_directory.Run, read: recipe.Recipe) -> None:

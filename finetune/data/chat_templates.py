@@ -20,6 +20,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from finetune.errors import UserError
+from finetune.recipe import Recipe
 
 # What marks the assistant's messages in a chat template.
 MARKS = re.compile(r"{%-?\s*generation\s*-?%}")
@@ -244,3 +245,17 @@ def _common(first: str, second: str) -> int:
 def is_learned(message: dict[str, Any]) -> bool:
     """Returns whether a message is an answer to learn."""
     return message["role"] == "assistant" and message.get("weight") != 0
+
+
+def of(recipe: Recipe, tokenizer: Any) -> ChatTemplate:
+    """Returns a tokenizer's chat template on the recipe's date.
+
+    Raises:
+        UserError: the date is none, or as ``ChatTemplate`` does.
+    """
+    try:
+        date = datetime.date.fromisoformat(recipe.data.date)
+    except ValueError:
+        where = recipe.where("data.date")
+        raise UserError(f"{where}: date {recipe.data.date!r}; write it as 2024-07-26") from None
+    return ChatTemplate(tokenizer, date)

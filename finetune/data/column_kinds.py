@@ -87,7 +87,7 @@ class Column:
         """The first value, in quotes, on one line."""
         value = self.values.iloc[0] if len(self.values) else ""
         if self.kind == CHATS:
-            spoken = (m.get("content") or m.get("value") for m in _messages(value))
+            spoken = (m.get("content") or m.get("value") for m in chats.messages_of(value))
             value = next((text for text in spoken if isinstance(text, str)), "")
         if not isinstance(value, str):
             return "the bytes of image files" if self.kind == IMAGES else str(value)

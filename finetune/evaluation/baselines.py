@@ -31,22 +31,35 @@ def for_texts(data: Corpus) -> dict[str, numpy.ndarray]:
     Returns:
         name -> logits (N, K); predicted values (N, 1) for regression.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.linear_model import Ridge
 
     def texts(frame: pandas.DataFrame) -> list[str]:
         pairs = frame["text_pair"] if "text_pair" in frame else [""] * len(frame)
         return [f"{a}\n{b}" for a, b in zip(frame["text"], pairs, strict=True)]
 
     train, test = texts(data.train), texts(data.test)
-    min_texts = 2 if len(train) >= MANY_TEXTS else 1
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_texts)
+    words = word_features(len(train))
     labels = numpy.array(data.train["label"].tolist())
     if data.problem_type == "regression":
         models = {"TF-IDF + ridge regression": Ridge()}
     else:
-        models = {"TF-IDF + logistic regression": LogisticRegression(C=10, max_iter=1000)}
+        models = {"TF-IDF + logistic regression": linear_classifier()}
     return _predictions(data, words.fit_transform(train), words.transform(test), labels, models)
+
+
+def word_features(rows: int) -> Any:
+    """Returns the TF-IDF vectorizer of the baselines, for so many training texts."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    min_texts = 2 if rows >= MANY_TEXTS else 1
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_texts)
+
+
+def linear_classifier() -> Any:
+    """Returns the linear classifier of the baselines on TF-IDF features."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=10, max_iter=1000)
 
 
 def for_images(

@@ -22,7 +22,15 @@ from transformers import (
     TextStreamer,
 )
 
-from finetune.data import corpus, documents, packing, sources, streaming, token_cache
+from finetune.data import (
+    chat_templates,
+    corpus,
+    documents,
+    packing,
+    sources,
+    streaming,
+    token_cache,
+)
 from finetune.data.chat_templates import ChatTemplate
 from finetune.data.documents import Document, Encoded
 from finetune.data.left_out import NOTHING, LeftOut
@@ -79,7 +87,7 @@ class CausalLM(Task):
             )
         most = recipe.model.max_length
         parts = documents.kind(data.test)
-        template = _template(recipe, tokenizer) if parts == "messages" else None
+        template = chat_templates.of(recipe, tokenizer) if parts == "messages" else None
         each = recipe.data.turns == "each"
         left_out = LeftOut(data)
         splits = {
@@ -252,16 +260,6 @@ def describe_blocks(rows: Dataset, documents: int, size: int, packs: bool) -> di
         "share_padding": 1 - tokens / room if room else 0.0,
         "share_cut": cut / documents,
     }
-
-
-def _template(recipe: Recipe, tokenizer: Any) -> ChatTemplate:
-    """The chat template, on the recipe's date."""
-    try:
-        date = datetime.date.fromisoformat(recipe.data.date)
-    except ValueError:
-        where = recipe.where("data.date")
-        raise UserError(f"{where}: date {recipe.data.date!r}; write it as {DATE}") from None
-    return ChatTemplate(tokenizer, date)
 
 
 def _stop(model: Any, tokenizer: Any, template: ChatTemplate | None) -> list[str]:
