@@ -120,7 +120,7 @@ class CausalLM(Task):
             samples=lambda: samples(tuned, tokenizer, data.test),
             tokens=found["tokens"],
             blocks=True,
-            notes=configs.describe(recipe, config),
+            notes=configs.describe(recipe, config, checkpoint),
         )
 
     def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:

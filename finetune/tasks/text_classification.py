@@ -68,7 +68,9 @@ class TextClassification(Classifier):
             padded = f"the recipe asks for {attention} attention"
         elif recipe.model.padding_free:
             padded = padding_free.enable(model, recipe.training)
-        notes = configs.describe_head(checkpoint, data) + configs.describe(recipe, config)
+        notes = configs.describe_head(checkpoint, data) + configs.describe(
+            recipe, config, checkpoint
+        )
         notes.append(f"batches padded: {padded}" if padded else "batches without padding")
         # XLA compiles a step again for every new shape.
         padding = "max_length" if is_torch_xla_available() else True
