@@ -81,11 +81,24 @@ def attention_dropouts(config: PreTrainedConfig) -> list[str]:
     return [name for name in ATTENTION_DROPOUT if name in config.to_dict()]
 
 
-def describe(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
-    """Says which of the recipe's values the model has no place for."""
-    if recipe.model.attention_dropout is None or attention_dropouts(config):
-        return []
-    return [f"{config.model_type} has no attention dropout of its own to set"]
+def added_tokens(config: PreTrainedConfig, checkpoint: sources.Checkpoint) -> range:
+    """Returns the ids of the tokens that a config has more than the checkpoint's weights."""
+    if not (checkpoint.folder / "config.json").is_file():
+        return range(0)
+    now, own = config.to_dict(), PreTrainedConfig.get_config_dict(checkpoint.folder)[0]
+    if "vocab_size" not in now:
+        return range(0)
+    return range(own.get("vocab_size", now["vocab_size"]), now["vocab_size"])
+
+
+def describe(recipe: Recipe, config: PreTrainedConfig, checkpoint: sources.Checkpoint) -> list[str]:
+    """Says which of the recipe's values the model has no place for, and which tokens are new."""
+    found = []
+    if recipe.model.attention_dropout is not None and not attention_dropouts(config):
+        found.append(f"{config.model_type} has no attention dropout of its own to set")
+    if added := len(added_tokens(config, checkpoint)):
+        found.append(f"{added} tokens of the tokenizer are new to the model, and learned")
+    return found
 
 
 def head_names(checkpoint: sources.Checkpoint) -> list[str] | None:

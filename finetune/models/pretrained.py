@@ -48,6 +48,10 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
     pixels, own = positions.side(config), copy.deepcopy(config)
     if pixels:
         own.image_size = AutoConfig.from_pretrained(checkpoint.folder).image_size
+    # For the same reason at its own number of tokens.
+    added = configs.added_tokens(config, checkpoint)
+    if added:
+        own.vocab_size = added.start
     model = auto.from_pretrained(
         checkpoint.folder,
         **checkpoint.options,
@@ -60,6 +64,8 @@ def load(auto: Any, checkpoint: Checkpoint, config: Any, recipe: Recipe) -> PreT
     )
     if pixels and pixels != positions.side(own):
         model = positions.fit(model, auto, pixels)
+    if added:
+        model.resize_token_embeddings(added.stop)
     names = configs.head_names(checkpoint)
     rows = heads.order(names, list(config.id2label.values())) if names else None
     if rows and rows != sorted(rows):

@@ -11,6 +11,7 @@ peft is imported inside functions, so that runs without an adapter start without
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from finetune.data.sources import Checkpoint
 from finetune.errors import UserError
-from finetune.models import changed_base, heads, prompt_cache
+from finetune.models import changed_base, configs, prompt_cache
+from finetune.models import heads as head_rows
 from finetune.recipe import Recipe
 from finetune.recipe.methods import PLAIN_METHODS
 
@@ -41,6 +43,8 @@ IA3_MODULES: dict[str, tuple[list[str], list[str]]] = {
     "modernbert": (["attn.Wqkv", "mlp.Wo"], ["mlp.Wo"]),
     "vit": (["k_proj", "v_proj", "mlp.fc2"], ["mlp.fc2"]),
 }
+# peft's option for rows of an embedding that learn.
+NEW_TOKENS = "trainable_token_indices"
 RANKS_GONE = "the ranks that it lowered are gone; merge it, or start anew"
 TOKENS_ONLY = "peft reads virtual tokens to predict only; start anew"
 
@@ -130,8 +134,11 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
     method = recipe.tuning.method
     if method == "full":
         return model
+    added = configs.added_tokens(model.config, checkpoint)
     heads = head_modules(model)
     if method in PLAIN_METHODS:
+        if added:
+            raise _tokens_stay_new(recipe, checkpoint, len(added))
         for name, parameter in model.named_parameters():
             in_head = any(name.startswith(f"{head}.") for head in heads)
             parameter.requires_grad = in_head or (method == "bitfit" and name.endswith("bias"))
@@ -146,11 +153,15 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
     if checkpoint.adapter:
         return _continued(model, recipe, checkpoint)
     cls = adapter_methods()[method]
+    known = {f.name for f in fields(cls)}
+    if added and NEW_TOKENS not in known:
+        raise _tokens_stay_new(recipe, checkpoint, len(added))
     if issubclass(cls, PromptLearningConfig) and model.main_input_name != "input_ids":
         where = recipe.where("tuning.method")
         raise UserError(f"{where}: {method} adds tokens to a text; {checkpoint.name} takes none")
-    known = {f.name for f in fields(cls)}
     defaults = {k: v for k, v in _defaults(model, method, cls, heads).items() if k in known}
+    if added:
+        defaults[NEW_TOKENS] = _token_modules(model, added)
     options = method_options(cls, recipe.tuning.options, recipe.origin)
     if getattr(model, "is_quantized", False):
         checkpointing = bool(recipe.training.get("activation_checkpointing", False))
@@ -160,6 +171,10 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
     config: Any = or_user_error(lambda: cls(**defaults | options), recipe, checkpoint)
     adapted = or_user_error(lambda: get_peft_model(model, config), recipe, checkpoint)
     changed_base.note_start(adapted, config)
+    if added:
+        # The new rows are saved by themselves; peft would save all of them beside.
+        save = partial(adapted.save_pretrained, save_embedding_layers=False)
+        vars(adapted)["save_pretrained"] = save
     if checkpoint.gguf:
         # A folder of GGUF files is not a checkpoint by itself: the file has to be named.
         own = Path(checkpoint.name)
@@ -168,6 +183,23 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
         # The hub id and its commit are valid elsewhere, a cache folder is not.
         config.base_model_name_or_path, config.revision = checkpoint.name, checkpoint.revision
     return adapted
+
+
+def _token_modules(model: PreTrainedModel, added: range) -> dict[str, list[int]]:
+    """Returns the rows to learn of the modules that have one for each token, by module name."""
+    modules: list[Any] = [model.get_input_embeddings()]
+    if is_causal_lm(model) and not model.config.tie_word_embeddings:
+        modules.append(model.get_output_embeddings())
+    names = [n for n, module in model.named_modules() if any(module is m for m in modules)]
+    return {name: list(added) for name in names}
+
+
+def _tokens_stay_new(recipe: Recipe, checkpoint: Checkpoint, count: int) -> UserError:
+    where, method = recipe.where("tuning.method"), recipe.tuning.method
+    return UserError(
+        f"{where}: the tokenizer of {checkpoint.name} has {count} tokens that its model has not, "
+        f"and {method} would not learn them; use lora, or full"
+    )
 
 
 def check_start(recipe: Recipe, checkpoint: Checkpoint) -> None:
@@ -220,7 +252,7 @@ def _continued(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -
     before: Any = AutoConfig.from_pretrained(checkpoint.adapter)
     own: Any = model.config
     names = [list(config.id2label.values()) for config in (before, own)]
-    rows = heads.order(*names)
+    rows = head_rows.order(*names)
     saved: Any = PeftConfig.from_pretrained(str(checkpoint.adapter))
     wanted = _task_type(model)
     if saved.task_type != wanted:
@@ -234,7 +266,7 @@ def _continued(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -
         )
     adapted = PeftModel.from_pretrained(model, str(checkpoint.adapter), is_trainable=True)
     if rows != sorted(rows):
-        heads.reorder(model, rows)
+        head_rows.reorder(model, rows)
     return adapted
 
 

@@ -152,7 +152,7 @@ class CausalLM(Task):
             reduce=lambda logits, labels: losses.document_sums(logits, *labels),
             untuned=True,
             samples=generated,
-            notes=[*configs.describe(recipe, config), *notes],
+            notes=[*configs.describe(recipe, config, checkpoint), *notes],
             tokens=found["tokens"],
             blocks=True,
         )

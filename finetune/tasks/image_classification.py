@@ -73,7 +73,8 @@ class ImageClassification(Classifier):
                 logits, labels, changes.test_views if split == "test" else 0
             ),
             images=lambda: _sheet(collator, splits["train"]),
-            notes=configs.describe_head(checkpoint, data) + configs.describe(recipe, config),
+            notes=configs.describe_head(checkpoint, data)
+            + configs.describe(recipe, config, checkpoint),
             training=images.TRAINING,
         )
 

@@ -157,7 +157,7 @@ class MaskedImageModeling(Task):
             ),
             training=images.TRAINING,
             images=lambda: _sheet(model, collator, data),
-            notes=configs.describe(recipe, config),
+            notes=configs.describe(recipe, config, checkpoint),
         )
 
     def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -193,7 +193,7 @@ class MaskedLM(Task):
             reduce=losses.masked_sums,
             untuned=True,
             blocks=True,
-            notes=configs.describe(recipe, config),
+            notes=configs.describe(recipe, config, checkpoint),
         )
 
     def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:

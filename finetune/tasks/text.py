@@ -37,6 +37,10 @@ def load_tokenizer(
     if "gguf_file" not in options and not has_files:
         raise UserError(f"{checkpoint.name}: has no tokenizer; take a checkpoint that has one")
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    beyond = [i for i in tokenizer.added_tokens_decoder if i >= config.vocab_size]
+    if len(beyond) == len(tokenizer) - config.vocab_size and not checkpoint.gguf:
+        # Tokens that were added later; ``pretrained.load`` makes room for them.
+        config.vocab_size = len(tokenizer)
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"{checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, its model only "

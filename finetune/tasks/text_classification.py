@@ -71,8 +71,8 @@ class TextClassification(Classifier):
             batching = "batches padded: NEFTune scales its noise by the length of a batch"
         elif recipe.model.padding_free:
             batching = padding_free.enable(model, recipe.training)
-        described = configs.describe_head(checkpoint, data) + configs.describe(recipe, config)
-        notes = [*described, batching]
+        described = configs.describe_head(checkpoint, data)
+        notes = [*described, *configs.describe(recipe, config, checkpoint), batching]
         # XLA compiles a step again for every new shape.
         padding = "max_length" if is_torch_xla_available() else True
         collator: Any = DataCollatorWithPadding(tokenizer, padding)

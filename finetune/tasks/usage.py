@@ -89,7 +89,10 @@ def _load_adapter(
         names.append("GenerationConfig")
         stops = "base.generation_config = GenerationConfig.from_pretrained(folder)\n"
     source, options = f"{quoted(base)}{at}", "config=config, ignore_mismatched_sizes=True"
-    found = ""
+    found, smaller, larger = "", "", ""
+    if added := results["checkpoint"].get("added_tokens"):
+        smaller = f"config.vocab_size -= {added}\n"
+        larger = f"base.resize_token_embeddings(config.vocab_size + {added})\n"
     if results["checkpoint"].get("gguf"):
         # The hub's full weights are not quite those that the adapter was trained on.
         imports += "from finetune.data import sources\n"
@@ -102,9 +105,9 @@ def _load_adapter(
         + ")\n\n"
         f"folder = {quoted(folder)}\n"
         "config = AutoConfig.from_pretrained(folder)\n"
-        f"{found}base = {auto_model}.from_pretrained(\n"
+        f"{smaller}{found}base = {auto_model}.from_pretrained(\n"
         f"    {source}, {options}\n"
-        ")\n"
+        f")\n{larger}"
         f"{stops}"
         "model = PeftModel.from_pretrained(base, folder)\n"
         f"processor = {auto_processor}.from_pretrained(folder)\n"

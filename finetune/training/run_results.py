@@ -6,7 +6,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -16,7 +16,7 @@ from transformers.trainer_callback import TrainerState
 
 from finetune import DISTRIBUTION, run_directory
 from finetune.evaluation import predictions, scoring
-from finetune.models import parameters
+from finetune.models import configs, parameters
 from finetune.recipe import Recipe, differences
 from finetune.training.job import Job
 
@@ -47,7 +47,7 @@ def results(
         outputs, labels: of the test rows, as ``Job.collect`` returned them.
         start: the model before training, where it is a baseline.
     """
-    data = job.data
+    data, config = job.data, cast(Any, job.model).config
     best = None
     if state.best_global_step:
         best = {"step": state.best_global_step, "value": state.best_metric}
@@ -55,7 +55,8 @@ def results(
     return {
         "name": recipe.name,
         "task": recipe.task,
-        "checkpoint": job.checkpoint.record(Path(recipe.training["output_dir"])),
+        "checkpoint": job.checkpoint.record(Path(recipe.training["output_dir"]))
+        | {"added_tokens": len(configs.added_tokens(config, job.checkpoint))},
         "method": recipe.tuning.method,
         "seed": args.seed,
         "headline": job.headline,

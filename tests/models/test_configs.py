@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, T5Config
 
 from finetune import recipe
+from finetune.data import sources
 from finetune.models import configs
 from finetune.tasks import text_classification
 from tests.conftest import sentences, write_csv
@@ -49,7 +50,7 @@ def test_the_template_turns_attention_dropout_off_in_every_family(family: str) -
     assert 0.5 not in drops
     changed = {name for name in made if made[name] != before[name]}
     assert changed <= set(configs.ATTENTION_DROPOUT)
-    said = configs.describe(read, config)
+    said = configs.describe(read, config, sources.Checkpoint("x", Path("x"), None))
     assert said == (["t5 has no attention dropout of its own to set"] if family == "t5" else [])
 
 
