@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from finetune.commands import evaluate, generate, merge, predict, results, train
+from finetune.commands import evaluate, forecast, generate, merge, predict, results, train
 from finetune.errors import UserError, refuse_unknown
 from finetune.recipe import command_line
 from finetune.training import launching
@@ -38,6 +38,7 @@ Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
 COMMANDS = {
     command.name: command
     for command in (
+        forecast.FORECASTING,
         train.TRAINING,
         train.RESUMING,
         predict.PREDICTING,

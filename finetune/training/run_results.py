@@ -82,7 +82,7 @@ def results(
         },
         "versions": versions(),
         "git_commit": _git_commit(),
-        "device": _device(args),
+        "device": device(args),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
@@ -128,20 +128,23 @@ def cost(
         if count:
             counted[f"{what}_seen"] = int(count)
             counted[f"{what}_per_second"] = round(count / seconds, 1)
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        # kB on Linux, bytes on macOS
-        scale = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     return {
         "train_seconds": round(seconds, 2),
         "total_seconds": round(time.time() - started, 2),
         **counted,
-        "peak_memory_bytes": int(peak),
+        "peak_memory_bytes": peak_memory_bytes(),
         **parameters.count_parameters(model),
         "model_bytes": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
     }
+
+
+def peak_memory_bytes() -> int:
+    """Returns the largest memory of the GPU, or without one of this process, so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # kB on Linux, bytes on macOS
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def versions() -> dict[str, str]:
@@ -189,7 +192,8 @@ def _git_commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
 
 
-def _device(args: TrainingArguments) -> str:
+def device(args: TrainingArguments) -> str:
+    """Describes the devices and the precision of a run."""
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     if args.device.type == "cuda":
         what = torch.cuda.get_device_name()

@@ -85,7 +85,7 @@ def train(
         changed = list(run_results.changes(last.run, identity)) if last else []
         if args.device.type == "cpu" and not args.torch_compile:
             cpu.prepare(job.model)
-        trainer = _trainer(recipe, job, run, args, signals, identity, changed)
+        trainer = new_trainer(recipe, job, run, args, signals, identity, changed)
         if trainer.is_sharded:
             raise UserError(
                 f"{recipe.name}: FSDP and DeepSpeed split the model, and checkpoints here are of "
@@ -159,7 +159,7 @@ def _last(
     return last
 
 
-def _trainer(
+def new_trainer(
     recipe: Recipe,
     job: Job,
     run: run_directory.Run,
@@ -167,7 +167,9 @@ def _trainer(
     signals: Signals,
     identity: dict[str, Any],
     changed: list[str],
+    quiet: bool = False,
 ) -> StepTrainer:
+    """Returns the trainer of a job; ``quiet`` leaves the progress bar out."""
     validation, order = by_length(job.splits["validation"])
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -198,9 +200,10 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    progress = Progress()
-    progress.headline = job.headline
-    trainer.add_callback(progress)
+    if not quiet:
+        progress = Progress()
+        progress.headline = job.headline
+        trainer.add_callback(progress)
     return trainer
 
 

@@ -30,6 +30,7 @@ class StepSampler(BatchRebalanceSampler):
         step_rows: rows of an optimizer step over all processes and accumulation steps.
         accumulation: micro-batches of a step.
         rank: index of this process among ``processes``.
+        only: the steps of each epoch to yield, in this order, instead of all.
 
     Raises:
         UserError: there are fewer rows than processes.
@@ -45,6 +46,7 @@ class StepSampler(BatchRebalanceSampler):
         processes: int,
         rank: int,
         seed: int,
+        only: Sequence[int] | None = None,
     ) -> None:
         if rows < processes:
             raise UserError(
@@ -53,16 +55,16 @@ class StepSampler(BatchRebalanceSampler):
         self.rows, self.lengths, self.grouped = rows, numpy.asarray(lengths), grouped
         self.step_rows, self.accumulation = step_rows, accumulation
         self.processes, self.rank, self.seed = processes, rank, seed
-        self.epoch = 0
+        self.only, self.epoch = only, 0
 
     def rows_of(self, epoch: int, step: int) -> numpy.ndarray:
         """Returns the rows of a step over all processes; ``epoch`` and ``step`` count from 0."""
         before, self.epoch = self.epoch, epoch
-        rows = self._steps()[step]
+        rows = self.steps()[step]
         self.epoch = before
         return rows
 
-    def _steps(self) -> list[numpy.ndarray]:
+    def steps(self) -> list[numpy.ndarray]:
         """Returns the rows of each optimizer step of this epoch, in order."""
         generator = numpy.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(self.rows)
@@ -76,6 +78,10 @@ class StepSampler(BatchRebalanceSampler):
         # The incomplete step stays last, so that all others are full.
         shuffled = generator.permutation(len(steps) - 1)
         return self._merge_small_rest([*(steps[i] for i in shuffled), steps[-1]])
+
+    def _yielded(self) -> list[numpy.ndarray]:
+        steps = self.steps()
+        return steps if self.only is None else [steps[i] for i in self.only]
 
     def _longest_first(self, rows: numpy.ndarray) -> numpy.ndarray:
         return rows[numpy.argsort(-self.lengths[rows], kind="stable")]
@@ -95,9 +101,9 @@ class StepSampler(BatchRebalanceSampler):
         return min(self.accumulation, -(-count // size), count // self.processes)
 
     def __iter__(self) -> Generator[list[int], None, None]:
-        for step in map(self._longest_first, self._steps()):
+        for step in map(self._longest_first, self._yielded()):
             for micro_batch in numpy.array_split(step, self._micro_batches(len(step))):
                 yield micro_batch[self.rank :: self.processes].tolist()
 
     def __len__(self) -> int:
-        return sum(self._micro_batches(len(step)) for step in self._steps())
+        return sum(self._micro_batches(len(step)) for step in self._yielded())

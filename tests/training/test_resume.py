@@ -155,7 +155,7 @@ def test_all_kinds_of_batches_and_methods_resume(
 def test_early_stopping_resumes_its_count(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = runner._trainer
+    made = runner.new_trainer
 
     def stopping(*args: Any) -> Any:
         trainer = made(*args)
