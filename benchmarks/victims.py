@@ -206,14 +206,14 @@ class Ours:
 
     def stops_early(self) -> None:
         """Makes the following trainings stop when two evaluations are no better."""
-        made = runner._trainer
+        made = runner.new_trainer
 
         def stopping(*args: Any) -> Any:
             trainer = made(*args)
             trainer.add_callback(EarlyStoppingCallback(2))
             return trainer
 
-        runner._trainer = stopping
+        runner.new_trainer = stopping
 
 
 # --- the plain Trainer -------------------------------------------------------------------------

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from finetune.commands import check, evaluate, generate, merge, predict, results, train
+from finetune.commands import (
+    check,
+    evaluate,
+    forecast,
+    generate,
+    merge,
+    predict,
+    results,
+    train,
+)
 from finetune.errors import UserError, refuse_unknown
 from finetune.recipe import command_line
 from finetune.training import launching
@@ -41,6 +50,7 @@ COMMANDS = {
     command.name: command
     for command in (
         check.CHECKING,
+        forecast.FORECASTING,
         train.TRAINING,
         train.RESUMING,
         predict.PREDICTING,

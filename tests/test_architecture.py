@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
 EVERYTHING = {
     *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
-    *("inference", "report", "checks"),
+    *("inference", "forecast", "checks", "report"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -28,6 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"errors", "recipe", "run_directory", "data", "models", "evaluation"},
     "tasks": {"errors", "recipe", "run_directory", "data", "models", "evaluation", "training"},
     "inference": {"errors", "recipe", "run_directory", "data", "models", "evaluation", "tasks"},
+    "forecast": {
+        *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
+    },
     "report": {"errors", "recipe", "run_directory", "data", "evaluation", "tasks"},
     "checks": {"errors", "recipe", "data", "models", "evaluation", "tasks", "report"},
     "commands": EVERYTHING,

@@ -138,7 +138,7 @@ class CheckpointTrainer(HookedTrainer):
                 )
         scaler = self.accelerator.scaler
         self.state.stateful_callbacks = cast(Any, self._callback_counters())
-        with self.saver.save(step, final, best, _expected_bytes(weights)) as staged:
+        with self.saver.save(step, final, best, expected_bytes(weights)) as staged:
             checkpoints.write(staged, "model", weights)
             checkpoints.write(staged, "optimizer", cast(Any, self.optimizer).state_dict())
             checkpoints.write(staged, "scheduler", cast(Any, self.lr_scheduler).state_dict())
@@ -154,7 +154,7 @@ class CheckpointTrainer(HookedTrainer):
     def check_disk(self, count: int) -> str | None:
         """Returns an error message if ``count`` checkpoints do not fit on the disk."""
         weights = parameters.trained_state(self.accelerator.unwrap_model(self.model))
-        return self.saver.shortage(count, _expected_bytes(weights))
+        return self.saver.shortage(count, expected_bytes(weights))
 
     def _callback_counters(self) -> dict[str, Any]:
         """Returns the state of callbacks such as early stopping, by their class name."""
@@ -240,6 +240,7 @@ class CheckpointTrainer(HookedTrainer):
                 vars(callback).update(saved.get("attributes", {}))
 
 
-def _expected_bytes(weights: dict[str, torch.Tensor]) -> int:
+def expected_bytes(weights: dict[str, torch.Tensor]) -> int:
+    """Returns the bytes of a checkpoint of these weights."""
     # The optimizers in use keep two values for each weight that learns.
     return 3 * sum(t.nbytes for t in weights.values())

@@ -80,7 +80,7 @@ def results(
         },
         "versions": versions(),
         "git_commit": _git_commit(),
-        "device": _device(args, accelerator),
+        "device": device(args, accelerator),
         "accelerate": _settings(accelerator),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -131,13 +131,13 @@ def cost(
         "train_seconds": round(seconds, 2),
         "total_seconds": round(time.time() - started, 2),
         **counted,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory_bytes(),
         **parameters.count_parameters(model),
         "model_bytes": sum(f.stat().st_size for f in run.model.rglob("*") if f.is_file()),
     }
 
 
-def _peak_memory() -> int:
+def peak_memory_bytes() -> int:
     """Returns the most bytes in use so far: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
@@ -209,7 +209,8 @@ def _settings(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def _device(args: TrainingArguments, accelerator: Accelerator) -> str:
+def device(args: TrainingArguments, accelerator: Accelerator) -> str:
+    """Describes the devices and the precision of a run."""
     precision = accelerator.mixed_precision.replace("no", "fp32")
     if args.device.type == "cuda":
         what = torch.cuda.get_device_name()

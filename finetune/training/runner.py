@@ -89,7 +89,7 @@ def train(
         changed = list(run_results.changes(last.run, identity)) if last else []
         if args.device.type == "cpu" and not args.torch_compile:
             cpu.prepare(job.model)
-        trainer = _trainer(recipe, job, run, args, signals, identity, changed)
+        trainer = new_trainer(recipe, job, run, args, signals, identity, changed)
         unused = trainer.allow_unused_weights()
         if trainer.is_sharded:
             raise UserError(
@@ -172,7 +172,7 @@ def _last(
     return last
 
 
-def _trainer(
+def new_trainer(
     recipe: Recipe,
     job: Job,
     run: run_directory.Run,
@@ -180,7 +180,9 @@ def _trainer(
     signals: Signals,
     identity: dict[str, Any],
     changed: list[str],
+    quiet: bool = False,
 ) -> StepTrainer:
+    """Returns the trainer of a job; ``quiet`` leaves the progress bar out."""
     validation, order = by_length(job.splits["validation"])
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -215,7 +217,7 @@ def _trainer(
     trainer.remove_callback(ProgressCallback)
     progress = Progress()
     progress.headline = job.headline
-    if not recipe.training.get("disable_tqdm"):
+    if not quiet and not recipe.training.get("disable_tqdm"):
         trainer.add_callback(progress)
     return trainer
 

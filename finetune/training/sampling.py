@@ -56,6 +56,7 @@ class StepSampler(BatchRebalanceSampler):
         step_rows: rows of an optimizer step over all processes and accumulation steps.
         accumulation: micro-batches of a step.
         rank: index of this process among ``processes``.
+        only: the steps of each epoch to yield, in this order, instead of all.
 
     Raises:
         UserError: there are fewer rows than processes.
@@ -71,6 +72,7 @@ class StepSampler(BatchRebalanceSampler):
         processes: int,
         rank: int,
         seed: int,
+        only: Sequence[int] | None = None,
     ) -> None:
         if rows < processes:
             raise UserError(
@@ -79,7 +81,7 @@ class StepSampler(BatchRebalanceSampler):
         self.rows, self.lengths, self.grouped = rows, numpy.asarray(lengths), grouped
         self.step_rows, self.accumulation = step_rows, accumulation
         self.processes, self.rank, self.seed = processes, rank, seed
-        self.epoch = 0
+        self.only, self.epoch = only, 0
 
     def rows_of(self, epoch: int, step: int) -> numpy.ndarray:
         """Returns the rows of a step over all processes; ``epoch`` and ``step`` count from 0."""
@@ -104,6 +106,10 @@ class StepSampler(BatchRebalanceSampler):
         shuffled = generator.permutation(len(steps) - 1)
         return self._merge_small_rest([*(steps[i] for i in shuffled), steps[-1]])
 
+    def _yielded(self) -> list[numpy.ndarray]:
+        steps = self._steps(self.epoch)
+        return steps if self.only is None else [steps[i] for i in self.only]
+
     def _longest_first(self, rows: numpy.ndarray) -> numpy.ndarray:
         return rows[numpy.argsort(-self.lengths[rows], kind="stable")]
 
@@ -122,11 +128,11 @@ class StepSampler(BatchRebalanceSampler):
         return min(self.accumulation, -(-count // size), count // self.processes)
 
     def __iter__(self) -> Generator[MicroBatch, None, None]:
-        for step in map(self._longest_first, self._steps(self.epoch)):
+        for step in map(self._longest_first, self._yielded()):
             for part in numpy.array_split(step, self._micro_batches(len(step))):
                 micro_batch = MicroBatch(part[self.rank :: self.processes].tolist())
                 micro_batch.epoch = self.epoch
                 yield micro_batch
 
     def __len__(self) -> int:
-        return sum(self._micro_batches(len(step)) for step in self._steps(self.epoch))
+        return sum(self._micro_batches(len(step)) for step in self._yielded())

@@ -59,6 +59,8 @@ class StepTrainer(ResumableTrainer):
         self.ema = EMA(self.accelerator.unwrap_model(self.model), ema_decay)
         self.add_callback(self.ema)
         self.stateful = {"ema": self.ema, **self.stateful}
+        # Steps of each epoch that are trained; all unless set.
+        self.only_steps: list[int] | None = None
         self.skip_limit, self.name_rows = skip_non_finite, name_rows
         self.counters = {"skipped": []}
         self.step_loss: torch.Tensor | None = None
@@ -76,6 +78,7 @@ class StepTrainer(ResumableTrainer):
             processes=args.world_size,
             rank=args.process_index,
             seed=args.data_seed if args.data_seed is not None else args.seed,
+            only=self.only_steps,
         )
         return self.sampler
 

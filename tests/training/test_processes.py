@@ -190,13 +190,13 @@ def test_results_have_what_accelerate_did(
 def trainer_of(path: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> StepTrainer:
     """Returns the trainer of a recipe, which has not trained."""
     made: list[StepTrainer] = []
-    kept = runner._trainer
+    kept = runner.new_trainer
 
     def keep(*args: Any) -> StepTrainer:
         made.append(kept(*args))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_trainer", keep)
+    monkeypatch.setattr(runner, "new_trainer", keep)
     with pytest.raises(KeyboardInterrupt):
         train(path, *flags)
     return made[0]

@@ -335,7 +335,7 @@ class Scaler(torch.amp.GradScaler):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, overflows_above: float) -> None:
         super().__init__("cpu")
         self.overflows_above, self.scales = overflows_above, []
-        made, end_step = runner._trainer, runner.StepTrainer.end_step
+        made, end_step = runner.new_trainer, runner.StepTrainer.end_step
 
         def scaled(*args: Any) -> Any:
             trainer = made(*args)
@@ -346,7 +346,7 @@ class Scaler(torch.amp.GradScaler):
             self.scales.append(self.get_scale())
             end_step(trainer, *args)
 
-        monkeypatch.setattr(runner, "_trainer", scaled)
+        monkeypatch.setattr(runner, "new_trainer", scaled)
         monkeypatch.setattr(runner.StepTrainer, "end_step", record)
         # Clipping asks for it to undo the scale.
         monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
