@@ -212,7 +212,7 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> Kernel:
     def flash_attn_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> Any:
         starts = [torch.arange(len(x) + 1, dtype=torch.int32) * x.shape[1] for x in (q, k)]
         flat = (x.flatten(0, 1) for x in (q, k, v))
-        out = flash_attn_varlen_func(*flat, *starts, q.shape[1], k.shape[1], **how)
+        out = flash_attn_varlen_func(*flat, *starts, q.shape[1], k.shape[1], **how)  # pyright: ignore[reportCallIssue]
         return out.unflatten(0, q.shape[:2])
 
     package, padding = types.ModuleType("flash_attn"), types.ModuleType("flash_attn.bert_padding")

@@ -100,6 +100,8 @@ def test_the_ema_follows_a_model_that_is_moved_later(gpu: torch.device) -> None:
     for _ in range(2):
         learner.weight.data.add_(1)
         ema.on_step_end(None, None, None)
+    # Otherwise every step would copy all weights to the CPU.
+    assert [average.device for average in ema.averaged.module.parameters()] == [gpu]
     # The average starts with the first step's weights, and its second decay is 2/11.
     with ema.in_place():
         torch.testing.assert_close(learner.weight.detach().cpu(), start + 1 + 9 / 11)
