@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "forecast": {
         *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
     },
-    "report": {"errors", "recipe", "run_directory", "data", "evaluation", "tasks"},
+    "report": {"errors", "recipe", "run_directory", "data", "evaluation", "tasks", "forecast"},
     "checks": {"errors", "recipe", "data", "models", "evaluation", "tasks", "report"},
     "commands": EVERYTHING,
     "cli": {"commands", "errors", "recipe", "training"},

@@ -89,7 +89,7 @@ class StepSampler(BatchRebalanceSampler):
 
     def tokens_of(self, epoch: int) -> list[int]:
         """Returns the number of tokens of each step over all processes."""
-        return [int(self.lengths[rows].sum()) for rows in self._steps(epoch)]
+        return [int(self.lengths[rows].sum()) for rows in self._yielded(epoch)]
 
     def _steps(self, epoch: int) -> list[numpy.ndarray]:
         """Returns the rows of each optimizer step of an epoch, in order."""
@@ -106,8 +106,8 @@ class StepSampler(BatchRebalanceSampler):
         shuffled = generator.permutation(len(steps) - 1)
         return self._merge_small_rest([*(steps[i] for i in shuffled), steps[-1]])
 
-    def _yielded(self) -> list[numpy.ndarray]:
-        steps = self._steps(self.epoch)
+    def _yielded(self, epoch: int) -> list[numpy.ndarray]:
+        steps = self._steps(epoch)
         return steps if self.only is None else [steps[i] for i in self.only]
 
     def _longest_first(self, rows: numpy.ndarray) -> numpy.ndarray:
@@ -128,11 +128,11 @@ class StepSampler(BatchRebalanceSampler):
         return min(self.accumulation, -(-count // size), count // self.processes)
 
     def __iter__(self) -> Generator[MicroBatch, None, None]:
-        for step in map(self._longest_first, self._yielded()):
+        for step in map(self._longest_first, self._yielded(self.epoch)):
             for part in numpy.array_split(step, self._micro_batches(len(step))):
                 micro_batch = MicroBatch(part[self.rank :: self.processes].tolist())
                 micro_batch.epoch = self.epoch
                 yield micro_batch
 
     def __len__(self) -> int:
-        return sum(self._micro_batches(len(step)) for step in self._yielded())
+        return sum(self._micro_batches(len(step)) for step in self._yielded(self.epoch))
