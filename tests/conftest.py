@@ -1,6 +1,7 @@
 """Tiny checkpoints and tables made on the spot: no network, no waiting."""
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,10 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of each test's own."""
+    """A cache of each test's own, also of what transformers knows of the machine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    if loaded := sys.modules.get("transformers.utils.import_utils"):
+        loaded.is_torch_cuda_available.cache_clear()
 
 
 @pytest.fixture(scope="session")

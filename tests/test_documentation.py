@@ -171,6 +171,7 @@ def test_every_documented_command_is_run_below() -> None:
         "train",
         "resume",
         "predict",
+        "evaluate",
         "generate",
         "merge",
         "compare",
@@ -332,6 +333,21 @@ def test_predict(
         assert len(rows) == expected
     labels = set("0123456789") if "mnist" in command else {"negative", "positive"}
     assert {row["prediction"] for row in rows} <= labels
+
+
+@pytest.mark.parametrize("command", documented("finetune evaluate"))
+def test_evaluate(
+    command: str, finished: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished("imdb/minilm")
+    rows = [(*row, ("web", "app")[i % 2]) for i, row in enumerate(sentences(40))]
+    lines = ["text,label,source", *(",".join(row) for row in rows)]
+    Path("new.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    capsys.readouterr()
+    cli.main(shlex.split(command)[1:])
+    shown = capsys.readouterr().out
+    assert "new.csv: 40 rows" in shown
+    assert "web" in shown
 
 
 @pytest.mark.parametrize("command", documented("finetune generate"))

@@ -39,12 +39,12 @@ def known(encoding: str) -> str:
     """
     spelled = re.sub(r"^utf[-_]?(8|16|32)[-_]?(le|be|sig)?$", r"utf-\1-\2", encoding.lower())
     try:
-        found = codecs.lookup(spelled.rstrip("-"))
+        found = codecs.lookup(spelled.rstrip("-")).name
+        # Fails for codecs that are no encodings of text, such as hex.
+        "".encode(found)
     except LookupError:
-        found = None
-    if found is None or not found._is_text_encoding:
-        raise UserError(f"encoding {encoding!r} is unknown; for example utf-8 or cp1252")
-    return found.name
+        raise UserError(f"encoding {encoding!r} is unknown; for example utf-8 or cp1252") from None
+    return found
 
 
 def decode(data: bytes, encoding: str | None, name: str) -> tuple[str, list[str]]:

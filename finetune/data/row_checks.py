@@ -44,13 +44,18 @@ def layout(
     """
     if content == DOCUMENTS:
         return document_columns.find(source, sample, data)
-    names = {"image": data.image} if content == IMAGES else {"text": data.text}
-    if content == TEXTS and data.text_pair:
-        names["text_pair"] = data.text_pair
+    names = _names(data, content)
     for key, name in names.items():
         if name not in sample:
             raise readers.unknown_name(source, "column", name, list(sample), key)
     return document_columns.Layout({key: (name,) for key, name in names.items()})
+
+
+def _names(data: Data, content: str) -> dict[str, str]:
+    """Returns the columns of texts or images by their keys."""
+    if content == IMAGES:
+        return {"image": data.image}
+    return {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
 
 
 def usable(
@@ -66,8 +71,14 @@ def usable(
     rows = table.rows
     first = rows.iloc[: document_columns.SAMPLE]
     sample = {str(name): first.iloc[:, i].tolist() for i, name in enumerate(rows.columns)}
-    parts = layout(table.source, sample, data, content)
-    columns = {name: table.column(name, name).tolist() for name in parts.columns}
+    if content == DOCUMENTS:
+        parts = document_columns.find(table.source, sample, data)
+        columns = {name: rows.loc[:, name].tolist() for name in parts.columns}
+    else:
+        # The table finds a column whose name is written in another way.
+        names = _names(data, content)
+        parts = document_columns.Layout({key: (name,) for key, name in names.items()})
+        columns = {name: table.column(name, key).tolist() for key, name in names.items()}
     frame = pandas.DataFrame(parts.documents(columns), index=rows.index, dtype=object)
     if labelled:
         frame["label"] = label_cells.column(table, data, split)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, logging
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune import recipe as recipes
 from finetune import run_directory, tasks
@@ -50,7 +49,7 @@ def load(
         else:
             config = AutoConfig.from_pretrained(run.model)
             base = pretrained.with_shared_base(base, task.auto_model, config)
-        if (run.model / GENERATION_CONFIG_NAME).is_file():
+        if (run.model / "generation_config.json").is_file():
             base.generation_config = GenerationConfig.from_pretrained(run.model)
         model = tuning.load_adapter(base, run.model)
     task.prepare(model, recipe)

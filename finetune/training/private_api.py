@@ -402,13 +402,25 @@ DEPENDENCIES = [
     Dependency(
         "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS",
         "use",
-        "finetune.models.speed.padding_free",
+        "finetune.models.speed.unpadding",
         "attention functions by name",
     ),
     Dependency(
         "transformers.utils.import_utils.is_flash_attn_2_available",
         "use",
         "finetune.models.speed.padding_free",
+        "not exported",
+    ),
+    Dependency(
+        "transformers.utils.import_utils.is_kernels_available",
+        "use",
+        "finetune.models.speed.padding_free",
+        "not exported",
+    ),
+    Dependency(
+        "transformers.utils.generic.is_flash_attention_requested",
+        "use",
+        "finetune.models.pretrained",
         "not exported",
     ),
     Dependency(
@@ -427,9 +439,22 @@ DEPENDENCIES = [
     Dependency(
         "transformers.models.roberta.modeling_roberta.RobertaEmbeddings.create_position_ids_from_input_ids",
         "use",
-        "finetune.models.speed.padding_free",
+        "finetune.models.speed.unpadding",
         "RoBERTa's positions start after the padding token's",
         {"9ee07f5083d41efe": "5.23", "a5dcc8ae33124731": "5.24"},
+    ),
+    # --- Forecasts ----------------------------------------------------------------------------
+    Dependency(
+        "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",
+        "use",
+        "finetune.forecast.counting",
+        "operations of attention on the CPU",
+    ),
+    Dependency(
+        "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward",
+        "use",
+        "finetune.forecast.counting",
+        "operations of its backward pass",
     ),
     # --- Models from scratch ------------------------------------------------------------------
     Dependency(

@@ -208,7 +208,7 @@ def test_only_the_first_process_prints(
         ("run", "run: is a run, not data; `finetune resume run` continues it"),
         (
             "mine.csv --train other.csv",
-            "mine.csv and --train other.csv: train on one of them, or give a recipe",
+            "mine.csv and --train other.csv: train takes one of them, or give a recipe",
         ),
         ("mine.csv --label strs", "mine.csv: no column 'strs'; it has review, stars (set `label:`; "
          "did you mean 'stars'?)"),

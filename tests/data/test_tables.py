@@ -420,7 +420,7 @@ def test_half_of_a_surrogate_pair_is_replaced_and_counted() -> None:
     lines = [f'{{"text": "row {i} \\ud83d", "label": "{i % 2}"}}\n' for i in range(40)]
     lines[0] = '{"text": "whole \\ud83d\\ude00", "label": "0"}\n'
     found = load(train=write("".join(lines), "a.jsonl"))
-    assert "half of a surrogate pair fixed 39 x" in said(found)
+    assert "half of a surrogate pair: 39 x" in said(found)
     texts = set(everything(found)["text"])
     assert {"whole 😀", "row 1 \N{REPLACEMENT CHARACTER}"} <= texts
     Dataset.from_pandas(everything(found)[["text"]])
@@ -730,7 +730,7 @@ def test_a_text_that_is_a_list_of_words_is_joined_and_one_of_objects_an_error() 
     lines = [{"text": ["row", str(i)], "label": i % 2} for i in range(40)]
     found = load(train=write("\n".join(map(json.dumps, lines)), "a.jsonl"))
     assert "row 3" in set(everything(found)["text"])
-    assert "list of words as a text fixed 40 x" in said(found)
+    assert "list of words as a text: 40 x" in said(found)
     for odd in ({"body": "x"}, [{"role": "user"}], [1, 2]):
         lines[2]["text"] = odd
         message = refused(
@@ -751,7 +751,7 @@ def test_an_empty_second_text_is_legal_and_empty() -> None:
     train = write("\n".join(map(json.dumps, lines)), "a.jsonl")
     found = load(train=train, text_pair="text_pair")
     assert len(everything(found)) == 60
-    assert "empty second text fixed 10 x" in said(found)
+    assert "empty second text: 10 x" in said(found)
     assert set(everything(found)["text_pair"]) & {"None", "nan"} == set()
     (pairs,) = readers.read_columns(Path(train), ["text_pair"], Data())
     assert pairs[:2] == ["", "pair 1"]

@@ -123,8 +123,15 @@ def test_nothing_but_empty_rows_is_refused(
     Path("blank.txt").write_text("\n \n", encoding="utf-8")
     assert "there is no text to label" in error(capsys, run, "--file", "blank.txt")
     assert "gone.txt: cannot be read" in error(capsys, run, "--file", "gone.txt")
-    Path("other.txt").write_bytes("caf\xe9".encode("latin-1"))
-    assert "not utf-8 at byte 3" in error(capsys, run, "--file", "other.txt")
+
+
+def test_a_text_file_in_another_encoding_is_read(
+    run: Run, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("other.txt").write_bytes("a caf\xe9\nfine".encode("latin-1"))
+    cli.main(["predict", str(run), "--file", "other.txt"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == ["a caf\xe9", "fine"]
 
 
 def test_a_missing_second_text_is_empty(

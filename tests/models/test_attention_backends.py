@@ -130,7 +130,7 @@ def test_text_is_generated_on_the_accelerator(
     )
     monkeypatch.setattr(prediction.tasks, "find", lambda name: task)
     monkeypatch.setattr(prediction.recipes, "read", lambda path: SimpleNamespace(task=""))
-    monkeypatch.setattr(prediction, "load", lambda run: (learner, None, None))
+    monkeypatch.setattr(prediction, "load", lambda run, **_: (learner, None, None))
     run: Any = SimpleNamespace(folder=Path(), results=lambda: {"data": {}})
     inference.generate(run, "a", 0, 1, greedy=True)
     assert used == [gpu]
@@ -187,7 +187,7 @@ def packed_loss(learner: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     for start in range(0, len(blocks), rows):
         given = packing.Collator(0)(blocks[start : start + rows])
         labels = given.pop("labels")
-        total = total + losses.next_token_loss(learner(**given), labels, count)
+        total = total + losses.NextTokenLoss()(learner(**given), labels, count)
     total.backward()
     return total.detach(), torch.cat([p.grad.flatten() for p in learner.parameters()])
 

@@ -271,7 +271,8 @@ def test_a_system_that_cannot_flush_a_folder_saves_and_says_so_once(
     kept, refused = getattr(os, call), []
 
     def refusing(place: Any, *arguments: Any) -> Any:
-        folder = isinstance(place, Path) or stat.S_ISDIR(os.fstat(place).st_mode)
+        number_of = isinstance(place, int)
+        folder = stat.S_ISDIR(os.fstat(place).st_mode) if number_of else Path(place).is_dir()
         if folder:
             refused.append(place)
             raise OSError(number, os.strerror(number))
