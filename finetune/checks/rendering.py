@@ -57,7 +57,9 @@ def table(checked: Checked, colour: bool = False) -> list[RenderableType]:
     Args:
         colour: whether the console shows colour; otherwise marks show what is learned.
     """
-    title = f"{checked.source}: {checked.recipe.task}, with the recipe {checked.name}"
+    title = f"{checked.source}: {checked.recipe.task}"
+    if checked.name != checked.source:
+        title += f", with the recipe {checked.name}"
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")

@@ -34,6 +34,9 @@ class EpochRows(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**self.rows[row], "epoch": 0}
+
     def __getitems__(self, batch: MicroBatch) -> list[dict[str, Any]]:
         return [{**row, "epoch": batch.epoch} for row in self.rows.__getitems__(list(batch))]
 
