@@ -8,6 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from finetune.training.memory import SavedTensors
+
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
     return sdpa_flop_count(query, key, value)
@@ -62,11 +64,9 @@ class StepCounter:
     """Counts the activations of the first step and the operations of the second."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         self.total = sum(p.nbytes for p in model.parameters())
         self.trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-        self.kept: dict[int, int] = {}
-        self.activations, self.micro_batches = 0, 1
+        self.saved, self.micro_batches = SavedTensors(model), 1
         self.flops = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         self.kernels = _Kernels()
         self.open = ExitStack()
@@ -75,7 +75,7 @@ class StepCounter:
         """Called before a step, counted from 0."""
         watched: list[AbstractContextManager[Any]] = []
         if step == 0:
-            watched = [torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept)]
+            watched = [self.saved]
         elif step == 1:
             self.micro_batches = 1
             watched = [self.flops, self.kernels]
@@ -85,11 +85,11 @@ class StepCounter:
     def end_micro_batch(self) -> None:
         """Called between the micro-batches of a step."""
         self.micro_batches += 1
-        self._forget()
+        self.saved.end_pass()
 
     def end(self, step: int) -> None:
         """Called after a step."""
-        self._forget()
+        self.saved.end_pass()
         if step < 2:
             self.open.close()
 
@@ -102,15 +102,5 @@ class StepCounter:
             micro_batches=self.micro_batches,
             parameter_bytes=self.total,
             trained_bytes=self.trained,
-            activation_bytes=self.activations,
+            activation_bytes=self.saved.most,
         )
-
-    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.weights:
-            self.kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def _forget(self) -> None:
-        self.activations = max(self.activations, sum(self.kept.values()))
-        self.kept.clear()

@@ -12,6 +12,7 @@ Nothing is written beside the caches of tokens and features, which the run then 
 import copy
 import dataclasses
 import math
+import sys
 import tempfile
 import time
 from typing import Any, cast
@@ -129,11 +130,14 @@ def measure(recipe: Recipe) -> Forecast:
     with tempfile.TemporaryDirectory() as folder, Signals() as signals:
         run = run_directory.Run(folder)
         planned = training_arguments(recipe, run, job)
+        processes.use_one_gpu(planned)
+        if planned.device.type == "cpu" and not planned.torch_compile:
+            cpu.prepare(job.model)
+        if recipe.auto_batch:
+            recipe, chosen = runner.fit(recipe, job, run, planned, signals)
+            print(f"finetune: {chosen}", file=sys.stderr)
         args = copy.copy(planned)
         vars(args).update(SHORT)
-        processes.use_one_gpu(args)
-        if args.device.type == "cpu" and not args.torch_compile:
-            cpu.prepare(job.model)
         identity = run_results.identity(recipe, job, args.world_size)
         training = {k: v for k, v in recipe.training.items() if k != "early_stopping_patience"}
         short = dataclasses.replace(recipe, training=training)

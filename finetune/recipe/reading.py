@@ -16,6 +16,8 @@ from finetune.recipe.schema import FLAGS, GUESSED, NOTES, SECTIONS, Recipe, Tuni
 from finetune.recipe.strict_yaml import Block, Scalar, parse_yaml, place, plain
 
 SEED = 0
+# With ``auto`` in the file itself, a step has so many rows, times gradient_accumulation_steps.
+BATCH, AUTO, AUTO_ROWS = "per_device_train_batch_size", "auto", 32
 
 
 def _section(cls: type, tree: Any, what: str, name: str, origin: dict[str, str]) -> Any:
@@ -49,6 +51,9 @@ def _override(
         where = f"--{name}" if name in overrides else GUESSED
         if name == "task" or (name == "name" and where == GUESSED):
             tree[name] = Scalar(value, False, where)
+            continue
+        if name == BATCH and value == AUTO:
+            # The rows of a step stay those of the recipe.
             continue
         if name == "metrics":
             tree["metrics"] = parse_yaml(f"x: {value}", where)["x"]
@@ -131,6 +136,9 @@ def read(
             continue
         made[section] = _section(cls, tree.get(section, {}), section, name, origin)
     training = _training(tree.get("training", {}), name, origin)
+    auto_batch = given.get(BATCH) == AUTO or training.get(BATCH) == AUTO
+    if training.get(BATCH) == AUTO:
+        training[BATCH] = AUTO_ROWS
     if not made["model"].checkpoint:
         raise UserError(f"{name}: model needs a checkpoint, for example `embedded:minilm`")
     if made["data"].dataset is None and made["data"].train is None:
@@ -146,7 +154,9 @@ def read(
     training.setdefault("seed", SEED)
     training.setdefault("output_dir", f"runs/{called}/seed-{training['seed']}")
     training["output_dir"] = str(Path(str(training["output_dir"])).expanduser())
-    return Recipe(task=task, training=training, name=called, origin=origin, **made)
+    return Recipe(
+        task=task, training=training, name=called, origin=origin, auto_batch=auto_batch, **made
+    )
 
 
 def differences(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:

@@ -224,6 +224,8 @@ class Recipe:
     metrics: list[str] = field(default_factory=list)
     # A note in the file, not a setting: a run has its own numbers.
     measured: Measured | None = field(default=None, compare=False)
+    # Whether the runner chooses micro-batches; ``training`` then has the rows of a step.
+    auto_batch: bool = field(default=False, compare=False)
 
     def dump(self) -> str:
         """Returns YAML that loads to the same recipe.

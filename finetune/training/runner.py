@@ -4,7 +4,9 @@ From a recipe to its gradient a reader crosses five files: ``cli.py``, ``recipe/
 task's module in ``tasks/``, this file, and ``trainer.py``, whose bases save, resume and hook.
 """
 
+import dataclasses
 import errno
+import math
 import os
 import sys
 import time
@@ -25,8 +27,8 @@ from finetune.data import findings
 from finetune.errors import TrainingError, UserError
 from finetune.models import changed_base, parameters, tuning
 from finetune.models.speed import cpu
-from finetune.recipe import Recipe
-from finetune.training import adalora, checkpoints, processes, run_results
+from finetune.recipe import Recipe, read
+from finetune.training import adalora, checkpoints, memory, processes, run_results
 from finetune.training.arguments import training_arguments
 from finetune.training.callbacks import EarlyStopping, History, Progress
 from finetune.training.job import Job
@@ -68,6 +70,8 @@ def train(
     run = run_directory.Run(recipe.training["output_dir"])
     processes.check_accelerate(recipe)
     main = processes.connect(recipe).is_main_process
+    if recipe.auto_batch and resume:
+        recipe = _chosen_before(recipe, run)
     text = recipe.dump()
     claim = run.claim(text, overwrite, resume, allowed) if main else nullcontext()
     with Signals() as signals, claim, _room(run):
@@ -82,13 +86,17 @@ def train(
         job = build(recipe)
         args = training_arguments(recipe, run, job)
         other_gpus = processes.use_one_gpu(args)
+        if args.device.type == "cpu" and not args.torch_compile:
+            cpu.prepare(job.model)
+        chosen = None
+        if recipe.auto_batch:
+            recipe, chosen = fit(recipe, job, run, args, signals)
+            text = recipe.dump()
         identity = run_results.identity(recipe, job, args.world_size)
         last = _last(run, identity, allowed) if resume and main else None
         processes.wait()
         (last,) = broadcast_object_list([last])
         changed = list(run_results.changes(last.run, identity)) if last else []
-        if args.device.type == "cpu" and not args.torch_compile:
-            cpu.prepare(job.model)
         trainer = new_trainer(recipe, job, run, args, signals, identity, changed)
         unused = trainer.allow_unused_weights()
         if trainer.is_sharded:
@@ -103,7 +111,7 @@ def train(
             run.begin(text, resume=last is not None)
             run.write_rejected(job.data.rejected)
             print(_opening(recipe, job, run), file=sys.stderr)
-            for note in filter(None, [other_gpus, unused]):
+            for note in filter(None, [other_gpus, unused, chosen]):
                 print(f"finetune: {note}", file=sys.stderr)
         processes.wait()
         start = _start(trainer, job) if job.untuned else None
@@ -170,6 +178,46 @@ def _last(
     checkpoints.delete_except(run.checkpoints, {c.name for c in every[every.index(last.folder) :]})
     print(f"finetune: resumes {run} from {last.folder.name}", file=sys.stderr)
     return last
+
+
+def _sizes(recipe: Recipe) -> tuple[int, int]:
+    """Returns the recipe's rows of a micro-batch and micro-batches of a step."""
+    given, default = recipe.training, TrainingArguments
+    size = given.get("per_device_train_batch_size", default.per_device_train_batch_size)
+    return size, given.get("gradient_accumulation_steps", default.gradient_accumulation_steps)
+
+
+def _with_sizes(recipe: Recipe, size: int, count: int) -> Recipe:
+    sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": count}
+    return dataclasses.replace(recipe, training=recipe.training | sizes, auto_batch=False)
+
+
+def _chosen_before(recipe: Recipe, run: run_directory.Run) -> Recipe:
+    """Returns the recipe with the micro-batches of the run to resume, if its steps are as large."""
+    path = run.folder / run_directory.RECIPE
+    if path.is_file():
+        size, count = _sizes(read(path))
+        if size * count == math.prod(_sizes(recipe)):
+            return _with_sizes(recipe, size, count)
+    return recipe
+
+
+def fit(
+    recipe: Recipe, job: Job, run: run_directory.Run, args: TrainingArguments, signals: Signals
+) -> tuple[Recipe, str]:
+    """Sets the micro-batches that fit into memory, in ``args`` and in the recipe returned.
+
+    Returns:
+        The recipe, and a line about them.
+
+    Raises:
+        UserError: the memory of the device cannot be measured.
+        TrainingError: a single row does not fit.
+    """
+    trial = new_trainer(recipe, job, run, args, signals, {}, [], quiet=True)
+    size, count, line = memory.fit(trial)
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = size, count
+    return _with_sizes(recipe, size, count), line
 
 
 def new_trainer(

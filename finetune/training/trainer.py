@@ -19,7 +19,7 @@ from finetune.models import parameters
 from finetune.training import checkpoints, losses, random_state
 from finetune.training.ema import EMA
 from finetune.training.resumable import ResumableTrainer
-from finetune.training.sampling import EpochRows, StepSampler
+from finetune.training.sampling import EpochRows, MicroBatch, StepSampler
 
 # A gradient scaler halves its scale, 65,536 at first, when gradients overflow. Below this they
 # overflow without being scaled up, which no further halving mends.
@@ -240,28 +240,38 @@ class StepTrainer(ResumableTrainer):
         )
 
     def unused_weights(self) -> list[str]:
-        """Returns the names of weights that should learn, but get no gradient from two rows.
+        """Returns the names of weights that should learn, but get no gradient from two rows."""
+        with self.trial() as run:
+            run(list(range(min(2, len(cast(Any, self.train_dataset))))))
+            weights = list(cast(torch.nn.Module, self.model).named_parameters())
+            return [name for name, each in weights if each.requires_grad and each.grad is None]
+
+    @contextmanager
+    def trial(self) -> Iterator[Callable[[list[int]], None]]:
+        """Yields a function that runs a forward and backward pass on training rows, by number.
 
         The model, its buffers and the random state are the same afterwards.
         """
         model, device = cast(torch.nn.Module, self.model), self.args.device
         loader: Any = self.get_train_dataloader()
-        rows: list[Any] = [loader.dataset[i] for i in range(min(2, len(loader.dataset)))]
         before, was_training = random_state.capture(device), model.training
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+        def run(rows: list[int]) -> None:
+            batch = loader.collate_fn(loader.dataset.__getitems__(MicroBatch(rows)))
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, cast(Any, send_to_device(batch, device)))
+            loss.backward()
+
         model.train()
-        inputs: Any = send_to_device(loader.collate_fn(rows), device)
-        with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs)
-        loss.backward()
-        weights = [(name, weight) for name, weight in model.named_parameters()]
-        unused = [name for name, each in weights if each.requires_grad and each.grad is None]
-        model.zero_grad(set_to_none=True)
-        model.train(was_training)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-        random_state.restore(before, device)
-        return unused
+        try:
+            yield run
+        finally:
+            model.zero_grad(set_to_none=True)
+            model.train(was_training)
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+            random_state.restore(before, device)
 
     # --- memory --------------------------------------------------------------------------------
 
