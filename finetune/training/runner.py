@@ -28,7 +28,7 @@ from finetune.models.speed import cpu
 from finetune.recipe import Recipe
 from finetune.training import adalora, checkpoints, processes, run_results
 from finetune.training.arguments import training_arguments
-from finetune.training.callbacks import EarlyStopping, History, Progress
+from finetune.training.callbacks import EarlyStopping, History, Progress, TimeLimit
 from finetune.training.job import Job
 from finetune.training.sampling import EpochRows
 from finetune.training.signals import Signals
@@ -41,6 +41,7 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     allowed: Collection[str] = (),
+    end: float | None = None,
 ) -> run_directory.Run | None:
     """Trains a recipe into its run directory and tests it once.
 
@@ -53,6 +54,7 @@ def train(
             before its first checkpoint starts from the beginning; a finished one is not touched.
         allowed: what may differ from the run to resume: ``section.key`` of the recipe, ``data``,
             ``base``, ``processes``, ``versions``.
+        end: when training has to end, in seconds of ``time.monotonic``.
 
     Returns:
         The finished run in the main process; None in the others.
@@ -90,6 +92,8 @@ def train(
         if args.device.type == "cpu" and not args.torch_compile:
             cpu.prepare(job.model)
         trainer = new_trainer(recipe, job, run, args, signals, identity, changed)
+        if end is not None:
+            trainer.add_callback(TimeLimit(end))
         unused = trainer.allow_unused_weights()
         if trainer.is_sharded:
             raise UserError(
@@ -125,7 +129,7 @@ def train(
             )
             if recipe.tuning.skip_non_finite:
                 results["skipped_steps"] = trainer.counters["skipped"]
-            if recipe.training.get("early_stopping_patience"):
+            if recipe.training.get("early_stopping_patience") or end is not None:
                 results["stopped_early"] = state.global_step < state.max_steps
             since = started - trainer.earlier_seconds
             results["cost"] = run_results.cost(job.model, run, seconds, seen, since)
