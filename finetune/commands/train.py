@@ -1,7 +1,10 @@
 """``finetune train`` and ``finetune resume``."""
 
 import argparse
+import math
+import os
 import sys
+import time
 from pathlib import Path
 
 from finetune import recipe, run_directory
@@ -39,6 +42,9 @@ def _train(options: argparse.Namespace) -> None:
         raise UserError("--overwrite and --resume contradict each other; keep one")
     if options.allow_changed and not options.resume:
         raise UserError("--allow-changed is for a run to resume; add --resume")
+    began, minutes = time.monotonic(), options.minutes
+    if minutes is not None:
+        _check_minutes(minutes, options.resume)
     from finetune.commands import starting
 
     read = starting.read("train", options.recipe, options.overrides)
@@ -52,9 +58,51 @@ def _train(options: argparse.Namespace) -> None:
 
     resolved = recipe.resolve(read)
     build = tasks.find(resolved.task, resolved.where("task")).build
-    run = runner.train(resolved, build, options.overwrite, options.resume, options.allow_changed)
+    how = options.overwrite, options.resume, options.allow_changed
+    if minutes is None:
+        run = runner.train(resolved, build, *how)
+    else:
+        resolved, end = _within(resolved, minutes, began, options.overwrite)
+        run = runner.train(resolved, build, *how, end=end)
     if run:
         finish(run, resolved)
+
+
+def _check_minutes(minutes: float, resume: bool) -> None:
+    """Checks the time of ``--minutes``.
+
+    Raises:
+        UserError: it is not positive, or the run is resumed or has several processes.
+    """
+    if not (minutes > 0 and math.isfinite(minutes)):
+        raise UserError(f"--minutes {minutes:g} has to be above 0, for example --minutes 10")
+    if resume:
+        raise UserError("--minutes is for a new run; a resumed one trains the steps it began with")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("--minutes is for one process; start it without a launcher")
+
+
+def _within(
+    read: recipe.Recipe, minutes: float, began: float, overwrite: bool
+) -> tuple[recipe.Recipe, float]:
+    """Returns what a recipe can train in some minutes, and when training has to end.
+
+    Args:
+        began: when the command began, in seconds of ``time.monotonic``.
+    """
+    from finetune.forecast import budget, measuring
+
+    # An occupied directory is an error before the measurement.
+    with run_directory.Run(read.training["output_dir"]).claim(read.dump(), overwrite):
+        pass
+    seconds = 60 * minutes
+    print(f"finetune: measuring, to train within {minutes:g} minutes", file=sys.stderr)
+    found = measuring.measure(read, min(measuring.SECONDS, budget.MEASURING * seconds))
+    now = time.monotonic()
+    choice = budget.choose(read, found, seconds - (now - began))
+    most = found.steps / found.steps_in_epoch
+    print(f"finetune: {choice.text(minutes, most)}", file=sys.stderr)
+    return choice.recipe, now + choice.limit
 
 
 def finish(run: run_directory.Run, read: recipe.Recipe) -> None:
@@ -89,6 +137,7 @@ def _resume(options: argparse.Namespace) -> None:
     if "output_dir" in options.overrides:
         raise UserError(f"--output_dir: resume continues in {options.run}; leave it out")
     options.recipe, options.overwrite, options.resume = str(file), False, True
+    options.minutes = None
     options.overrides["output_dir"] = options.run
     _train(options)
 
@@ -106,6 +155,13 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue the run that the directory holds"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="measure this machine, and train as much of the recipe as can be trained, tested and "
+        "reported within N minutes",
     )
     _add_allow_changed(parser)
     command_line.add_recipe_keys(parser)

@@ -63,6 +63,10 @@ class Forecast:
         evaluation_seconds: of one evaluation of the validation rows.
         step_seconds: mean over all steps.
         steps, evaluations: how many there will be.
+        steps_in_epoch: steps of one epoch.
+        rows: training rows of the data.
+        lengths: (R,) tokens of each training row, for texts that ``max_length`` cuts; otherwise
+            empty.
         measured: steps that were timed.
         tokens: real tokens of all steps; rows where a row has no tokens.
         peak_memory_bytes: of this process, or of the GPU.
@@ -84,13 +88,16 @@ class Forecast:
     peak_memory_bytes: int
     disk_bytes: int
     counts: Counts
+    steps_in_epoch: int = 1
+    rows: int = 0
+    lengths: numpy.ndarray = dataclasses.field(default_factory=lambda: numpy.zeros(0, int))
 
 
 class _Timer(TrainerCallback):
     """Times steps; the first two are for memory and for counting."""
 
-    def __init__(self, counter: StepCounter) -> None:
-        self.counter, self.seconds = counter, []
+    def __init__(self, counter: StepCounter, most: float) -> None:
+        self.counter, self.most, self.seconds = counter, most, []
         self.last = self.began = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -108,14 +115,15 @@ class _Timer(TrainerCallback):
             self.seconds.append(now - self.last)
         self.last = now
         every = len(self.seconds) and len(self.seconds) % len(PERCENTILES) == 0
-        control.should_training_stop |= bool(every and now - self.began > SECONDS)
+        control.should_training_stop |= bool(every and now - self.began > self.most)
 
 
-def measure(recipe: Recipe) -> Forecast:
+def measure(recipe: Recipe, seconds: float = SECONDS) -> Forecast:
     """Builds a recipe's job, runs some of its steps and forecasts the whole run.
 
     Args:
         recipe: resolved, as ``recipe.load`` returns it.
+        seconds: after which no further round of steps is timed.
 
     Raises:
         UserError: a mistake in the recipe or its data.
@@ -142,18 +150,23 @@ def measure(recipe: Recipe) -> Forecast:
         training = {k: v for k, v in recipe.training.items() if k != "early_stopping_patience"}
         short = dataclasses.replace(recipe, training=training)
         trainer = runner.new_trainer(short, job, run, args, signals, identity, [], quiet=True)
-        return _measure(recipe, job, trainer, planned, prepared)
+        return _measure(recipe, job, trainer, planned, prepared, seconds)
 
 
 def _measure(
-    recipe: Recipe, job: Job, trainer: StepTrainer, planned: TrainingArguments, prepared: float
+    recipe: Recipe,
+    job: Job,
+    trainer: StepTrainer,
+    planned: TrainingArguments,
+    prepared: float,
+    seconds: float,
 ) -> Forecast:
     trainer.training_sampler()
     tokens = numpy.array(trainer.sampler.tokens_of(0))
     chosen = _chosen(tokens)
     trainer.only_steps = chosen
     counter = StepCounter(job.model)
-    timer = _Timer(counter)
+    timer = _Timer(counter, seconds)
     trainer.add_callback(timer)
     trainer.train()
     steps = planned.max_steps
@@ -168,6 +181,9 @@ def _measure(
         training[key] += count * evaluation
     weights = parameters.trained_state(job.model)
     model_bytes = sum(tensor.nbytes for tensor in weights.values())
+    lengths = numpy.array(job.splits["train"]["length"][:])
+    # Packed rows have all of their data's tokens at any length; images have no tokens.
+    is_cut = not job.blocks and lengths.max() > 1
     return Forecast(
         name=recipe.name,
         device=run_results.device(trainer.args, trainer.accelerator),
@@ -183,6 +199,9 @@ def _measure(
         peak_memory_bytes=run_results.peak_memory_bytes(),
         disk_bytes=model_bytes + 3 * checkpointing.expected_bytes(weights),
         counts=counter.counts(int(tokens[chosen[1]])),
+        steps_in_epoch=len(tokens),
+        rows=len(job.data.train),
+        lengths=lengths if is_cut else lengths[:0],
     )
 
 

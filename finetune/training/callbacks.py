@@ -1,13 +1,16 @@
-"""Callbacks: the progress bar, history.jsonl and early stopping."""
+"""Callbacks: the progress bar, history.jsonl, early stopping and a time limit."""
 
 import math
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from finetune import run_directory
 
@@ -81,5 +84,29 @@ class EarlyStopping(EarlyStoppingCallback):
             print(
                 f"finetune: stopped at step {state.global_step}: no better {name} in "
                 f"{self.early_stopping_patience_counter} evaluations",
+                file=sys.stderr,
+            )
+
+
+class TimeLimit(TrainerCallback):
+    """Ends the training after the first step past a point in time, with an evaluation.
+
+    Args:
+        end: seconds of ``clock``.
+    """
+
+    def __init__(self, end: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.end, self.clock = end, clock
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.clock() < self.end or state.global_step >= state.max_steps:
+            return
+        control.should_training_stop = True
+        control.should_evaluate |= args.eval_strategy != IntervalStrategy.NO
+        control.should_save |= args.save_strategy not in {SaveStrategy.NO, SaveStrategy.BEST}
+        if state.is_world_process_zero:
+            print(
+                f"finetune: stopped at step {state.global_step} of {state.max_steps}: the time "
+                "for training is used up; a repetition of recipe.yaml trains all steps",
                 file=sys.stderr,
             )

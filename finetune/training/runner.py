@@ -30,7 +30,7 @@ from finetune.models.speed import cpu
 from finetune.recipe import Recipe, read
 from finetune.training import adalora, checkpoints, memory, processes, run_results
 from finetune.training.arguments import training_arguments
-from finetune.training.callbacks import EarlyStopping, History, Progress
+from finetune.training.callbacks import EarlyStopping, History, Progress, TimeLimit
 from finetune.training.job import Job
 from finetune.training.sampling import EpochRows
 from finetune.training.signals import Signals
@@ -43,6 +43,7 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     allowed: Collection[str] = (),
+    end: float | None = None,
 ) -> run_directory.Run | None:
     """Trains a recipe into its run directory and tests it once.
 
@@ -55,6 +56,7 @@ def train(
             before its first checkpoint starts from the beginning; a finished one is not touched.
         allowed: what may differ from the run to resume: ``section.key`` of the recipe, ``data``,
             ``base``, ``processes``, ``versions``.
+        end: when training has to end, in seconds of ``time.monotonic``.
 
     Returns:
         The finished run in the main process; None in the others.
@@ -98,6 +100,8 @@ def train(
         (last,) = broadcast_object_list([last])
         changed = list(run_results.changes(last.run, identity)) if last else []
         trainer = new_trainer(recipe, job, run, args, signals, identity, changed)
+        if end is not None:
+            trainer.add_callback(TimeLimit(end))
         unused = trainer.allow_unused_weights()
         if trainer.is_sharded:
             raise UserError(
@@ -133,7 +137,7 @@ def train(
             )
             if recipe.tuning.skip_non_finite:
                 results["skipped_steps"] = trainer.counters["skipped"]
-            if recipe.training.get("early_stopping_patience"):
+            if recipe.training.get("early_stopping_patience") or end is not None:
                 results["stopped_early"] = state.global_step < state.max_steps
             since = started - trainer.earlier_seconds
             results["cost"] = run_results.cost(job.model, run, seconds, seen, since)
