@@ -738,19 +738,19 @@ def noisy_folders(folder: Path, count: int, side: int) -> None:
 
 
 def test_what_is_checked_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 3 kB each: neither images nor what is asked for at once may add up.
+    # 12 kB each: neither images nor what is asked for at once may add up.
     monkeypatch.setattr(row_checks, "WINDOW", 100)
     peaks = []
     for count in (200, 200, 2000):
         folder = tmp_path / f"{count}-{len(peaks)}"
-        noisy_folders(folder, count, 32)
+        noisy_folders(folder, count, 64)
         tracemalloc.start()
         found = corpus.load(Data(train=str(folder)), corpus.IMAGES)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert len(found.train) + len(found.validation) + len(found.test) == count
-    # The first one also loads libraries.
-    assert (peaks[2] - peaks[1]) / 1800 < 1000
+    # The first one also loads libraries. A row has two paths, which Python 3.13 makes larger.
+    assert (peaks[2] - peaks[1]) / 1800 < 2000
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
