@@ -171,6 +171,7 @@ def test_every_documented_command_is_run_below() -> None:
         "train",
         "resume",
         "predict",
+        "forecast",
         "evaluate",
         "generate",
         "merge",
@@ -333,6 +334,15 @@ def test_predict(
         assert len(rows) == expected
     labels = set("0123456789") if "mnist" in command else {"negative", "positive"}
     assert {row["prediction"] for row in rows} <= labels
+
+
+@pytest.mark.parametrize("command", documented("finetune forecast"))
+def test_forecast(command: str, clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main([*shlex.split(command)[1:], *SHORT, *SMALL])
+    shown = capsys.readouterr().out
+    assert "minilm: forecast for this machine" in shown
+    assert "A100" in shown
+    assert not (clone / "runs").exists()
 
 
 @pytest.mark.parametrize("command", documented("finetune evaluate"))
