@@ -97,7 +97,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, rows: float) -> None:
 
 def without_dropout(given: recipe.Recipe) -> Job:
     """The task's job; dropout draws another mask for other micro-batches."""
-    job = text_classification.build(given)
+    job = text_classification.TASK.build(given)
     for module in job.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
