@@ -61,10 +61,10 @@ def of_transformers(checkpoint: sources.Checkpoint) -> Any:
     Raises:
         UserError: as ``tokenizer`` does.
     """
-    from transformers import AutoTokenizer
+    from finetune.models import tokenizer_files
 
     try:
-        found = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
+        found = tokenizer_files.load(checkpoint)
     except (OSError, ValueError):
         found = None
     if found is None or not found.is_fast:

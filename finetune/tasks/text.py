@@ -6,12 +6,12 @@ from typing import Any, cast
 
 import numpy
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from finetune.data import dialects, readers, sources
 from finetune.data.batching import within
 from finetune.errors import UserError
-from finetune.models import positions
+from finetune.models import positions, tokenizer_files
 from finetune.recipe import Model, Recipe
 
 TOKENIZER_FILES = {
@@ -36,7 +36,7 @@ def load_tokenizer(
     has_files = any((folder / name).is_file() for name in TOKENIZER_FILES)
     if "gguf_file" not in options and not has_files:
         raise UserError(f"{checkpoint.name}: has no tokenizer; take a checkpoint that has one")
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    tokenizer = tokenizer_files.load(checkpoint)
     beyond = [i for i in tokenizer.added_tokens_decoder if i >= config.vocab_size]
     if len(beyond) == len(tokenizer) - config.vocab_size and not checkpoint.gguf:
         # Tokens that were added later; ``pretrained.load`` makes room for them.
