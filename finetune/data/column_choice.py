@@ -138,6 +138,21 @@ class Columns:
         ]
         return self._choose("label", tiers, taken)
 
+    def check_constant_label(self, task: str | None) -> None:
+        """Checks that no column is named as labels are and has a single value.
+
+        Raises:
+            UserError: there is one; its rows are not to be taken for texts without labels.
+        """
+        for column in self.every:
+            if column.kind == column_kinds.CONSTANT and column.head in LABELS:
+                value = textwrap.shorten(str(column.values.iloc[0]), 40, placeholder="…")
+                instead = "" if task else ", or --task text-generation to learn the texts alone"
+                raise UserError(
+                    f"{self.source}: every {column.name!r} is {value!r}, and a classifier needs at "
+                    f"least two classes; add rows of another one{instead}"
+                )
+
     def _tiers(self, heads: set[str], *kinds: str) -> list[list[Column]]:
         """Returns candidates, the best first: of the kinds with a usual name, then kind by kind."""
         fit = [c for c in self.every if c.kind in kinds]

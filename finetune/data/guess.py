@@ -145,6 +145,7 @@ def _text_task(columns: Columns, task: str | None) -> tuple[str, dict[str, str]]
     label = columns.label(data.values(), given.get("problem_type") == "regression")
     if label:
         return CLASSIFICATION, {**data, "label": label.name}
+    columns.check_constant_label(task)
     if task or "text_pair" in data:
         columns.none("a label", "--label")
     return GENERATION, data

@@ -212,6 +212,9 @@ GUESSES: dict[str, tuple[dict[str, list[Any]], dict[str, str], str, dict[str, st
         {"text": "bb", "text_pair": "aa", "label": "cc", "problem_type": SINGLE},
     ),
     "texts alone": (TEXT, {}, "text-generation", {"text": "text"}),
+    "texts alone, all of one type": (
+        TEXT | {"type": ["article"] * N}, {}, "text-generation", {"text": "text"},
+    ),
     "articles with their sources": (
         {"id": HASHES, "url": [f"https://x.org/{i}" for i in range(N)], "title": texts(3)}
         | {"text": texts(60), "timestamp": DATES},
@@ -337,6 +340,11 @@ TIES: dict[str, tuple[dict[str, list[Any]], dict[str, str], str]] = {
         {"image": PATHS, "id": HASHES}, {},
         "no column looks like a label for the images: image (images), id (ids); name one with "
         "--label",
+    ),
+    "a label with one value": (
+        TEXT | {"label": ["pos"] * N}, {},
+        "every 'label' is 'pos', and a classifier needs at least two classes; add rows of another "
+        "one, or --task text-generation to learn the texts alone",
     ),
     "no images": (
         TEXT | LABEL, {"task": IMAGES},
