@@ -335,9 +335,12 @@ def _opening(recipe: Recipe, job: Job, run: run_directory.Run) -> str:
     notes = [*job.notes, *changed_base.describe(job.model), *findings.describe(data.report)]
     if data.rejected:
         notes.append(f"rejected rows are listed in {run_directory.REJECTED}")
-    return (
+    lines = [
         f"{recipe.model.checkpoint} on {data.source}: {len(data.train)} train, "
-        f"{len(data.validation)} validation, {len(data.test)} test ({data.test_is})\n"
-        f"{', '.join(notes)}; {recipe.tuning.method} trains {count['trainable_parameters']:,} of "
-        f"{count['total_parameters']:,} parameters -> {run}"
-    )
+        f"{len(data.validation)} validation, {len(data.test)} test ({data.test_is})",
+        *notes,
+        f"{recipe.tuning.method} trains {count['trainable_parameters']:,} of "
+        f"{count['total_parameters']:,} parameters",
+        f"-> {run}",
+    ]
+    return "\n".join(lines)
