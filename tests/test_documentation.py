@@ -41,6 +41,7 @@ MAKE = {
     "few-labels": "finetune compare runs/few-labels/",
     "dropout": "finetune compare runs/dropout/",
     "adapters": "benchmarks/adapters.py",
+    "students": "benchmarks/students.py",
     "bench": "benchmarks/speed.py",
     "scaling": "benchmarks/scaling.py",
     "torture": "benchmarks/torture.py",

@@ -13,8 +13,8 @@ from finetune.recipe.methods import learning_rate
 
 DISTIL = """\
 Trains a smaller model on the outputs of RUN's, and on RUN's rows. The student
-starts from RUN's own layers, or from what --into names. RUN is a baseline in its
-results: the same test rows, the difference and its interval.
+starts from RUN's own layers, or from what --into names. RUN is a baseline in
+its results: the same test rows, the difference and its interval.
 """
 PRUNE = """\
 Leaves out the layers, attention heads and feed-forward neurons of RUN's model
@@ -97,6 +97,6 @@ PRUNING = Command(
     _add_arguments,
     _prune,
     description=PRUNE + REST,
-    usage="finetune prune RUN [--layers N] [--heads N] [--feed_forward N] [--key value ...]",
+    usage="finetune prune RUN [--feed_forward N] [--heads N] [--layers N] [--key X]",
     takes_recipe_keys=True,
 )

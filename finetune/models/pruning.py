@@ -70,45 +70,24 @@ def shrink(
     """
     if not is_asked(recipe):
         return model
-    before: Any = model.config
     config, groups, layers = _smaller(model, recipe)
-    try:
-        config.validate()
-        with torch.device("meta"):
-            wanted = type(model)(config).state_dict()
-    except (ValueError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{recipe.name}: {before.model_type} has no such size: {reason}") from None
     path = _list_of_layers(model)
-    weights = model.state_dict()
-    sources, cuts = {}, {}
-    for name, empty in wanted.items():
-        layer, source = _layer(name, path), name
-        if layer is not None:
-            source = name.replace(f"{path}.{layer}.", f"{path}.{layers[layer]}.", 1)
-        sources[name] = source
-        cuts[name] = _cut(weights[sources[name]], empty, groups, f"{before.model_type}'s {name}")
-    found = {group.key for cut in cuts.values() for group in cut if group}
-    for key in {group.key for group in groups.values()} - found:
-        raise UserError(
-            f"{recipe.where(f'model.{key}')}: {before.model_type} ties the size of a head to their "
-            "number, so heads cannot be left out; use layers, or feed_forward"
-        )
-    readers = {sources[name]: cut[1] for name, cut in cuts.items() if len(cut) == 2 and cut[1]}
+    plan = _plan(model, config, groups, (path, layers), recipe)
+    readers = {name: cut[1] for name, cut in plan.values() if len(cut) == 2 and cut[1]}
     # Of each layer and group the numbers of the features to keep, in order.
     kept = {}
     if readers:
         scores = _importance(model, readers, rows, collator, loss, recipe)
         for name, group in readers.items():
             kept[_layer(name, path), group.key] = _features(scores[name], group)
-    smaller = {}
-    for name, cut in cuts.items():
-        value = weights[sources[name]]
+    weights, smaller = model.state_dict(), {}
+    for new, (name, cut) in plan.items():
+        value = weights[name]
         for dimension, group in enumerate(cut):
             if group:
-                chosen = kept[_layer(sources[name], path), group.key]
+                chosen = kept[_layer(name, path), group.key]
                 value = value.index_select(dimension, chosen.to(value.device))
-        smaller[name] = value
+        smaller[new] = value
     small = type(model)(config)
     small.load_state_dict(smaller)
     return small
@@ -132,9 +111,9 @@ def _smaller(
         size, where = getattr(recipe.model, key), recipe.where(f"model.{key}")
         if size is None:
             continue
-        if name not in known:
+        most = getattr(before, name) if name in known else None
+        if not isinstance(most, int):
             raise UserError(f"{where}: {before.model_type} has no {name} that could be smaller")
-        most = getattr(before, name)
         if size > most:
             raise UserError(f"{where}: {key} {size} is more than the checkpoint's {most}")
         setattr(config, name, size)
@@ -157,6 +136,53 @@ def _smaller(
     if values.get("layer_types"):
         config.layer_types = [values["layer_types"][layer] for layer in layers]
     return config, groups, layers
+
+
+def _plan(
+    model: PreTrainedModel,
+    config: Any,
+    groups: dict[tuple[int, int], Group],
+    kept: tuple[str, list[int]],
+    recipe: Recipe,
+) -> dict[str, tuple[str, list[Group | None]]]:
+    """Returns where each weight of the smaller model comes from, by its name.
+
+    That is the weight's name in the larger model, and for each of its dimensions the group by which
+    it becomes smaller, if it does.
+
+    Args:
+        config: of the smaller model.
+        kept: the name of the list of layers, and the numbers of those that stay.
+
+    Raises:
+        UserError: the two models differ in more than their size.
+    """
+    kind, (path, layers) = model.config.model_type, kept
+    try:
+        config.validate()
+        with torch.device("meta"):
+            wanted = type(model)(config).state_dict()
+    except (ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{recipe.name}: {kind} has no such size: {reason}") from None
+    weights, plan = model.state_dict(), {}
+    for name, empty in wanted.items():
+        layer, source = _layer(name, path), name
+        if layer is not None and layer < len(layers):
+            source = name.replace(f"{path}.{layer}.", f"{path}.{layers[layer]}.", 1)
+        plan[name] = source, _cut(weights[source], empty, groups, f"{kind}'s {name}")
+    used = {source for source, _ in plan.values()}
+    for name in weights:
+        if (name in used) != (_layer(name, path) in {None, *layers}):
+            where = recipe.where("model.layers")
+            raise UserError(f"{where}: {kind} has {name}, which does not allow fewer layers")
+    found = {group.key for _, cut in plan.values() for group in cut if group}
+    for key in {group.key for group in groups.values()} - found:
+        raise UserError(
+            f"{recipe.where(f'model.{key}')}: {kind} ties the size of a head to their number, so "
+            "heads cannot be left out; use layers, or feed_forward"
+        )
+    return plan
 
 
 def _list_of_layers(model: PreTrainedModel) -> str:

@@ -28,6 +28,8 @@ IMAGES = {"image_size": 16, "patch_size": 8}
 def made(kind: str, **values: Any) -> PreTrainedModel:
     """A classifier of four layers whose weights all matter."""
     own = SIZES | (IMAGES if kind == "vit" else TEXTS) | values
+    if kind == "qwen3":
+        own |= {"num_key_value_heads": 2, "head_dim": 8}
     if kind == "distilbert":
         own["hidden_dim"] = own.pop("intermediate_size")
     config = AutoConfig.for_model(kind, architectures=[], **own)
@@ -120,10 +122,10 @@ def test_heads_and_neurons_that_nothing_reads_go(
     assert torch.allclose(logits(loaded.eval()), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["vit", "modernbert"])
+@pytest.mark.parametrize("kind", ["vit", "qwen3"])
 def test_layers_are_kept_evenly_spaced_to_the_last(kind: str, tmp_path: Path) -> None:
     model = made(kind)
-    ends = ("o_proj.weight", "o_proj.bias", "fc2.weight", "fc2.bias", "Wo.weight")
+    ends = ("o_proj.weight", "o_proj.bias", "fc2.weight", "fc2.bias", "down_proj.weight")
     for name, weight in model.named_parameters():
         # With nothing added to the residual stream, a layer does nothing.
         if re.search(r"\.[02]\.", name) and name.endswith(ends):
@@ -150,6 +152,8 @@ def test_a_model_of_the_same_size_stays_the_same() -> None:
         ("bert", {"layers": 5}, "a.yaml: layers 5 is more than the checkpoint's 4"),
         ("vit", {"heads": 5}, "a.yaml: heads 5 is more than the checkpoint's 4"),
         ("distilbert", {"feed_forward": 8}, "distilbert has no intermediate_size that could be"),
+        ("qwen3", {"heads": 2}, "a.yaml: qwen3 shares keys among its heads"),
+        ("modernbert", {"layers": 2}, r"modernbert has model.layers.1.attn_norm.weight, which"),
         ("modernbert", {"feed_forward": 8}, "of several kinds, of which none can go"),
     ],
 )
