@@ -43,12 +43,12 @@ ARMS = {
 }
 
 
-def train(arm: str, seed: int, teacher: run_directory.Run) -> run_directory.Run:
+def train(arm: str, seed: int, teacher: run_directory.Run, flags: str) -> run_directory.Run:
     """Returns the finished run of an arm and a seed; trains it if it is missing."""
     run = run_directory.Run(FOLDER / arm.replace(" ", "-") / f"seed-{seed}")
     if not run.is_finished:
         words = ARMS[arm].replace("RUN", str(teacher)).replace("RECIPE", "recipes/imdb/minilm.yaml")
-        command = [sys.executable, "-m", "finetune", *words.split(), *SHORT.split()]
+        command = [sys.executable, "-m", "finetune", *words.split(), *SHORT.split(), *flags.split()]
         command += ["--max_steps", "-1", "--seed", str(seed), "--output_dir", str(run)]
         done = subprocess.run([*command, "--overwrite"], capture_output=True, text=True)
         if done.returncode:
@@ -107,17 +107,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", default="runs/imdb/minilm", metavar="RUN")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--flags", default="", help="further flags of every student")
     options = parser.parse_args()
     teacher = run_directory.one(options.teacher)
     runs = {arm: [] for arm in ("alone", *(arm for arm in options.arms if arm != "alone"))}
     for seed in SEEDS:
         for arm, made in runs.items():
-            made.append(train(arm, seed, teacher))
+            made.append(train(arm, seed, teacher, options.flags))
     rates = speed({"teacher": teacher, "student": runs["alone"][0]})
     right = {arm: numpy.array([correct(run) for run in made]) for arm, made in runs.items()}
     arms = {
         arm: {
-            "flags": f"{ARMS[arm]} {SHORT}",
+            "flags": f"{ARMS[arm]} {SHORT} {options.flags}".strip(),
             "accuracy_by_seed": rows.mean(1).tolist(),
             "accuracy": intervals.over_seeds(rows),
             "minus_teacher": intervals.over_seeds(rows - correct(teacher)),
