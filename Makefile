@@ -1,6 +1,6 @@
-# make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make scaling ·
-# make dropout · make torture · make test · make test-latest · make xla · make wheel · make check ·
-# make venv · make clean
+# make imdb · make mnist · make gpt · make few-labels · make adapters · make students · make bench ·
+# make scaling · make dropout · make torture · make test · make test-latest · make xla · make wheel ·
+# make check · make venv · make clean
 # Each target sets up .venv by itself. RECIPE is the recipe to train, ARGS are its flags:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -33,7 +33,7 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
+.PHONY: imdb mnist gpt few-labels adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
@@ -66,6 +66,10 @@ runs/dropout/%/results.json:
 
 adapters: .venv/.installed
 	$(BIN)/python benchmarks/adapters.py $(ARGS)
+
+# Needs the run of `make imdb`.
+students: .venv/.installed
+	$(BIN)/python benchmarks/students.py $(ARGS)
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/speed.py $(ARGS)

@@ -17,6 +17,7 @@ from finetune.commands import (
     merge,
     predict,
     results,
+    smaller,
     train,
 )
 from finetune.errors import UserError, refuse_unknown
@@ -56,6 +57,8 @@ COMMANDS = {
         predict.PREDICTING,
         evaluate.EVALUATING,
         generate.GENERATING,
+        smaller.DISTILLING,
+        smaller.PRUNING,
         merge.MERGING,
         results.COMPARING,
         results.LISTING,

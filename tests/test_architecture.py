@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
 EVERYTHING = {
     *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
-    *("inference", "forecast", "checks", "report"),
+    *("inference", "distillation", "forecast", "checks", "report"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -28,8 +28,12 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"errors", "recipe", "run_directory", "data", "models", "evaluation"},
     "tasks": {"errors", "recipe", "run_directory", "data", "models", "evaluation", "training"},
     "inference": {"errors", "recipe", "run_directory", "data", "models", "evaluation", "tasks"},
+    "distillation": {
+        *("errors", "recipe", "run_directory", "data", "models", "training", "tasks", "inference"),
+    },
     "forecast": {
-        *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
+        *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training"),
+        "distillation",
     },
     "report": {"errors", "recipe", "run_directory", "data", "evaluation", "tasks", "forecast"},
     "checks": {"errors", "recipe", "data", "models", "evaluation", "tasks", "report"},

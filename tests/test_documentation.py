@@ -41,6 +41,7 @@ MAKE = {
     "few-labels": "finetune compare runs/few-labels/",
     "dropout": "finetune compare runs/dropout/",
     "adapters": "benchmarks/adapters.py",
+    "students": "benchmarks/students.py",
     "bench": "benchmarks/speed.py",
     "scaling": "benchmarks/scaling.py",
     "torture": "benchmarks/torture.py",
@@ -174,6 +175,8 @@ def test_every_documented_command_is_run_below() -> None:
         "forecast",
         "evaluate",
         "generate",
+        "distil",
+        "prune",
         "merge",
         "compare",
         "report",
@@ -381,6 +384,17 @@ def test_merge(command: str, finished: Callable[[str], None], clone: Path) -> No
     merged = clone / words[2] / "seed-0" / "merged"
     assert (merged / "model.safetensors").is_file()
     assert not (merged / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("command", documented("finetune distil", "finetune prune"))
+def test_smaller(command: str, finished: Callable[[str], None], clone: Path) -> None:
+    words = shlex.split(command)
+    finished(words[2].removeprefix("runs/"))
+    cli.main([*words[1:], *SMALL])
+    (results,) = clone.glob(f"{words[2]}-*/seed-0/results.json")
+    read = json.loads(results.read_text(encoding="utf-8"))
+    assert f"teacher ({words[2]}/seed-0)" in read["baselines"]
+    assert read["cost"]["total_parameters"] < 22_000_000
 
 
 @pytest.mark.parametrize("command", documented("finetune compare"))

@@ -37,32 +37,48 @@ a difference is an error unless --allow-changed names it.
 """
 
 
-def _train(options: argparse.Namespace) -> None:
+def check_options(options: argparse.Namespace) -> None:
+    """Checks what ``start`` takes beside a recipe.
+
+    Raises:
+        UserError: two options contradict each other, or the minutes cannot be kept.
+    """
     if options.overwrite and options.resume:
         raise UserError("--overwrite and --resume contradict each other; keep one")
     if options.allow_changed and not options.resume:
         raise UserError("--allow-changed is for a run to resume; add --resume")
-    began, minutes = time.monotonic(), options.minutes
-    if minutes is not None:
-        _check_minutes(minutes, options.resume)
+    if options.minutes is not None:
+        _check_minutes(options.minutes, options.resume)
+
+
+def _train(options: argparse.Namespace) -> None:
+    began = time.monotonic()
+    check_options(options)
     from finetune.commands import starting
 
-    read = starting.read("train", options.recipe, options.overrides)
+    start(starting.read("train", options.recipe, options.overrides), options, began)
 
+
+def start(read: recipe.Recipe, options: argparse.Namespace, began: float) -> None:
+    """Trains a recipe, with the options of ``finetune train`` beside it.
+
+    Args:
+        began: when the command began, in seconds of ``time.monotonic``.
+    """
     # Mistakes that can be found before torch takes seconds to load.
     launching.check_processes()
     sources.checkpoint(read.model.checkpoint, read.model.revision)
 
-    from finetune import tasks
+    from finetune import distillation
     from finetune.training import runner
 
     resolved = recipe.resolve(read)
-    build = tasks.find(resolved.task, resolved.where("task")).build
+    build = distillation.builder(resolved)
     how = options.overwrite, options.resume, options.allow_changed
-    if minutes is None:
+    if options.minutes is None:
         run = runner.train(resolved, build, *how)
     else:
-        resolved, end = _within(resolved, minutes, began, options.overwrite)
+        resolved, end = _within(resolved, options.minutes, began, options.overwrite)
         run = runner.train(resolved, build, *how, end=end)
     if run:
         finish(run, resolved)
@@ -150,6 +166,13 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="a recipe file (`finetune recipes` lists them), or data: a table, a folder of images "
         "or of texts; its task and columns are guessed and printed",
     )
+    add_options(parser)
+    command_line.add_recipe_keys(parser)
+    parser.add_argument_group("training", TRAINING_KEYS)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that ``start`` takes."""
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the run that the directory holds"
     )
@@ -164,8 +187,6 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "reported within N minutes",
     )
     _add_allow_changed(parser)
-    command_line.add_recipe_keys(parser)
-    parser.add_argument_group("training", TRAINING_KEYS)
 
 
 def _add_resume_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ import transformers
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from finetune import run_directory, tasks
+from finetune import distillation, run_directory
 from finetune.evaluation.intervals import Metric
 from finetune.forecast.counting import Counts, StepCounter
 from finetune.models import parameters
@@ -133,7 +133,7 @@ def measure(recipe: Recipe, seconds: float = SECONDS) -> Forecast:
     transformers.logging.disable_progress_bar()
     started = time.perf_counter()
     transformers.set_seed(recipe.training["seed"])
-    job = tasks.find(recipe.task).build(recipe)
+    job = distillation.builder(recipe)(recipe)
     prepared = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder, Signals() as signals:
         run = run_directory.Run(folder)

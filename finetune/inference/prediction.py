@@ -1,7 +1,7 @@
 """Predictions, generated text and merged adapters of finished runs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,18 +105,25 @@ def shared_base(runs: list[run_directory.Run], base_folder: str | None = None) -
 
 @torch.inference_mode()
 def outputs(
-    model: torch.nn.Module, processor: Any, recipe: Recipe, rows: list[dict[str, Any]]
+    model: torch.nn.Module,
+    processor: Any,
+    recipe: Recipe,
+    rows: list[dict[str, Any]],
+    forward: Callable[..., list[Any]] | None = None,
 ) -> Any:
     """Returns the model's outputs for N rows, in their order, as the task joins them.
 
     For classifiers these are logits (N, K).
+
+    Args:
+        forward: (model, inputs of a batch) -> an output for each entry, instead of the task's.
     """
     device, task = devices.current(), tasks.find(recipe.task)
     model = model.to(device)
     parts: list[list[Any]] = [[] for _ in rows]
     for numbers, batch in task.batches(rows, processor, recipe, BATCH):
         inputs = {name: value.to(device) for name, value in batch.items()}
-        for number, part in zip(numbers, task.forward(model, inputs), strict=True):
+        for number, part in zip(numbers, (forward or task.forward)(model, inputs), strict=True):
             parts[number].append(part)
     return task.join(parts)
 

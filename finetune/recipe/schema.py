@@ -50,6 +50,15 @@ class Model:
     head_share: Annotated[float, Field(ge=0, le=1)] = key(
         0.25, "truncation head+tail: share of the kept tokens from the head"
     )
+    layers: Annotated[int | None, Field(ge=1)] = key(
+        None, "keep so many of the checkpoint's layers, evenly spaced"
+    )
+    heads: Annotated[int | None, Field(ge=1)] = key(
+        None, "keep so many attention heads in every layer, the most important for training rows"
+    )
+    feed_forward: Annotated[int | None, Field(ge=1)] = key(
+        None, "keep so many feed-forward neurons in every layer, by the same importance"
+    )
     padding_free: bool = key(
         True, "do not compute padding tokens, for models whose logits stay the same"
     )
@@ -171,6 +180,25 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """A finished run whose model is a teacher and a baseline; none by default."""
+
+    teacher: str | None = key(None, "a run directory; its model is a baseline, and taught from")
+    label_weight: Annotated[float, Field(ge=0, le=1)] = key(
+        0.5, "share of the loss that is for the labels; the rest is for the teacher's logits"
+    )
+    temperature: Annotated[float, Field(gt=0)] = key(
+        2.0, "what the logits of teacher and student are divided by before they are compared"
+    )
+    hidden_weight: Annotated[float, Field(ge=0)] = key(
+        0.0, "weight of the distance between the hidden states of the first token, layer by layer"
+    )
+    unlabelled: str | None = key(
+        None, "a file of further training texts, whose labels are the teacher's predictions"
+    )
+
+
+@dataclass(frozen=True)
 class Tuning:
     method: str = key("full", "full, head, bitfit, bottleneck, lora or another method of peft")
     layer_decay: Annotated[float, Field(ge=0, le=1)] = key(
@@ -220,6 +248,7 @@ class Recipe:
     name: str
     origin: dict[str, str]
     augmentation: Augmentation = field(default_factory=Augmentation)
+    distillation: Distillation = field(default_factory=Distillation)
     # Further metrics: built-in names, paths of .py files, ids of the hub.
     metrics: list[str] = field(default_factory=list)
     # A note in the file, not a setting: a run has its own numbers.
@@ -245,13 +274,14 @@ class Recipe:
                         or self.origin.get(f"{section}.{f.name}") == GUESSED
                     )
                 }
-        if not out["augmentation"]:
-            del out["augmentation"]
+        for section in ("augmentation", "distillation"):
+            if not out[section]:
+                del out[section]
         out["tuning"] = {"method": self.tuning.method, **out["tuning"], **self.tuning.options}
         if self.metrics:
             out["metrics"] = self.metrics
         out["training"] = self.training
-        order = ["name", "task", "model", "data", "augmentation", "tuning"]
+        order = ["name", "task", "model", "data", "augmentation", "distillation", "tuning"]
         order += ["metrics", "training", "reference"]
         return yaml.dump({k: out[k] for k in order if k in out}, Dumper=Dumper, sort_keys=False)
 
@@ -265,6 +295,7 @@ SETTINGS: dict[str, type] = {
     "model": Model,
     "data": Data,
     "augmentation": Augmentation,
+    "distillation": Distillation,
     "tuning": Tuning,
 }
 SECTIONS: dict[str, type] = SETTINGS | NOTES

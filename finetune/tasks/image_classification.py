@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from finetune.data import augmentation, corpus, image_decoding, row_checks, sources
 from finetune.errors import UserError
 from finetune.evaluation import baselines
-from finetune.models import configs, convnets, positions, pretrained, tuning
+from finetune.models import configs, convnets, positions, pretrained, pruning, tuning
 from finetune.recipe import Recipe
 from finetune.tasks import images
 from finetune.tasks.classification import Classifier, example, scored_by
@@ -54,11 +54,12 @@ class ImageClassification(Classifier):
         if positions.side(config):
             config.image_size = images.side_of(processor)
 
-        model = pretrained.load(self.auto_model, checkpoint, config, recipe)
         seed = int(recipe.training.get("seed", 0))
         collator = images.Collator(processor, channels, len(data.label_names), seed, changes)
         splits = {name: images.dataset(data, name) for name in ("train", "validation")}
         splits["test"] = images.dataset(data, "test", changes.test_views)
+        model = pretrained.load(self.auto_model, checkpoint, config, recipe)
+        model = pruning.shrink(model, recipe, splits["train"], collator, scored["loss"])
         return Job(
             model=tuning.apply(model, recipe, checkpoint),
             checkpoint=checkpoint,

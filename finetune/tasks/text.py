@@ -8,6 +8,7 @@ import numpy
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from finetune import run_directory
 from finetune.data import dialects, readers, sources
 from finetune.data.batching import within
 from finetune.errors import UserError
@@ -33,6 +34,9 @@ def load_tokenizer(
         UserError: there is none, it belongs to another model, or ``max_length`` is too large.
     """
     folder, options = checkpoint.processor
+    if checkpoint.is_new and recipe.distillation.teacher:
+        # Random weights have no vocabulary yet.
+        folder = run_directory.one(recipe.distillation.teacher).model
     has_files = any((folder / name).is_file() for name in TOKENIZER_FILES)
     if "gguf_file" not in options and not has_files:
         raise UserError(f"{checkpoint.name}: has no tokenizer; take a checkpoint that has one")

@@ -1,6 +1,6 @@
 """Text classification: one label, several labels or a number for a text or a pair of texts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune.data import row_checks, sources
 from finetune.errors import UserError
-from finetune.models import configs, pretrained, tuning
+from finetune.models import configs, pretrained, pruning, tuning
 from finetune.models.speed import padding_free
 from finetune.recipe import Augmentation, Recipe
 from finetune.tasks import text
@@ -54,14 +54,19 @@ class TextClassification(Classifier):
         scored = scored_by(data, recipe)
         config = configs.labelled_config(recipe, checkpoint, data)
         tokenizer = text.load_tokenizer(recipe, checkpoint, config)
-        splits = _encoded(recipe, tokenizer, data)
+        encode = _encoder(recipe, tokenizer)
+        splits = _encoded(encode, data)
         share = float(numpy.mean(splits["train"]["truncated"]))
         data.report["share_truncated"] = share
         if share == 1.0:
             longest = recipe.model.max_length
             print(f"warning: every training text is longer than max_length {longest}")
 
+        # XLA compiles a step again for every new shape.
+        padding = "max_length" if is_torch_xla_available() else True
+        collator: Any = DataCollatorWithPadding(tokenizer, padding)
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
+        model = pruning.shrink(model, recipe, splits["train"], collator, scored["loss"])
         model = tuning.apply(model, recipe, checkpoint)
         batching = "batches padded: the recipe says so"
         noise = recipe.training.get("neftune_noise_alpha")
@@ -73,9 +78,6 @@ class TextClassification(Classifier):
             batching = padding_free.enable(model, recipe.training)
         described = configs.describe_head(checkpoint, data)
         notes = [*described, *configs.describe(recipe, config, checkpoint), batching]
-        # XLA compiles a step again for every new shape.
-        padding = "max_length" if is_torch_xla_available() else True
-        collator: Any = DataCollatorWithPadding(tokenizer, padding)
         if recipe.tuning.method == "head" and recipe.tuning.cache_features:
             assert isinstance(model, PreTrainedModel)
             uncached = (
@@ -104,6 +106,7 @@ class TextClassification(Classifier):
             answers=self.answers,
             training={"per_device_eval_batch_size": eval_rows},
             notes=notes,
+            encode=encode,
         )
 
     def prepare(self, model: torch.nn.Module, recipe: Recipe) -> None:
@@ -144,8 +147,8 @@ class TextClassification(Classifier):
 TASK = TextClassification()
 
 
-def _encoded(recipe: Recipe, tokenizer: Any, data: "Corpus") -> dict[str, Dataset]:
-    """The splits as token ids of at most ``max_length``, through the token cache."""
+def _encoder(recipe: Recipe, tokenizer: Any) -> Callable[[pandas.DataFrame], Dataset]:
+    """Returns what encodes labelled texts as token ids of at most ``max_length``, by the cache."""
     from finetune.data import token_cache
 
     model = recipe.model
@@ -167,8 +170,12 @@ def _encoded(recipe: Recipe, tokenizer: Any, data: "Corpus") -> dict[str, Datase
         rows = token_cache.once(texts, "", tokenizer, encode, "classes", *cut)
         return rows.add_column("labels", frame["label"].tolist())
 
-    splits = {name: dataset(getattr(data, name)) for name in ("train", "test")}
+    return dataset
+
+
+def _encoded(encode: Callable[[pandas.DataFrame], Dataset], data: "Corpus") -> dict[str, Dataset]:
+    splits = {name: encode(getattr(data, name)) for name in ("train", "test")}
     # Tokenizers fail on an empty list of texts.
     none = Dataset.from_dict({name: [] for name in splits["train"].column_names})
-    splits["validation"] = dataset(data.validation) if len(data.validation) else none
+    splits["validation"] = encode(data.validation) if len(data.validation) else none
     return splits

@@ -15,6 +15,8 @@ from finetune.evaluation.intervals import Metric
 from finetune.training.losses import Loss
 
 if TYPE_CHECKING:
+    import pandas
+
     from finetune.data.corpus import Corpus
 
 # Rows that a message names; a step may have thousands.
@@ -49,6 +51,8 @@ class Job:
         difference: (outputs, others' outputs, labels) -> the difference in the headline metric.
         extra_metrics: further metrics that the recipe names, by name.
         for_metrics: (outputs, labels) -> predictions and references for ``extra_metrics``.
+        encode: encodes further labelled rows, with the columns of the data's, as those of
+            ``splits``; None where rows cannot be added.
         training: ``TrainingArguments`` that the task needs where a recipe does not set them.
         images: draws PNG files for the report, by caption.
         notes: printed when training starts.
@@ -83,6 +87,7 @@ class Job:
     label_smoothing: float = 0.0
     extra_metrics: dict[str, ExtraMetric] = dataclasses.field(default_factory=dict)
     for_metrics: Callable[[Any, Any], tuple[numpy.ndarray, numpy.ndarray]] | None = None
+    encode: Callable[["pandas.DataFrame"], Dataset] | None = None
 
     def all_scores(self, outputs: Any, labels: Any, resamples: int) -> dict[str, Any]:
         """Returns ``score`` with the recipe's further metrics."""

@@ -15,6 +15,8 @@ from transformers.utils.generic import ModelOutput
 from finetune.recipe import Recipe
 
 Loss = Callable[..., torch.Tensor]
+# Columns of a student's training rows, of which the trainer makes a ``Taught``.
+TEACHER_LOGITS, TEACHER_STATES = "teacher_logits", "teacher_states"
 
 
 def smoothing(recipe: Recipe) -> float:
@@ -51,6 +53,74 @@ def classification_loss(problem_type: str, label_smoothing: float = 0.0) -> Loss
         return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
     return loss
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a batch of training rows is taught: its labels, and a teacher's outputs for it.
+
+    Attributes:
+        labels: as the loss of the labels takes them.
+        logits: (B, K).
+        states: (B, L, H), the first token's hidden state after each layer of the student; or None.
+    """
+
+    labels: torch.Tensor
+    logits: torch.Tensor
+    states: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """The loss of a student: that of the labels, and the distance from its teacher's outputs.
+
+    - Logits, both divided by the temperature T: T^2 KL(teacher, student) (Hinton et al. 2015), over
+      classes, or over yes and no of each label; for a regression the squared difference.
+    - Hidden states of the first token: squared difference of their directions, the mean over the
+      layers (Sun et al. 2019, Patient Knowledge Distillation, equation 7).
+
+    Averaged like the loss of the labels. Rows that have no teacher's outputs, those that choose a
+    checkpoint, have that loss alone.
+    """
+
+    labels: Loss
+    problem_type: str
+    label_weight: float
+    temperature: float
+    hidden_weight: float
+
+    def __call__(
+        self,
+        outputs: ModelOutput,
+        labels: torch.Tensor | Taught,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if isinstance(labels, torch.Tensor):
+            return self.labels(outputs, labels, num_items_in_batch)
+        own = labels.labels
+        count = own.numel() if num_items_in_batch is None else num_items_in_batch
+        loss = self.label_weight * self.labels(outputs, own, num_items_in_batch)
+        loss = loss + (1 - self.label_weight) * self._of_logits(outputs, labels.logits) / count
+        if labels.states is None:
+            return loss
+        # (B, L, H), without the embeddings' output.
+        ours = torch.stack([each[:, 0] for each in outputs["hidden_states"][1:]], 1).float()
+        ours, theirs = (functional.normalize(each, dim=-1) for each in (ours, labels.states))
+        distance = (ours - theirs).square().sum(-1).mean(1)
+        rows = count * len(own) / own.numel()
+        return loss + self.hidden_weight * distance.sum() / rows
+
+    def _of_logits(self, outputs: ModelOutput, theirs: torch.Tensor) -> torch.Tensor:
+        """Returns the sum over the rows of the distance from the teacher's logits (B, K)."""
+        ours, t = outputs["logits"].float(), self.temperature
+        if self.problem_type == "regression":
+            return functional.mse_loss(ours, theirs, reduction="sum")
+        if self.problem_type == "multi_label_classification":
+            ours, theirs = (torch.stack([each, -each], -1) for each in (ours, theirs))
+            ours, theirs = (functional.logsigmoid(each / t) for each in (ours, theirs))
+        else:
+            ours, theirs = (functional.log_softmax(each / t, -1) for each in (ours, theirs))
+        return t * t * functional.kl_div(ours, theirs, reduction="sum", log_target=True)
 
 
 @dataclass(frozen=True)

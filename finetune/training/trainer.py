@@ -120,6 +120,11 @@ class StepTrainer(ResumableTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         scoring_only = set(self.label_names) - {"labels"}
         inputs = {name: value for name, value in inputs.items() if name not in scoring_only}
+        if losses.TEACHER_LOGITS in inputs:
+            logits = inputs.pop(losses.TEACHER_LOGITS)
+            states = inputs.pop(losses.TEACHER_STATES, None)
+            inputs["labels"] = losses.Taught(inputs["labels"], logits, states)
+            inputs["output_hidden_states"] = states is not None
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -300,3 +300,16 @@ def test_compiled_steps_have_the_same_losses(tiny_recipe: Path) -> None:
     assert job.notes == ["batches padded: torch.compile would recompile for every new shape"]
     assert len(losses) == 3
     assert compiled == pytest.approx(losses, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+@torch.no_grad()
+def test_hidden_states_of_first_tokens_are_those_of_padded_batches(family: str) -> None:
+    learner = model(family).eval()
+    rows = batch(learner.config.pad_token_id)
+    expected = learner(**rows, output_hidden_states=True).hidden_states
+    assert padding_free.enable(learner, CPU).startswith("batches without padding")
+    found = learner(**rows, output_hidden_states=True).hidden_states
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        assert torch.allclose(ours[:, 0], theirs[:, 0], atol=1e-4)

@@ -17,6 +17,7 @@ model: {checkpoint: "embedded:minilm"}
 data: {dataset: "embedded:imdb"}
 """
 COMMANDS = ["train", "resume", "predict", "generate", "merge", "compare", "recipes", "report"]
+COMMANDS += ["distil", "prune"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Columns of a batch that only scoring reads."""
+"""Columns of a batch that only scoring reads; the loss of a student."""
 
 from pathlib import Path
 from typing import Any
@@ -66,3 +66,59 @@ def test_scoring_gets_columns_that_the_model_does_not(tmp_path: Path) -> None:
         logits[:, :-1].flatten(0, 1), torch.tensor(tokens)[:, 1:].flatten(), reduction="none"
     )
     assert torch.allclose(sums[:, 0], nats.view(6, 4).sum(1), atol=1e-4)
+
+
+def taught(kind: str, weights: tuple[float, float], states: bool = False) -> Any:
+    """A student's loss, and a batch of six rows: outputs, labels, the teacher's outputs."""
+    torch.manual_seed(0)
+    plain = losses.classification_loss(kind)
+    loss = losses.DistillationLoss(plain, kind, weights[0], 3.0, weights[1])
+    ours, theirs = torch.randn(6, 3), torch.randn(6, 3)
+    labels = torch.arange(6) % 3
+    if kind != "single_label_classification":
+        labels = torch.rand(6, 3).round()
+    hidden = [torch.randn(6, 4, 8) for _ in range(3)]
+    teacher = torch.randn(6, 2, 8) if states else None
+    outputs = {"logits": ours, "hidden_states": tuple(hidden)}
+    return loss, plain, outputs, losses.Taught(labels, theirs, teacher)
+
+
+def test_a_student_learns_classes_by_divergence_at_a_temperature() -> None:
+    loss, plain, outputs, batch = taught("single_label_classification", (0.25, 0.0))
+    soft = [functional.softmax(x / 3, -1) for x in (batch.logits, outputs["logits"])]
+    divergence = (soft[0] * (soft[0].log() - soft[1].log())).sum(-1).mean()
+    expected = 0.25 * plain(outputs, batch.labels) + 0.75 * 9 * divergence
+    assert torch.allclose(loss(outputs, batch), expected)
+    same = losses.Taught(batch.labels, outputs["logits"])
+    assert torch.allclose(loss(outputs, same), 0.25 * plain(outputs, batch.labels))
+    # Rows without a teacher's outputs: evaluation.
+    assert loss(outputs, batch.labels) == plain(outputs, batch.labels)
+
+
+def test_a_student_learns_each_of_several_labels() -> None:
+    loss, _, outputs, batch = taught("multi_label_classification", (0.0, 0.0))
+    theirs, ours = (torch.sigmoid(x / 3) for x in (batch.logits, outputs["logits"]))
+    terms = [p * (p.log() - q.log()) for p, q in ((theirs, ours), (1 - theirs, 1 - ours))]
+    expected = 9 * torch.stack(terms).sum(0).mean()
+    assert torch.allclose(loss(outputs, batch), expected, atol=1e-6)
+
+
+def test_a_student_learns_the_directions_of_hidden_states() -> None:
+    loss, plain, outputs, batch = taught("single_label_classification", (1.0, 0.5), states=True)
+    ours = torch.stack([each[:, 0] for each in outputs["hidden_states"][1:]], 1)
+    cosine = functional.cosine_similarity(ours, batch.states, dim=-1)
+    expected = plain(outputs, batch.labels) + 0.5 * (2 - 2 * cosine).mean()
+    assert torch.allclose(loss(outputs, batch), expected)
+
+
+def test_a_students_loss_does_not_depend_on_micro_batches() -> None:
+    kinds = ("single_label_classification", "multi_label_classification")
+    for kind in kinds:
+        loss, _, outputs, batch = taught(kind, (0.3, 0.7), states=True)
+        parts = []
+        for rows in (slice(0, 2), slice(2, 6)):
+            hidden = tuple(each[rows] for each in outputs["hidden_states"])
+            some = losses.Taught(batch.labels[rows], batch.logits[rows], batch.states[rows])
+            part = {"logits": outputs["logits"][rows], "hidden_states": hidden}
+            parts.append(loss(part, some, torch.tensor(batch.labels.numel())))
+        assert torch.allclose(torch.stack(parts).sum(), loss(outputs, batch))

@@ -13,7 +13,6 @@ With ``method: head`` the encoder never changes, so training needs it only once 
 """
 
 import hashlib
-import os
 import types
 from collections.abc import Callable
 from importlib.metadata import version
@@ -23,13 +22,11 @@ import numpy
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from finetune.data import sources
+from finetune.data import tensor_cache
 from finetune.data.batching import within
 
 # Tokens of one forward pass of the encoder: 32 rows of 256.
@@ -141,17 +138,9 @@ def _states(
         for chunk in rows.data.column(name).chunks:
             for buffer in chunk.buffers():
                 digest.update(buffer or b"")
-    file = sources.cache("features") / f"{digest.hexdigest()}.safetensors"
-    with sources.filling(file):
-        try:
-            return load_file(file)["states"]
-        except (FileNotFoundError, SafetensorError):
-            states = _computed(encoder, rows, collator, inputs)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        save_file({"states": states}, part)
-        part.replace(file)
-    return states
+    return tensor_cache.once(
+        "features", digest.hexdigest(), lambda: _computed(encoder, rows, collator, inputs)
+    )
 
 
 def _computed(

@@ -23,7 +23,7 @@ PER_SEQUENCE = "per_sequence"
 # Arguments that models pass to their attention and that change nothing here.
 WITHOUT_EFFECT = {
     *("max_length_q", "max_length_k", "position_ids", "use_cache"),
-    *("cache_position", "deterministic", "num_items_in_batch"),
+    *("cache_position", "deterministic", "num_items_in_batch", "output_hidden_states"),
 }
 
 

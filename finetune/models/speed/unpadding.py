@@ -118,7 +118,8 @@ class PaddingFreeHooks:
     def _pad(self, states: torch.Tensor) -> torch.Tensor:
         """States (1, T, H) -> (B, L, H), zero for padding; first tokens (1, B, H) -> (B, 1, H)."""
         assert self.token_index is not None
-        if self.first_only:
+        # Layers before the last have all tokens.
+        if self.first_only and states.shape[1] == len(self.starts):
             return states.transpose(0, 1)
         rows = states.new_zeros(self.shape.numel(), states.shape[-1])
         return rows.index_copy(0, self.token_index, states[0]).view(*self.shape, -1)
@@ -135,6 +136,8 @@ class PaddingFreeHooks:
     def _pad_output(self, encoder: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         if self.token_index is not None:
             output.last_hidden_state = self._pad(output.last_hidden_state)
+            if output.hidden_states is not None:
+                output.hidden_states = tuple(map(self._pad, output.hidden_states))
 
     def remove(self) -> None:
         """Removes the hooks; the encoder computes padded batches again."""
