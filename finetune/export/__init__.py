@@ -1,4 +1,8 @@
-"""Exports finished runs to ONNX and OpenVINO, proves the exports, and runs them.
+"""Exports finished runs to ONNX and OpenVINO, and runs the exports.
 
-- ``engine`` loads an export and answers logits. It needs the runtime only.
+- ``exporting`` writes the folder of an export: ``formats`` converts the model, ``proof`` compares
+  the result with the run on its test rows.
+- ``engine`` loads such a folder and answers logits; it needs the runtime only.
+
+May import every package but inference, which reads exports like runs.
 """
