@@ -175,6 +175,7 @@ def test_every_documented_command_is_run_below() -> None:
         "evaluate",
         "generate",
         "merge",
+        "export",
         "compare",
         "report",
     )
@@ -317,6 +318,8 @@ def test_predict(
     runs = re.findall(r"runs/(\w+/[\w-]+)", command)
     for name in runs:
         finished(name)
+    if "/export/" in command:
+        cli.main(["export", f"runs/{runs[0]}", "--to", "onnx"])
     monkeypatch.setattr(sys, "stdin", ["a film\n", "a plot\n"])
     capsys.readouterr()
     cli.main(shlex.split(command)[1:])
@@ -381,6 +384,16 @@ def test_merge(command: str, finished: Callable[[str], None], clone: Path) -> No
     merged = clone / words[2] / "seed-0" / "merged"
     assert (merged / "model.safetensors").is_file()
     assert not (merged / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("command", documented("finetune export"))
+def test_export(command: str, finished: Callable[[str], None], clone: Path) -> None:
+    words = shlex.split(command)
+    finished(words[2].removeprefix("runs/"))
+    # One training step leaves nothing to lose.
+    cli.main([*words[1:], "--accept_loss"])
+    (page,) = clone.glob(f"{words[2]}/seed-0/export/*/README.md")
+    assert "Against the torch model" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", documented("finetune compare"))
