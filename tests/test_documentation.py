@@ -318,8 +318,6 @@ def test_predict(
     runs = re.findall(r"runs/(\w+/[\w-]+)", command)
     for name in runs:
         finished(name)
-    if "/export/" in command:
-        cli.main(["export", f"runs/{runs[0]}", "--to", "onnx"])
     monkeypatch.setattr(sys, "stdin", ["a film\n", "a plot\n"])
     capsys.readouterr()
     cli.main(shlex.split(command)[1:])

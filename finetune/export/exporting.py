@@ -62,6 +62,8 @@ def export(
     chosen = numpy.linspace(0, max(0, len(rows) - 1), min(len(rows), CALIBRATION_ROWS), dtype=int)
     calibration = [proof.collate(job, "train", [i]) for i in chosen.tolist()]
 
+    # Before fp16 halves them.
+    weights = sum(parameter.nbytes for parameter in whole.parameters())
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
         staged = Path(temporary) / folder.name
@@ -89,7 +91,7 @@ def export(
         manifest["checked"] = found | {
             "engine": made.name,
             "bytes": sum(f.stat().st_size for f in staged.glob("*model.*")),
-            "torch_bytes": sum(p.nbytes for p in whole.state_dict().values()),
+            "torch_bytes": weights,
             "versions": {n: version(n) for n in ("torch", "transformers", *formats.LIBRARIES[to])},
         }
         _write(staged, manifest)

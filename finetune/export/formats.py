@@ -11,7 +11,6 @@ These are experimental in transformers 5.23, so ``proof`` checks every export.
 import contextlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,8 +45,6 @@ def check(to: str, precision: str) -> None:
     Raises:
         UserError: it is not.
     """
-    # Without it NNCF sends what it is used for to its authors.
-    os.environ["NNCF_CI"] = "1"
     quantizers = ["nncf"] if (to, precision) == ("openvino", "int8") else []
     for package in [*LIBRARIES[to], *quantizers]:
         runtime(package)
