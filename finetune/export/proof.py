@@ -23,13 +23,13 @@ POINT = 0.01
 BATCH = 32
 
 
-def batches(job: Job, split: str, size: int) -> "list[numpy.ndarray]":
+def batches(job: Job, split: str, size: int) -> list[numpy.ndarray]:
     """Returns the row numbers of batches of about ``size`` of the longest rows, longest first."""
     lengths = job.splits[split]["length"]
     return list(within(lengths, size * max(1, *lengths)))
 
 
-def collate(job: Job, split: str, numbers: "list[int]") -> dict[str, torch.Tensor]:
+def collate(job: Job, split: str, numbers: list[int]) -> dict[str, torch.Tensor]:
     """Returns a batch of a split's rows as an evaluation sees them, training rows too."""
     rows = [job.splits[split][int(i)] for i in numbers]
     # The collators change training rows: augmentation, other masks in each epoch.
