@@ -12,6 +12,7 @@ from typing import Any
 from finetune.commands import (
     check,
     evaluate,
+    export,
     forecast,
     generate,
     merge,
@@ -43,6 +44,7 @@ Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
   finetune predict runs/imdb/minilm "A waste of two hours."
   finetune evaluate runs/imdb/minilm new.csv    scores rows labelled later
   finetune generate runs/reviews/smollm2-lora "This film"
+  finetune export runs/imdb/minilm --to onnx    for ONNX Runtime, checked against the run
   finetune compare runs/imdb/*
   finetune recipes
 """
@@ -60,6 +62,7 @@ COMMANDS = {
         smaller.DISTILLING,
         smaller.PRUNING,
         merge.MERGING,
+        export.EXPORTING,
         results.COMPARING,
         results.LISTING,
         results.REPORTING,

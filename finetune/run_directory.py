@@ -26,9 +26,10 @@ RESULTS, RECIPE, HISTORY = "results.json", "recipe.yaml", "history.jsonl"
 PICTURES = "pictures"
 REJECTED, PREDICTIONS, REPORT = "rejected.jsonl", "predictions.parquet", "report.html"
 MODEL, MERGED, CHECKPOINTS, TENSORBOARD = "model", "merged", "checkpoints", "tensorboard"
+EXPORTS, EXPORT = "export", "export.json"
 LOCK = ".lock"
 OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT]
-OURS += [PICTURES, MODEL, MERGED, CHECKPOINTS, TENSORBOARD]
+OURS += [PICTURES, MODEL, MERGED, EXPORTS, CHECKPOINTS, TENSORBOARD]
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -214,6 +215,11 @@ class Run:
             raise UserError(f"{self}: holds no finished run (no {RESULTS})")
         return json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
 
+    def exports(self) -> list[dict[str, Any]]:
+        """Returns export.json of every export in the run directory, by name."""
+        found = sorted((self.folder / EXPORTS).glob(f"*/{EXPORT}"))
+        return [json.loads(path.read_text(encoding="utf-8")) for path in found]
+
     def base_digest(self) -> str | None:
         """Returns the sha256 of the weights the run started from; None if an old run has none."""
         return self.results()["checkpoint"].get("sha256")
@@ -221,6 +227,18 @@ class Run:
     def write_report(self, html: str) -> None:
         """Writes report.html."""
         write_whole(self.folder / REPORT, html)
+
+
+class Export(Run):
+    """A folder that `finetune export` wrote: it predicts as its run does, wherever it is."""
+
+    @property
+    def model(self) -> Path:
+        return self.folder
+
+    def results(self) -> dict[str, Any]:
+        """Returns the part of the run's results.json that predictions need."""
+        return json.loads((self.folder / EXPORT).read_text(encoding="utf-8"))["run"]
 
 
 def find(places: list[str]) -> list[Run]:
@@ -254,3 +272,8 @@ def one(place: str) -> Run:
         listed = ", ".join(str(run) for run in runs[:5])
         raise UserError(f"{place}: holds {len(runs)} runs; name one of {listed}")
     return runs[0]
+
+
+def one_or_export(place: str) -> Run:
+    """Returns the export that a folder is, or else ``one``."""
+    return Export(place) if (Path(place) / EXPORT).is_file() else one(place)

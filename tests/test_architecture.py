@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
 EVERYTHING = {
     *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
-    *("inference", "distillation", "forecast", "checks", "report"),
+    *("inference", "distillation", "forecast", "checks", "report", "export"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -27,7 +27,13 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "recipe", "data"},
     "training": {"errors", "recipe", "run_directory", "data", "models", "evaluation"},
     "tasks": {"errors", "recipe", "run_directory", "data", "models", "evaluation", "training"},
-    "inference": {"errors", "recipe", "run_directory", "data", "models", "evaluation", "tasks"},
+    "inference": {
+        *("errors", "recipe", "run_directory", "data", "models", "evaluation", "tasks", "export"),
+    },
+    "export": {
+        *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
+        "report",
+    },
     "distillation": {
         *("errors", "recipe", "run_directory", "data", "models", "training", "tasks", "inference"),
     },

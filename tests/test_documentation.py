@@ -178,6 +178,7 @@ def test_every_documented_command_is_run_below() -> None:
         "distil",
         "prune",
         "merge",
+        "export",
         "compare",
         "report",
     )
@@ -395,6 +396,18 @@ def test_smaller(command: str, finished: Callable[[str], None], clone: Path) -> 
     read = json.loads(results.read_text(encoding="utf-8"))
     assert f"teacher ({words[2]}/seed-0)" in read["baselines"]
     assert read["cost"]["total_parameters"] < 22_000_000
+
+
+@pytest.mark.parametrize("command", documented("finetune export"))
+def test_export(command: str, clone: Path, tiny_bert: Path) -> None:
+    words = shlex.split(command)
+    name, run = words[2].removeprefix("runs/"), Path(words[2])
+    # Whatever the size of the model, it is converted and compared the same way.
+    small = ["--checkpoint", str(tiny_bert), *SHORT, *SMALL]
+    train(f"recipes/{name}.yaml", *small, name=name, folder=run)
+    cli.main([*words[1:], "--accept_loss"])
+    (page,) = run.glob("export/*/README.md")
+    assert "Against the torch model" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", documented("finetune compare"))

@@ -30,7 +30,7 @@ def _predict(options: argparse.Namespace) -> None:
     output = Path(options.output) if options.output else None
     if output and options.file and output.resolve() == Path(options.file).resolve():
         raise UserError(f"--output {output}: is the file to read; name another")
-    runs = [run_directory.one(place) for place in places]
+    runs = [run_directory.one_or_export(place) for place in places]
     file = options.file
     if file == "-":
         file, texts = None, [line.rstrip("\n") for line in sys.stdin]
@@ -67,7 +67,10 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "words", nargs="*", metavar="RUN TEXT", help="a run directory, then texts or image files"
+        "words",
+        nargs="*",
+        metavar="RUN TEXT",
+        help="a run directory or an export, then texts or image files",
     )
     parser.add_argument(
         "--adapter",

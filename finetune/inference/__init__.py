@@ -12,6 +12,7 @@ from finetune.inference.prediction import (
     predict,
     read_rows,
     shared_base,
+    whole,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "predict",
     "read_rows",
     "shared_base",
+    "whole",
 ]

@@ -13,6 +13,7 @@ from finetune import recipe as recipes
 from finetune import run_directory, tasks
 from finetune.data import sources
 from finetune.errors import UserError
+from finetune.export import engine
 from finetune.models import devices, pretrained, tuning
 from finetune.recipe import Recipe
 from finetune.recipe.methods import PLAIN_METHODS
@@ -20,25 +21,62 @@ from finetune.recipe.methods import PLAIN_METHODS
 BATCH = 32
 # Config keys in which two adapters of one base may differ: labels, and what acts in training only.
 OWN_KEYS = re.compile("label|problem_type|drop|pad_token|name_or_path|transformers_version")
+_QUANTIZED = (
+    "{run}: was trained on a base in {kind}; merged into full weights its predictions would "
+    "differ, so serve it as an adapter"
+)
 
 
 def load(
     run: run_directory.Run, base: PreTrainedModel | None = None, base_folder: str | None = None
-) -> tuple[torch.nn.Module, Any, Recipe]:
+) -> tuple[Any, Any, Recipe]:
     """Returns the run's model in evaluation mode, its tokenizer or image processor, its recipe.
 
     Args:
         base: what ``shared_base`` returned for this run and others; its weights are not copied.
         base_folder: the base of an adapter, where it is not found by itself.
 
+    Returns:
+        For an export, its engine in place of the model: called like it, and it has no weights.
+
     Raises:
         UserError: the base checkpoint of an adapter cannot be found, or is not the one that the
-            adapter was trained on.
+            adapter was trained on; the runtime of an export is not installed.
     """
+    model, processor, recipe = _load(run, base, base_folder)
+    if isinstance(model, torch.nn.Module):
+        tasks.find(recipe.task).prepare(model, recipe)
+        model.eval()
+    return model, processor, recipe
+
+
+def whole(
+    run: run_directory.Run, base_folder: str | None = None
+) -> tuple[PreTrainedModel, Any, Recipe]:
+    """Returns what ``load`` does, as a model of transformers: adapters are merged into it.
+
+    An adapter that adds layers stays inside, as modules of the model.
+
+    Raises:
+        UserError: as ``load``, or the adapter adds tokens, or the base was quantized.
+    """
+    model, processor, recipe = _load(run, None, base_folder)
+    method, kind = recipe.tuning.method, recipe.model.quantization
+    if method not in PLAIN_METHODS:
+        if kind:
+            raise UserError(_QUANTIZED.format(run=run, kind=kind))
+        model = tuning.merge(model, method, inside=True)
+    return model.eval(), processor, recipe
+
+
+def _load(run: run_directory.Run, base: PreTrainedModel | None, base_folder: str | None) -> Any:
+    """Returns model, processor and recipe as they were saved."""
     _quiet()
     recipe = recipes.read(run.folder / run_directory.RECIPE)
     task = tasks.find(recipe.task)
     processor = task.auto_processor.from_pretrained(run.model)
+    if isinstance(run, run_directory.Export):
+        return engine.load(run.folder), processor, recipe
     if recipe.tuning.method in PLAIN_METHODS:
         model: torch.nn.Module = task.auto_model.from_pretrained(
             run.model, dtype=torch.float32, use_safetensors=True
@@ -52,8 +90,7 @@ def load(
         if (run.model / "generation_config.json").is_file():
             base.generation_config = GenerationConfig.from_pretrained(run.model)
         model = tuning.load_adapter(base, run.model)
-    task.prepare(model, recipe)
-    return model.eval(), processor, recipe
+    return model, processor, recipe
 
 
 def _quiet() -> None:
@@ -105,7 +142,7 @@ def shared_base(runs: list[run_directory.Run], base_folder: str | None = None) -
 
 @torch.inference_mode()
 def outputs(
-    model: torch.nn.Module,
+    model: torch.nn.Module | engine.Engine,
     processor: Any,
     recipe: Recipe,
     rows: list[dict[str, Any]],
@@ -119,7 +156,11 @@ def outputs(
         forward: (model, inputs of a batch) -> an output for each entry, instead of the task's.
     """
     device, task = devices.current(), tasks.find(recipe.task)
-    model = model.to(device)
+    if isinstance(model, engine.Engine):
+        # It takes its inputs on the CPU.
+        device = torch.device("cpu")
+    else:
+        model = model.to(device)
     parts: list[list[Any]] = [[] for _ in rows]
     for numbers, batch in task.batches(rows, processor, recipe, BATCH):
         inputs = {name: value.to(device) for name, value in batch.items()}
@@ -209,10 +250,7 @@ def merge(run: run_directory.Run, folder: Path, base_folder: str | None = None) 
     if method in PLAIN_METHODS:
         raise UserError(f"{run}: {method} saved a plain checkpoint already: {run.model}")
     if kind:
-        raise UserError(
-            f"{run}: was trained on a base in {kind}; merged into full weights its predictions "
-            "would differ, so serve it as an adapter"
-        )
+        raise UserError(_QUANTIZED.format(run=run, kind=kind))
     model, processor, _ = load(run, base_folder=base_folder)
     tuning.merge(model, method).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -323,8 +323,11 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
     return PeftModel.from_pretrained(base, str(folder))
 
 
-def merge(model: nn.Module, method: str) -> PreTrainedModel:
+def merge(model: nn.Module, method: str, inside: bool = False) -> PreTrainedModel:
     """Returns the base model with the adapter merged into its weights.
+
+    Args:
+        inside: leave layers that cannot be merged inside the model, as its modules.
 
     Raises:
         UserError: the method adds layers or tokens, which cannot be merged into weights.
@@ -339,4 +342,6 @@ def merge(model: nn.Module, method: str) -> PreTrainedModel:
     try:
         return model.base_model.merge_and_unload(safe_merge=True)  # pyright: ignore
     except (NotImplementedError, AttributeError, ValueError):
+        if inside:
+            return model.get_base_model()  # pyright: ignore
         raise error from None

@@ -1,5 +1,6 @@
 """The model card: README.md of the model folder, as the Hugging Face hub reads it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -7,16 +8,17 @@ from huggingface_hub import EvalResult, ModelCardData
 from finetune import tasks
 from finetune.evaluation import metrics
 from finetune.recipe import Recipe
-from finetune.report import wording
+from finetune.report import exports, wording
 from finetune.tasks.usage import EMBEDDED, base_id, is_adapter
 
 
-def render(recipe: Recipe, results: dict[str, Any]) -> str:
+def render(recipe: Recipe, results: dict[str, Any], exported: Sequence[dict[str, Any]] = ()) -> str:
     """The card as Markdown with YAML front matter.
 
     Args:
         recipe: as resolved by the run; its ``training.output_dir`` names the folder in the code.
         results: the run's results.json.
+        exported: export.json of the run's exports.
     """
     sections = [
         f"---\n{_front_matter(results)}\n---\n",
@@ -24,6 +26,7 @@ def render(recipe: Recipe, results: dict[str, Any]) -> str:
         f"## Use\n\n{_usage(recipe, results)}",
         *([f"## Labels\n\n{_labels(results)}"] if results["data"]["label_names"] else []),
         f"## Results\n\n{_results(results)}",
+        *([f"## Exports\n\n{exports.table(exported)}\n\n{exports.NOTE}"] if exported else []),
         f"## Data\n\n{_data(results)}",
         f"## Limits\n\n{_limits(recipe, results)}",
         f"## Cost\n\n{_cost(results)}",

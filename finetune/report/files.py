@@ -10,7 +10,16 @@ def write(run: run_directory.Run) -> None:
     Raises:
         UserError: the directory has no finished run.
     """
-    read = recipe.read(run.folder / run_directory.RECIPE)
-    text = card.render(read, run.results())
-    (run.model / "README.md").write_text(text, encoding="utf-8")
+    write_card(run)
     run.write_report(page.render(run))
+
+
+def write_card(run: run_directory.Run) -> None:
+    """Writes the model card of a finished run, with what was exported from it.
+
+    Raises:
+        UserError: the directory has no finished run.
+    """
+    read = recipe.read(run.folder / run_directory.RECIPE)
+    text = card.render(read, run.results(), run.exports())
+    (run.model / "README.md").write_text(text, encoding="utf-8")

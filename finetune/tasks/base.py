@@ -76,6 +76,7 @@ class Task(ABC):
         auto_processor: the class that loads its tokenizer or image processor.
         hub_tag: the hub's name of the task, where it is not ``name``.
         generates: whether `finetune generate` applies.
+        not_exported: why `finetune export` does not apply; empty where it does.
     """
 
     name: ClassVar[str]
@@ -83,6 +84,7 @@ class Task(ABC):
     auto_processor: ClassVar[Any]
     hub_tag: ClassVar[str | None] = None
     generates: ClassVar[bool] = False
+    not_exported: ClassVar[str] = ""
 
     # --- training ------------------------------------------------------------------------------
 
@@ -179,6 +181,14 @@ class Task(ABC):
         models, processors = self.auto_model.__name__, self.auto_processor.__name__
         example = self.example(recipe, results)
         return usage.markdown(self.name, models, processors, example, results, folder)
+
+    def exported(self, recipe: Recipe, results: Row) -> list[str]:
+        """Returns sentences on what an exported model takes and gives, for its README.
+
+        Args:
+            results: at least the ``data`` section of the run's results.json.
+        """
+        return ["Output: `logits`, as the model in transformers gives them."]
 
     def limits(self, recipe: Recipe, results: Row) -> list[str]:
         """Returns sentences for the model card's section on limits."""

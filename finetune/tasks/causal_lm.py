@@ -177,6 +177,13 @@ class CausalLM(Task):
             **options,
         )
 
+    def exported(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
+        return [
+            *text.exported(recipe),
+            "Output: `logits` (B, T, V) of the next tokens. There is no cache of keys and values: "
+            "it scores texts, and to generate it would compute the text again for every token.",
+        ]
+
     def example(self, recipe: Recipe, results: dict[str, Any]) -> Example:
         chats = results["data"]["documents"] == "messages"
         prompt = '[{"role": "user", "content": "A question?"}]' if chats else '"This film"'

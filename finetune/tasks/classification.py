@@ -127,6 +127,17 @@ class Classifier(Task):
             out.append({"prediction": prediction, "probabilities": scores})
         return out
 
+    def exported(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
+        return [
+            {
+                "single_label_classification": "Output: `logits` (B, K); their softmax is the "
+                "probability of each of the K labels below.",
+                "multi_label_classification": "Output: `logits` (B, K); a label counts as "
+                "predicted where its logit is above 0, a probability of 0.5.",
+                "regression": "Output: `logits` (B, 1), the predicted number.",
+            }[results["data"]["problem_type"]]
+        ]
+
     def shown(self, row: dict[str, Any]) -> dict[str, Any]:
         """Returns ``text`` or ``image`` of a ``Mistake``, from a row of predictions.parquet."""
         raise NotImplementedError

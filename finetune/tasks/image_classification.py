@@ -116,6 +116,10 @@ class ImageClassification(Classifier):
     def example(self, recipe: Recipe, results: dict[str, Any]) -> Example:
         return example(recipe.data.problem_type, "classify", ['"image.png"'])
 
+    def exported(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
+        taken = "Input: `pixel_values` (B, C, H, W), as the image processor makes them."
+        return [taken, *super().exported(recipe, results)]
+
     def shown(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"image": images.thumbnail(row["image"])}
 

@@ -110,6 +110,7 @@ class MaskedImageModeling(Task):
     """ViT's masked autoencoder."""
 
     name = "masked-image-modeling"
+    not_exported = "its decoder is only for pretraining; export the classifier that starts from it"
     auto_model = ViTMAEForPreTraining
     auto_processor = AutoImageProcessor
     hub_tag = "image-feature-extraction"

@@ -200,6 +200,12 @@ class MaskedLM(Task):
         """Returns the share of each text's hidden tokens that was predicted correctly."""
         return [{"prediction": float(row[2] / row[1])} for row in outputs]
 
+    def exported(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
+        return [
+            *text.exported(recipe),
+            "Output: `logits` (B, T, V) of every token; those of mask tokens are predictions.",
+        ]
+
     def example(self, recipe: Recipe, results: dict[str, Any]) -> Example:
         return Example("fill", ['f"A {fill.tokenizer.mask_token} film."'])
 

@@ -188,6 +188,19 @@ def batches(
             yield start + chosen, tokenizer.pad(columns, return_tensors="pt")
 
 
+def exported(recipe: Recipe) -> list[str]:
+    """Returns sentences on what an exported model takes, for its README."""
+    model = recipe.model
+    which = {"head": "beginning", "tail": "end", "head+tail": "beginning and end"}
+    what = "Two texts" if recipe.data.text_pair else "A text"
+    return [
+        f"Input: what the tokenizer makes of a batch, padded. {what} of more than "
+        f"{model.max_length} tokens keep the {which[model.truncation]}, as `finetune predict` "
+        "cuts them.",
+        "Padding is computed too: batches of texts of similar length are faster.",
+    ]
+
+
 def shorten(text: str) -> str:
     """Returns the first ``SHOWN`` characters of a text, cut between words."""
     if len(text) <= SHOWN:

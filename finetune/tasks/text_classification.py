@@ -127,6 +127,9 @@ class TextClassification(Classifier):
         given = pair if recipe.data.text_pair else '"A text."'
         return example(recipe.data.problem_type, "classify", [given, "truncation=True"])
 
+    def exported(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
+        return [*text.exported(recipe), *super().exported(recipe, results)]
+
     def limits(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
         model = recipe.model
         cut = f"Texts above {model.max_length} tokens were cut."
