@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,11 +22,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from finetune.errors import UserError
-from finetune.serving import generating, guards, predicting
+from finetune.serving import completions, generating, guards, predicting
 from finetune.serving.batching import Batcher, Busy
+from finetune.serving.generating import Answers
 from finetune.serving.limits import LOOPBACK, Limits
 from finetune.serving.metrics import Measure, Metrics
-from finetune.serving.service import Service
+
+if TYPE_CHECKING:
+    from finetune.serving.service import Service
 
 PAGE = Path(__file__).with_name("page.html")
 DEFAULTS = Limits()
@@ -40,7 +43,7 @@ POLICY = {
 }
 
 
-def create_app(service: Service, limits: Limits = DEFAULTS, token: str | None = None) -> FastAPI:
+def create_app(service: "Service", limits: Limits = DEFAULTS, token: str | None = None) -> FastAPI:
     """Returns the application that answers for a model.
 
     Args:
@@ -99,7 +102,9 @@ def create_app(service: Service, limits: Limits = DEFAULTS, token: str | None = 
     if service.fields:
         app.include_router(predicting.router(service, batcher, limits))
     if service.generates:
-        app.include_router(generating.router(service, batcher, limits, metrics))
+        answers = Answers(service, batcher, limits, metrics)
+        app.include_router(generating.router(answers))
+        app.include_router(completions.router(service, answers))
     return app
 
 

@@ -105,8 +105,9 @@ class Gate:
                 limit.reschedule(asyncio.get_running_loop().time() + self.deadline)
             await send(message)
 
+        limit = asyncio.timeout(self.deadline)
         try:
-            async with asyncio.timeout(self.deadline) as limit:
+            async with limit:
                 await self.app(scope, read, write)
         except TimeoutError:
             if not limit.expired():
