@@ -22,6 +22,7 @@ from finetune.serving.generating import (
     Prompt,
     stream,
 )
+from finetune.serving.guards import Text
 
 if TYPE_CHECKING:
     from finetune.serving.service import Service
@@ -33,7 +34,7 @@ class Part(BaseModel):
     """A part of a message's content."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
@@ -41,7 +42,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Text | list[Part]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
@@ -68,7 +69,7 @@ class Asked(BaseModel):
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(None, ge=0, le=MOST_SEED)
-    stop: str | Annotated[list[str], Field(max_length=STOPS)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=STOPS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     # Sent by clients with these values, which change nothing.
@@ -107,7 +108,7 @@ class ChatAsked(Asked):
 class TextAsked(Asked):
     """The body of a completion."""
 
-    prompt: str = Field(min_length=1)
+    prompt: Text = Field(min_length=1)
 
 
 def router(service: "Service", answers: Answers) -> APIRouter:

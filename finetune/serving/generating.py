@@ -13,6 +13,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from finetune.serving.batching import Batcher, Busy
+from finetune.serving.guards import Text
 from finetune.serving.limits import Limits
 from finetune.serving.metrics import Metrics
 
@@ -152,7 +153,7 @@ class Wanted(BaseModel):
     """A prompt, and the options of `finetune generate`."""
 
     model_config = ConfigDict(extra="forbid")
-    prompt: str = Field(min_length=1)
+    prompt: Text = Field(min_length=1)
     max_new_tokens: int = Field(60, ge=1, le=MOST_TOKENS)
     seed: int = Field(0, ge=0, le=MOST_SEED)
     greedy: bool = False

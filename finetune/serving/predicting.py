@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from finetune.data import image_decoding
 from finetune.errors import UserError
 from finetune.serving.batching import Batcher
+from finetune.serving.guards import Text
 from finetune.serving.limits import Limits
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ def router(service: "Service", batcher: Batcher, limits: Limits) -> APIRouter:
         return routes
 
     strict = ConfigDict(extra="forbid")
-    texts: Any = dict.fromkeys(service.fields, (str, ...))
+    texts: Any = dict.fromkeys(service.fields, (Text, ...))
     row: Any = create_model("Row", __config__=strict, **texts)
     # A row of one text can be given as that text.
     single = next(iter(service.fields)) if len(service.fields) == 1 else None
-    item: Any = row | str if single else row
+    item: Any = row | Text if single else row
     rows_of: Any = Annotated[list[item], Field(min_length=1, max_length=limits.rows)]
     body: Any = create_model("Inputs", __config__=strict, inputs=(rows_of, ...))
 
