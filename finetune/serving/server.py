@@ -50,7 +50,12 @@ def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
         raise UserError(f"--host {host} --port {port}: {error.strerror}; name another") from None
     address = f"[{host}]" if ":" in host else host
     print(f"finetune: http://{address}:{taken.getsockname()[1]}", flush=True)
-    config = uvicorn.Config(
+    Server(configured(app, limits)).run([taken])
+
+
+def configured(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """Returns how uvicorn serves an application."""
+    return uvicorn.Config(
         app,
         http=_protocol(limits.deadline),
         ws="none",
@@ -63,10 +68,11 @@ def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
         # A request that has begun is answered or refused by then.
         timeout_graceful_shutdown=int(2 * limits.deadline) + 1,
     )
-    _Server(config).run([taken])
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """A server that ends without losing what it has accepted."""
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Reads what clients have sent already before connections without a request are closed."""
         for server in self.servers:

@@ -10,26 +10,8 @@ from starlette.testclient import TestClient
 from finetune import inference
 from finetune.run_directory import Run
 from finetune.serving.generating import _until
-from tests.conftest import sentences
-from tests.serving.conftest import language_model
 
 QUESTION = {"role": "user", "content": "the film"}
-
-
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A language model of texts."""
-    rows = [json.dumps({"text": text}) for text, _ in sentences(40)]
-    return language_model(tmp_path_factory.mktemp("writer"), "text: text", rows)
-
-
-@pytest.fixture(scope="module")
-def chatter(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A language model of chats."""
-    answer = {"role": "assistant", "content": "!"}
-    texts = [{"role": "user", "content": text} for text, _ in sentences(40)]
-    rows = [json.dumps({"messages": [text, answer]}) for text in texts]
-    return language_model(tmp_path_factory.mktemp("chatter"), "messages: messages", rows)
 
 
 def events(text: str) -> list[Any]:
