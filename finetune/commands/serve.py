@@ -29,7 +29,11 @@ def _serve(options: argparse.Namespace) -> None:
     from finetune.serving.service import Service
 
     service, limits = Service(run, options.base), Limits(deadline=options.deadline)
-    print(f"finetune: {service.name} ({service.task.name}) computed by {service.engine}")
+    for note in service.notes:
+        print(f"finetune: {note}")
+    times = ", ".join(f"{name} {1000 * took:.0f} ms" for name, took in service.measured.items())
+    chosen = f"{service.engine}, the fastest here: {times}" if times else service.engine
+    print(f"finetune: {service.name} ({service.task.name}) computed by {chosen}")
     server.run(create_app(service, limits, options.token), options.host, options.port, limits)
 
 

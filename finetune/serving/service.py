@@ -11,6 +11,7 @@ from finetune import inference, tasks
 from finetune.data import sources
 from finetune.models import devices
 from finetune.run_directory import Run
+from finetune.serving import engines
 from finetune.serving.generating import Generated
 
 
@@ -20,7 +21,9 @@ class Service:
     Attributes:
         name: as clients name the model, the run directory without ``runs/``.
         digest: sha256 of the model's weights.
-        engine: what computes the model: torch, or the name of an export.
+        engine: what computes the model: torch, or the name of an export of the run that is faster.
+        measured: the seconds that the same rows took, by the engines that there are.
+        notes: why an export cannot be used.
         fields: what a row to predict is made of, as ``Task.fields`` says; empty for a model that
             predicts nothing.
         generates: whether the model generates text, and ``chats`` whether from chats.
@@ -31,7 +34,7 @@ class Service:
     """
 
     def __init__(self, run: Run, base_folder: str | None = None) -> None:
-        self.run, self.engine = run, "torch"
+        self.run = run
         self.model, self.processor, self.recipe = inference.load(run, base_folder=base_folder)
         self.model.to(devices.current())
         self.task = tasks.find(self.recipe.task)
@@ -41,6 +44,19 @@ class Service:
         self.fields = self.task.fields(self.recipe)
         self.generates = self.task.generates
         self.chats = self.generates and self.data.get("documents") == "messages"
+        self.engine, self.measured, self.notes = "torch", dict[str, float](), list[str]()
+        if self.fields:
+            self._choose_engine()
+
+    def _choose_engine(self) -> None:
+        """Keeps the fastest of the run's model and its exports."""
+        exports, self.notes = engines.find(self.run)
+        models: dict[str, torch.nn.Module] = {"torch": self.model, **exports}
+        if len(models) > 1:
+            for name, self.model in models.items():
+                self.measured[name] = engines.seconds(self.predict, self.fields)
+            self.engine = min(self.measured, key=lambda name: self.measured[name])
+            self.model = models[self.engine]
 
     def predict(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows (N) -> answers (N).

@@ -171,7 +171,7 @@ def fuzz(clients: list[TestClient], count: int, seeded: bool) -> set[int]:
         deadline=None,
         database=None,
         derandomize=seeded,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
     )
     @given(requests)
     def send(made: tuple[str, str, tuple[bytes, str], int]) -> None:
