@@ -23,6 +23,8 @@ def _serve(options: argparse.Namespace) -> None:
             f"serve needs {error.name}: pip install 'finetune-recipes[serve]'"
         ) from None
     server.check_address(options.host, options.token)
+    if not options.deadline > 0:
+        raise UserError(f"--deadline {options.deadline:g}: has to be above 0")
 
     from finetune.serving.app import create_app
     from finetune.serving.limits import Limits

@@ -7,6 +7,7 @@ are those of https://platform.openai.com/docs/api-reference.
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -189,9 +190,10 @@ async def _chunks(
         return head | {"choices": [choice]}
 
     is_first = True
-    async for piece in answer.pieces():
-        yield chunk(piece, is_first)
-        is_first = False
+    async with aclosing(answer.pieces()) as pieces:
+        async for piece in pieces:
+            yield chunk(piece, is_first)
+            is_first = False
     ended = answer.generated
     assert ended is not None
     yield chunk("", is_first, ended.reason)

@@ -9,6 +9,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from finetune import inference, tasks
 from finetune.data import sources
+from finetune.errors import UserError
 from finetune.models import devices
 from finetune.run_directory import Run
 from finetune.serving import engines
@@ -30,7 +31,7 @@ class Service:
         data: the data section of results.json, with the label names and the problem type.
 
     Raises:
-        UserError: the run cannot be loaded.
+        UserError: the run cannot be loaded, or its task has no answers to serve.
     """
 
     def __init__(self, run: Run, base_folder: str | None = None) -> None:
@@ -43,6 +44,8 @@ class Service:
         self.digest = sources.digest_of(sorted(run.model.glob("*.safetensors")))
         self.fields = self.task.fields(self.recipe)
         self.generates = self.task.generates
+        if not self.fields and not self.generates:
+            raise UserError(f"{run}: {self.task.name} has no answers to serve")
         self.chats = self.generates and self.data.get("documents") == "messages"
         self.engine, self.measured, self.notes = "torch", dict[str, float](), list[str]()
         if self.fields:

@@ -1,5 +1,6 @@
 """Generated text: streamed, ended by stops and limits, and as OpenAI's clients ask for it."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from starlette.testclient import TestClient
 from finetune import inference
 from finetune.run_directory import Run
 from finetune.serving.generating import _until
+from finetune.serving.limits import Limits
+from tests.serving.stub import Stub, app_of
 
 QUESTION = {"role": "user", "content": "the film"}
 
@@ -84,8 +87,6 @@ def test_what_may_begin_a_stop_waits(text: str, sent: str, held: str, ended: boo
 
 
 def test_the_deadline_ends_an_answer(writer: Run, serve: Callable[..., TestClient]) -> None:
-    from finetune.serving.limits import Limits
-
     answer = serve(writer, Limits(deadline=0.05)).post(
         "/v1/completions", json={"prompt": "the film", "max_tokens": 100_000}
     )
@@ -120,3 +121,47 @@ def test_a_model_of_texts_knows_no_chats(writer: Run, serve: Callable[..., TestC
     assert answer.status_code == 422
     assert "knows no chats" in answer.json()["error"]["message"]
     assert client.post("/predict", json={"inputs": ["a text"]}).status_code == 404
+
+
+def test_a_client_that_leaves_a_stream_frees_the_model() -> None:
+    async def whole() -> tuple[bool, int]:
+        stub = Stub({}, generates=True)
+        app = app_of(stub)
+        async with app.router.lifespan_context(app):
+            begun = asyncio.Event()
+            stub.hold.clear()
+            leaving = asyncio.create_task(request(app, {"prompt": "a b c d"}, begun))
+            await asyncio.sleep(0.05)
+            stub.hold.set()
+            await begun.wait()
+            stub.hold.clear()
+            leaving.cancel()
+            await asyncio.sleep(0.05)
+            stub.hold.set()
+            await asyncio.wait([leaving])
+            sent = await request(app, {"prompt": "one two"}, begun)
+            return leaving.cancelled(), len(sent)
+
+    assert asyncio.run(whole()) == (True, 5)
+
+
+async def request(app: Any, body: dict[str, Any], begun: asyncio.Event) -> list[Any]:
+    """The messages that answer a POST to /generate; ``begun`` is set with the first text."""
+    sent: list[Any] = []
+    come = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> Any:
+        if not come:
+            await asyncio.sleep(3600)
+        return come.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body":
+            begun.set()
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/generate", "query_string": b""}
+    scope |= {"root_path": "", "scheme": "http", "http_version": "1.1", "headers": headers}
+    await app(scope, receive, send)
+    return sent

@@ -113,3 +113,5 @@ def test_what_cannot_be_served_is_one_line(texts: Run, capsys: pytest.CaptureFix
         taken.listen()
         port = taken.getsockname()[1]
         assert f"--port {port}" in refusal(capsys, texts, "--port", port)
+    assert "--port 99999: is no port" in refusal(capsys, texts, "--port", 99999)
+    assert "above 0" in refusal(capsys, texts, "--deadline", "nan")
