@@ -32,7 +32,7 @@ from finetune import run_directory
 
 HOST = "127.0.0.1"
 SLOW, BURST, BURSTS, CLIENTS = 200, 500, 3, 16
-SECONDS = 10.0
+SECONDS = 6.0
 ROUNDS = 3
 RESULTS = Path(__file__).with_name("results") / "serving.json"
 PACKAGES = ("torch", "transformers", "fastapi", "uvicorn")

@@ -100,6 +100,8 @@ def test_the_deadline_ends_an_answer(writer: Run, serve: Callable[..., TestClien
         ({"n": 2}, "n: "),
         ({"tools": []}, "tools: Extra inputs are not permitted"),
         ({"temperature": 3}, "temperature: "),
+        ({"frequency_penalty": 0.5}, "frequency_penalty: "),
+        ({"stop": "a" * 101}, "stop"),
         ({"messages": []}, "messages: "),
         ({"messages": [{"role": "tool", "content": "1"}]}, "role: "),
         ({"messages": [QUESTION | {"content": "a" * 200}]}, "as many as the model has positions"),
