@@ -17,7 +17,7 @@ accepted and ends.
 def _serve(options: argparse.Namespace) -> None:
     run = run_directory.one(options.run)
     try:
-        from finetune.serving import server
+        from finetune.serving import app, server
     except ImportError as error:
         raise UserError(
             f"serve needs {error.name}: pip install 'finetune-recipes[serve]'"
@@ -26,7 +26,6 @@ def _serve(options: argparse.Namespace) -> None:
     if not options.deadline > 0:
         raise UserError(f"--deadline {options.deadline:g}: has to be above 0")
 
-    from finetune.serving.app import create_app
     from finetune.serving.limits import Limits
     from finetune.serving.service import Service
 
@@ -36,7 +35,7 @@ def _serve(options: argparse.Namespace) -> None:
     times = ", ".join(f"{name} {1000 * took:.0f} ms" for name, took in service.measured.items())
     chosen = f"{service.engine}, the fastest here: {times}" if times else service.engine
     print(f"finetune: {service.name} ({service.task.name}) computed by {chosen}")
-    server.run(create_app(service, limits, options.token), options.host, options.port, limits)
+    server.run(app.create_app(service, limits, options.token), options.host, options.port, limits)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
