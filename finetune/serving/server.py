@@ -37,6 +37,8 @@ def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((host, port))
+        # From here on a client waits instead of being refused.
+        taken.listen()
     except (OSError, OverflowError) as error:
         taken.close()
         reason = error.strerror if isinstance(error, OSError) else "is no port"
