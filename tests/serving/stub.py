@@ -1,6 +1,8 @@
 """A service without a model: routes, queue and guards can be tested in milliseconds."""
 
+import itertools
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -8,6 +10,9 @@ from finetune.errors import UserError
 from finetune.serving.app import DEFAULTS, create_app
 from finetune.serving.generating import Generated
 from finetune.serving.limits import Limits
+
+# A prompt whose answer ends only when it is stopped.
+ENDLESS = "endless"
 
 
 class Stub:
@@ -39,8 +44,9 @@ class Stub:
         self, prompt: str, write: Callable[[str], None], stop: threading.Event, **_: Any
     ) -> Generated:
         words = 0
-        for word in prompt.split():
+        for word in itertools.repeat("on") if prompt == ENDLESS else prompt.split():
             self.hold.wait(30)
+            time.sleep(0.005)
             if stop.is_set():
                 return Generated(1, words, "length")
             write(word + " ")
