@@ -18,6 +18,7 @@ from finetune.commands import (
     merge,
     predict,
     results,
+    serve,
     smaller,
     train,
 )
@@ -45,6 +46,7 @@ Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
   finetune evaluate runs/imdb/minilm new.csv    scores rows labelled later
   finetune generate runs/reviews/smollm2-lora "This film"
   finetune export runs/imdb/minilm --to onnx    for ONNX Runtime, checked against the run
+  finetune serve runs/imdb/minilm               answers over HTTP
   finetune compare runs/imdb/*
   finetune recipes
 """
@@ -63,6 +65,7 @@ COMMANDS = {
         smaller.PRUNING,
         merge.MERGING,
         export.EXPORTING,
+        serve.SERVING,
         results.COMPARING,
         results.LISTING,
         results.REPORTING,

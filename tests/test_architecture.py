@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
 EVERYTHING = {
     *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
-    *("inference", "distillation", "forecast", "checks", "report", "export"),
+    *("inference", "distillation", "forecast", "checks", "report", "serving", "export"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -43,6 +43,14 @@ ALLOWED: dict[str, set[str]] = {
     },
     "report": {"errors", "recipe", "run_directory", "data", "evaluation", "tasks", "forecast"},
     "checks": {"errors", "recipe", "data", "models", "evaluation", "tasks", "report"},
+    "serving": {
+        *("errors", "recipe", "run_directory", "data", "models", "tasks", "inference"),
+        "export",
+    },
+    "export": {
+        *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
+        "report",
+    },
     "commands": EVERYTHING,
     "cli": {"commands", "errors", "recipe", "training"},
     **{module: {"cli"} for module in ("sentiment", "digits", "writing", "__main__")},
