@@ -17,6 +17,7 @@ from finetune.commands import (
     merge,
     predict,
     results,
+    serve,
     train,
 )
 from finetune.errors import UserError, refuse_unknown
@@ -42,6 +43,7 @@ Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
   finetune predict runs/imdb/minilm "A waste of two hours."
   finetune evaluate runs/imdb/minilm new.csv    scores rows labelled later
   finetune generate runs/reviews/smollm2-lora "This film"
+  finetune serve runs/imdb/minilm               answers over HTTP
   finetune compare runs/imdb/*
   finetune recipes
 """
@@ -57,6 +59,7 @@ COMMANDS = {
         evaluate.EVALUATING,
         generate.GENERATING,
         merge.MERGING,
+        serve.SERVING,
         results.COMPARING,
         results.LISTING,
         results.REPORTING,

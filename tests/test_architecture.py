@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
 EVERYTHING = {
     *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
-    *("inference", "forecast", "checks", "report"),
+    *("inference", "forecast", "checks", "report", "serving"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -33,6 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "report": {"errors", "recipe", "run_directory", "data", "evaluation", "tasks", "forecast"},
     "checks": {"errors", "recipe", "data", "models", "evaluation", "tasks", "report"},
+    "serving": {
+        *("errors", "recipe", "run_directory", "data", "models", "tasks", "inference"),
+    },
     "commands": EVERYTHING,
     "cli": {"commands", "errors", "recipe", "training"},
     **{module: {"cli"} for module in ("sentiment", "digits", "writing", "__main__")},

@@ -8,6 +8,7 @@ import hashlib
 import io
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,13 +103,14 @@ def _opened(stream: Any) -> tuple["Image.Image", list[str]]:
     return _normalised(image, ";16" in raw and ";16S" not in raw, fixed), fixed
 
 
-def _decoded(file: str | bytes) -> tuple["Image.Image", list[str]]:
+def _read(file: str | bytes, read: Callable[[Any], Any]) -> Any:
+    """Returns what ``read`` makes of a file; whatever PIL raises becomes ``Unusable``."""
     require_pillow()
     from PIL import Image, UnidentifiedImageError
 
     try:
         with io.BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as stream:
-            return _opened(stream)
+            return read(stream)
     except Unusable:
         raise
     except FileNotFoundError:
@@ -124,6 +126,25 @@ def _decoded(file: str | bytes) -> tuple["Image.Image", list[str]]:
         words = " ".join(str(error).split()) or type(error).__name__
         cut = "truncated" in words.lower()
         raise Unusable("is cut short" if cut else f"cannot be decoded: {words}") from None
+
+
+def _decoded(file: str | bytes) -> tuple["Image.Image", list[str]]:
+    return _read(file, _opened)
+
+
+def size(file: str | bytes) -> tuple[int, int]:
+    """Returns an image's width and height by its header; no pixel is decoded.
+
+    Raises:
+        Unusable, UserError: as ``decode`` does for a file without an image's header.
+    """
+
+    def of_header(stream: Any) -> tuple[int, int]:
+        from PIL import Image
+
+        return Image.open(stream, formats=KINDS).size
+
+    return _read(file, of_header)
 
 
 def decode(file: str | bytes, channels: int = 3) -> "Image.Image":

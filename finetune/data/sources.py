@@ -71,12 +71,12 @@ class Checkpoint:
 
     def digest(self) -> str:
         """Returns the sha256 of the weights, which identifies the base model."""
-        return _digest(sorted(self.folder.glob(self.gguf or "*.safetensors")))
+        return digest_of(sorted(self.folder.glob(self.gguf or "*.safetensors")))
 
     def start(self) -> str:
         """Returns what identifies the weights that training starts from."""
         own = sorted(self.adapter.glob("*.safetensors")) if self.adapter else []
-        return f"{self.digest()} {_digest(own)}" if own else self.digest()
+        return f"{self.digest()} {digest_of(own)}" if own else self.digest()
 
     def record(self, run: Path) -> dict[str, Any]:
         """Returns what a run's results.json says about the checkpoint; ``base`` reads it."""
@@ -93,7 +93,8 @@ class Checkpoint:
         }
 
 
-def _digest(files: list[Path]) -> str:
+def digest_of(files: list[Path]) -> str:
+    """Returns one sha256 of the contents of some files, in their order."""
     whole = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -4,6 +4,7 @@ May import every package but report.
 """
 
 from finetune.inference.prediction import (
+    answer,
     generate,
     load,
     load_base,
@@ -15,6 +16,7 @@ from finetune.inference.prediction import (
 )
 
 __all__ = [
+    "answer",
     "generate",
     "load",
     "load_base",

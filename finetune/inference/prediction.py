@@ -155,11 +155,25 @@ def predict(
     Args:
         base, base_folder: as in ``load``.
     """
-    model, processor, recipe = load(run, base, base_folder)
+    return answer(*load(run, base, base_folder), run.results()["data"], rows)
+
+
+def answer(
+    model: torch.nn.Module,
+    processor: Any,
+    recipe: Recipe,
+    data: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Returns what ``predict`` does, with a model that is loaded already.
+
+    Args:
+        data: the data section of the run's results.json.
+    """
     task = tasks.find(recipe.task)
     full = [row for row in rows if not task.is_empty(row)]
-    found = outputs(model, processor, recipe, full)
-    answers = iter(task.answers(found, run.results()["data"]))
+    found = task.answers(outputs(model, processor, recipe, full), data) if full else []
+    answers = iter(found)
     return [{"prediction": None} if task.is_empty(row) else next(answers) for row in rows]
 
 

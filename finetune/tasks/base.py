@@ -113,6 +113,13 @@ class Task(ABC):
         other = "; use `finetune generate`" if self.generates else ""
         raise UserError(f"{recipe.name}: {self.name} gives no labels{other}")
 
+    def fields(self, recipe: Recipe) -> dict[str, type]:
+        """Returns what a row to predict is made of, by name, as a service asks its clients for it.
+
+        ``str`` is a text, ``bytes`` an image file. Empty where the task predicts nothing.
+        """
+        return {}
+
     def is_empty(self, row: Row) -> bool:
         """Returns whether a row has nothing to predict: its first part is missing or blank."""
         first = next(iter(row.values()))
@@ -159,9 +166,23 @@ class Task(ABC):
         """
 
     def generate(
-        self, model: Any, processor: Any, prompt: str, data: Mapping[str, Any], **options: Any
-    ) -> None:
-        """Prints what the model generates from a prompt, as it is generated."""
+        self,
+        model: Any,
+        processor: Any,
+        prompt: str | list[dict[str, str]],
+        data: Mapping[str, Any],
+        **options: Any,
+    ) -> str:
+        """Generates text from a prompt; prints it as it is generated, unless given a ``streamer``.
+
+        Args:
+            prompt: a text, or messages with ``role`` and ``content``.
+            data: as in ``answers``.
+            options: ``seed``, ``max_new_tokens``, and what the model's ``generate`` takes.
+
+        Raises:
+            UserError: the prompt cannot be used.
+        """
         raise NotImplementedError
 
     # --- model card and report -----------------------------------------------------------------

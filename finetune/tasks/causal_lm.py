@@ -164,17 +164,26 @@ class CausalLM(Task):
         return [{"prediction": float(b) if numpy.isfinite(b) else None} for b in bits]
 
     def generate(
-        self, model: Any, processor: Any, prompt: str, data: Mapping[str, Any], **options: Any
-    ) -> None:
+        self,
+        model: Any,
+        processor: Any,
+        prompt: str | list[dict[str, str]],
+        data: Mapping[str, Any],
+        **options: Any,
+    ) -> str:
         chats = data["documents"] == "messages"
+        if not isinstance(prompt, str) and not chats:
+            raise UserError("the model continues texts and knows no chats; give it a text")
+        if isinstance(prompt, str) and chats:
+            prompt = [{"role": "user", "content": prompt}]
         date = datetime.date.fromisoformat(data.get("chat_date") or DATE)
-        generation.generate(
+        printer = TextStreamer(processor, skip_prompt=chats, skip_special_tokens=True)
+        return generation.generate(
             model,
             processor,
-            [{"role": "user", "content": prompt}] if chats else prompt,
+            prompt,
             template=ChatTemplate(processor, date) if chats else None,
-            streamer=TextStreamer(processor, skip_prompt=chats, skip_special_tokens=True),
-            **options,
+            **{"streamer": printer, **options},
         )
 
     def example(self, recipe: Recipe, results: dict[str, Any]) -> Example:

@@ -81,6 +81,9 @@ class ImageClassification(Classifier):
     def read_rows(self, given: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:
         return images.read_rows(given, file, recipe)
 
+    def fields(self, recipe: Recipe) -> dict[str, type]:
+        return {"image": bytes}
+
     def batches(
         self, rows: list[dict[str, Any]], processor: Any, recipe: Recipe, size: int
     ) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:

@@ -114,6 +114,9 @@ class TextClassification(Classifier):
     def read_rows(self, given: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:
         return text.read_rows(given, file, recipe)
 
+    def fields(self, recipe: Recipe) -> dict[str, type]:
+        return {"text": str} | ({"text_pair": str} if recipe.data.text_pair else {})
+
     def batches(
         self, rows: list[dict[str, Any]], processor: Any, recipe: Recipe, size: int
     ) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:

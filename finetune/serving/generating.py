@@ -1,0 +1,160 @@
+"""Generation as a stream of pieces, and ``POST /generate``."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from finetune.serving.batching import Batcher, Busy
+from finetune.serving.limits import Limits
+from finetune.serving.metrics import Metrics
+from finetune.serving.service import Generated, Service
+
+Prompt = str | list[dict[str, str]]
+# More than any model has positions for; and the largest seed that torch takes for certain.
+MOST_TOKENS, MOST_SEED = 1_000_000, 2**32 - 1
+# The part of a request's deadline in which text is generated: what there is then is the answer.
+SHARE = 0.9
+
+
+@dataclass
+class Answer:
+    """A generation under way: iterate over its pieces, then ``generated`` says how it ended.
+
+    Attributes:
+        stops: texts at which the answer ends, without them.
+        options: as ``Task.generate`` takes them.
+    """
+
+    service: Service
+    batcher: Batcher
+    limits: Limits
+    metrics: Metrics
+    prompt: Prompt
+    options: dict[str, Any]
+    stops: list[str] = field(default_factory=list)
+    generated: Generated | None = None
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """Yields the answer piece by piece; it ends shortly before the request's deadline.
+
+        Raises:
+            Busy: too many requests wait, or waited too long.
+            UserError: the prompt cannot be used.
+        """
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        end = loop.time() + SHARE * self.limits.deadline
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def put(piece: str | None) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        def work() -> Generated:
+            try:
+                return self.service.generate(self.prompt, put, stop, **self.options)
+            finally:
+                put(None)
+
+        async with self.batcher.turn() as thread:
+            if loop.time() > end:
+                raise Busy
+            timer = loop.call_at(end, stop.set)
+            done = loop.run_in_executor(thread, work)
+            try:
+                held, stopped = "", False
+                while not stopped and (piece := await pieces.get()) is not None:
+                    sent, held, stopped = _until(held + piece, self.stops)
+                    if sent:
+                        yield sent
+                if stopped:
+                    stop.set()
+                generated = await done
+                if held:
+                    yield held
+                self.generated = replace(generated, reason="stop") if stopped else generated
+                self.metrics.tokens.inc(generated.tokens)
+            finally:
+                # Also when the client is gone: the model's thread is free again after this.
+                timer.cancel()
+                stop.set()
+                await asyncio.wait([done])
+
+    async def text(self) -> tuple[str, Generated]:
+        """Returns the whole answer, and how it ended."""
+        text = "".join([piece async for piece in self.pieces()])
+        assert self.generated is not None
+        return text, self.generated
+
+
+def _until(text: str, stops: list[str]) -> tuple[str, str, bool]:
+    """Splits what was generated at the first of some texts.
+
+    Returns:
+        What can be sent; what may be the beginning of a stop and has to wait; whether a stop came.
+    """
+    found = [place for stop in stops if (place := text.find(stop)) >= 0]
+    if found:
+        return text[: min(found)], "", True
+    waits = max(
+        (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+    )
+    return text[: len(text) - waits], text[len(text) - waits :], False
+
+
+async def stream(events: AsyncGenerator[Any, None]) -> StreamingResponse:
+    """Returns server-sent events; the response begins with the first, so an error has a status."""
+    first = await anext(events)
+
+    async def lines() -> AsyncIterator[str]:
+        async with aclosing(events):
+            yield _event(first)
+            async for event in events:
+                yield _event(event)
+
+    no_store = {"Cache-Control": "no-store"}
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=no_store)
+
+
+def _event(data: Any) -> str:
+    return f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n"
+
+
+class Wanted(BaseModel):
+    """A prompt, and the options of `finetune generate`."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompt: str = Field(min_length=1)
+    max_new_tokens: int = Field(60, ge=1, le=MOST_TOKENS)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
+    greedy: bool = False
+
+
+def router(service: Service, batcher: Batcher, limits: Limits, metrics: Metrics) -> APIRouter:
+    """Returns the route."""
+    routes = APIRouter()
+
+    @routes.post("/generate", response_class=StreamingResponse)
+    async def generate(given: Wanted) -> StreamingResponse:
+        """Streams what the model generates: ``{"text": …}``, and last how it ended.
+
+        For a model of chats, the prompt is a question.
+        """
+        options = given.model_dump(exclude={"prompt", "greedy"})
+        options["do_sample"] = not given.greedy
+        answer = Answer(service, batcher, limits, metrics, given.prompt, options)
+
+        async def events() -> AsyncGenerator[Any, None]:
+            async for piece in answer.pieces():
+                yield {"text": piece}
+            yield asdict(answer.generated)
+
+        return await stream(events())
+
+    return routes
