@@ -34,7 +34,8 @@ def read(command: str, place: str | None, given: dict[str, str]) -> recipe.Recip
         UserError: there is neither, or both a file and a flag name data.
     """
     found = _read(command, place, given)
-    return replace(found, data=corrections.pinned(found.data))
+    kept = corrections.pinned(found.data.add_feedback)
+    return replace(found, data=replace(found.data, add_feedback=kept))
 
 
 def _read(command: str, place: str | None, given: dict[str, str]) -> recipe.Recipe:

@@ -19,41 +19,39 @@ from finetune.data import labels, readers, row_checks, splits
 from finetune.errors import UserError
 from finetune.recipe import Data
 
-# In a run's directory; paths of images in it are relative to that.
-FILE = "feedback.jsonl"
+# In a run's directory; the images are named by the hash of their file.
+FILE, IMAGES = "feedback.jsonl", "feedback"
 # A file of which the first lines are read: corrections that are added later change no run.
 PART = re.compile(r"(.*)\[:(\d+)\]")
 
 
-def pinned(data: Data) -> Data:
-    """Returns the data section with ``add_feedback`` as first lines of files: FILE[:N].
+def pinned(given: list[str] | str | None) -> list[str] | None:
+    """Returns ``add_feedback`` with runs as the first lines of files: FILE[:N].
 
     Raises:
         UserError: a run has no corrections, or a folder has several runs with some.
     """
-    given = data.add_feedback
     if given is None:
-        return data
+        return None
     names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given
-    return replace(data, add_feedback=[_pinned(name) for name in names])
+    return [f"{file}[:{lines}]" for file, lines in map(_part, names)]
 
 
-def _pinned(name: str) -> str:
-    if PART.fullmatch(name):
-        return name
+def files(given: list[str] | str | None) -> list[str]:
+    """Returns the files that ``add_feedback`` names."""
+    return [_part(name)[0] for name in pinned(given) or []]
+
+
+def _part(name: str) -> tuple[str, int]:
+    """Returns a file, and how many of its lines are read."""
+    if part := PART.fullmatch(name):
+        return part[1], int(part[2])
     found = [Path(name)] if Path(name).is_file() else sorted(Path(name).rglob(FILE))
     if len(found) != 1:
         what = ", ".join(map(str, found)) or f"no {FILE}; `finetune serve {name}` collects it"
         raise UserError(f"add_feedback: {name}: needs one run with corrections and has {what}")
     # A line that is being written is not one yet.
-    lines = found[0].read_bytes().count(b"\n")
-    return f"{found[0]}[:{lines}]"
-
-
-def files(data: Data) -> dict[str, int]:
-    """Returns the files with corrections, and how many of their lines are read."""
-    parts = [PART.fullmatch(name) for name in pinned(data).add_feedback or []]
-    return {part[1]: int(part[2]) for part in parts if part}
+    return str(found[0]), found[0].read_bytes().count(b"\n")
 
 
 def section(data: Data) -> Data:
@@ -88,7 +86,8 @@ def load(
         UserError: a file cannot be read, or has a label that the training rows do not have.
     """
     own, frames, rejected = section(data), [], []
-    for file, lines in files(data).items():
+    for name in pinned(data.add_feedback) or []:
+        file, lines = _part(name)
         table = read(file, own)
         table.rows = table.rows.loc[table.rows.index <= lines]
         table.rejected = [row for row in table.rejected if row["line"] <= lines]

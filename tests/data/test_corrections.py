@@ -113,15 +113,15 @@ def test_several_runs() -> None:
 
 def test_a_run_reads_the_lines_that_there_were() -> None:
     correct({"text": "early", "label": "positive"})
-    kept = corrections.pinned(Data(add_feedback=RUN))
-    assert kept.add_feedback == [f"{FILE}[:1]"]
+    kept = corrections.pinned(RUN)
+    assert kept == [f"{FILE}[:1]"]
     correct({"text": "late", "label": "positive"})
     # A line that is being written has no end yet.
     with Path(FILE).open("a") as stream:
         stream.write('{"text": "torn')
-    assert corrections.pinned(Data(add_feedback=RUN)).add_feedback == [f"{FILE}[:2]"]
+    assert corrections.pinned(RUN) == [f"{FILE}[:2]"]
     assert corrections.pinned(kept) == kept
-    found = load(add_feedback=kept.add_feedback)
+    found = load(add_feedback=kept)
     assert found.train["text"].iloc[-1] == "early"
 
 
