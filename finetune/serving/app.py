@@ -14,7 +14,7 @@ POST /generate             text as server-sent events, for tasks that generate
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,16 +23,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from finetune.errors import UserError
-from finetune.serving import feedback, generating, guards, page, predicting
+from finetune.serving import completions, feedback, generating, guards, page, predicting
 from finetune.serving.batching import Batcher, Busy
+from finetune.serving.generating import Answers
 from finetune.serving.limits import LOOPBACK, Limits
 from finetune.serving.metrics import Measure, Metrics
-from finetune.serving.service import Service
+
+if TYPE_CHECKING:
+    from finetune.serving.service import Service
 
 DEFAULTS = Limits()
 
 
-def create_app(service: Service, limits: Limits = DEFAULTS, token: str | None = None) -> FastAPI:
+def create_app(service: "Service", limits: Limits = DEFAULTS, token: str | None = None) -> FastAPI:
     """Returns the application that answers for a model.
 
     Args:
@@ -90,7 +93,9 @@ def create_app(service: Service, limits: Limits = DEFAULTS, token: str | None = 
     if service.fields and service.task.is_labelled:
         app.include_router(feedback.router(service, batcher, limits))
     if service.generates:
-        app.include_router(generating.router(service, batcher, limits, metrics))
+        answers = Answers(service, batcher, limits, metrics)
+        app.include_router(generating.router(answers))
+        app.include_router(completions.router(service, answers))
     return app
 
 

@@ -11,7 +11,7 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import filelock
 from fastapi import APIRouter, File, Form, UploadFile
@@ -22,11 +22,14 @@ from finetune.data import corrections
 from finetune.errors import UserError
 from finetune.serving import predicting
 from finetune.serving.batching import Batcher
+from finetune.serving.guards import Text
 from finetune.serving.limits import Limits
-from finetune.serving.service import Service
+
+if TYPE_CHECKING:
+    from finetune.serving.service import Service
 
 # A label, several labels, or a number.
-Label = str | list[str] | float
+Label = Text | list[Text] | float
 
 
 class Kept(BaseModel):
@@ -36,7 +39,7 @@ class Kept(BaseModel):
     file: str
 
 
-def router(service: Service, batcher: Batcher, limits: Limits) -> APIRouter:
+def router(service: "Service", batcher: Batcher, limits: Limits) -> APIRouter:
     """Returns the route, which asks for the input as ``/predict`` does."""
     routes = APIRouter()
 
@@ -68,7 +71,7 @@ def router(service: Service, batcher: Batcher, limits: Limits) -> APIRouter:
         return routes
 
     strict = ConfigDict(extra="forbid")
-    fields: Any = {**dict.fromkeys(service.fields, (str, ...)), "label": (Label, ...)}
+    fields: Any = {**dict.fromkeys(service.fields, (Text, ...)), "label": (Label, ...)}
     body: Any = create_model("Correction", __config__=strict, **fields)
 
     @routes.post("/feedback")

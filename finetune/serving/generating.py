@@ -3,19 +3,22 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from finetune.serving.batching import Batcher, Busy
+from finetune.serving.guards import Text
 from finetune.serving.limits import Limits
 from finetune.serving.metrics import Metrics
-from finetune.serving.service import Generated, Service
+
+if TYPE_CHECKING:
+    from finetune.serving.service import Service
 
 Prompt = str | list[dict[str, str]]
 # More than any model has positions for; and the largest seed that torch takes for certain.
@@ -24,22 +27,42 @@ MOST_TOKENS, MOST_SEED = 1_000_000, 2**32 - 1
 SHARE = 0.9
 
 
-@dataclass
-class Answer:
-    """A generation under way: iterate over its pieces, then ``generated`` says how it ended.
+@dataclass(frozen=True)
+class Generated:
+    """Tokens of the prompt and of the answer; why it ended, ``stop`` or ``length``."""
 
-    Attributes:
-        stops: texts at which the answer ends, without them.
-        options: as ``Task.generate`` takes them.
-    """
+    prompt_tokens: int
+    tokens: int
+    reason: str
 
-    service: Service
+
+@dataclass(frozen=True)
+class Answers:
+    """What every generation of a service needs."""
+
+    service: "Service"
     batcher: Batcher
     limits: Limits
     metrics: Metrics
+
+    def start(self, prompt: Prompt, options: dict[str, Any], stops: Sequence[str] = ()) -> "Answer":
+        """Returns the answer to a prompt, which is generated as its pieces are asked for.
+
+        Args:
+            options: as ``Task.generate`` takes them.
+            stops: texts at which the answer ends, without them.
+        """
+        return Answer(self, prompt, options, stops)
+
+
+@dataclass
+class Answer:
+    """One generation; when all its pieces are taken, ``generated`` says how it ended."""
+
+    of: Answers
     prompt: Prompt
     options: dict[str, Any]
-    stops: list[str] = field(default_factory=list)
+    stops: Sequence[str]
     generated: Generated | None = None
 
     async def pieces(self) -> AsyncIterator[str]:
@@ -50,7 +73,7 @@ class Answer:
             UserError: the prompt cannot be used.
         """
         loop, stop = asyncio.get_running_loop(), threading.Event()
-        end = loop.time() + SHARE * self.limits.deadline
+        end = loop.time() + SHARE * self.of.limits.deadline
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
         def put(piece: str | None) -> None:
@@ -58,11 +81,11 @@ class Answer:
 
         def work() -> Generated:
             try:
-                return self.service.generate(self.prompt, put, stop, **self.options)
+                return self.of.service.generate(self.prompt, put, stop, **self.options)
             finally:
                 put(None)
 
-        async with self.batcher.turn() as thread:
+        async with self.of.batcher.turn() as thread:
             if loop.time() > end:
                 raise Busy
             timer = loop.call_at(end, stop.set)
@@ -79,7 +102,7 @@ class Answer:
                 if held:
                     yield held
                 self.generated = replace(generated, reason="stop") if stopped else generated
-                self.metrics.tokens.inc(generated.tokens)
+                self.of.metrics.tokens.inc(generated.tokens)
             finally:
                 # Also when the client is gone: the model's thread is free again after this.
                 timer.cancel()
@@ -93,7 +116,7 @@ class Answer:
         return text, self.generated
 
 
-def _until(text: str, stops: list[str]) -> tuple[str, str, bool]:
+def _until(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
     """Splits what was generated at the first of some texts.
 
     Returns:
@@ -130,13 +153,13 @@ class Wanted(BaseModel):
     """A prompt, and the options of `finetune generate`."""
 
     model_config = ConfigDict(extra="forbid")
-    prompt: str = Field(min_length=1)
+    prompt: Text = Field(min_length=1)
     max_new_tokens: int = Field(60, ge=1, le=MOST_TOKENS)
     seed: int = Field(0, ge=0, le=MOST_SEED)
     greedy: bool = False
 
 
-def router(service: Service, batcher: Batcher, limits: Limits, metrics: Metrics) -> APIRouter:
+def router(answers: Answers) -> APIRouter:
     """Returns the route."""
     routes = APIRouter()
 
@@ -148,11 +171,12 @@ def router(service: Service, batcher: Batcher, limits: Limits, metrics: Metrics)
         """
         options = given.model_dump(exclude={"prompt", "greedy"})
         options["do_sample"] = not given.greedy
-        answer = Answer(service, batcher, limits, metrics, given.prompt, options)
+        answer = answers.start(given.prompt, options)
 
         async def events() -> AsyncGenerator[Any, None]:
             async for piece in answer.pieces():
                 yield {"text": piece}
+            assert answer.generated is not None
             yield asdict(answer.generated)
 
         return await stream(events())

@@ -5,13 +5,27 @@ import base64
 import binascii
 import hmac
 from collections.abc import Callable
+from typing import Annotated
 
+from pydantic import AfterValidator
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Answers without a token, so that a supervisor can ask.
 OPEN = "/health"
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("has half of a surrogate pair, which is no character") from None
+    return text
+
+
+# A text in a body. JSON can escape what no tokenizer takes.
+Text = Annotated[str, AfterValidator(_encodable)]
 
 
 def error(status: int, message: str, **headers: str) -> JSONResponse:
@@ -105,8 +119,9 @@ class Gate:
                 limit.reschedule(asyncio.get_running_loop().time() + self.deadline)
             await send(message)
 
+        limit = asyncio.timeout(self.deadline)
         try:
-            async with asyncio.timeout(self.deadline) as limit:
+            async with limit:
                 await self.app(scope, read, write)
         except TimeoutError:
             if not limit.expired():

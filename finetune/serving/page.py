@@ -4,7 +4,7 @@ import base64
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
@@ -12,7 +12,9 @@ from starlette.exceptions import HTTPException
 
 from finetune import run_directory
 from finetune.data import corrections
-from finetune.serving.service import Service
+
+if TYPE_CHECKING:
+    from finetune.serving.service import Service
 
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 # No other site may show a page in a frame, or see where its links lead from.
@@ -37,7 +39,7 @@ def _source(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def router(service: Service) -> APIRouter:
+def router(service: "Service") -> APIRouter:
     """Returns the routes."""
     routes = APIRouter()
     policies = {"page": policy(PAGE) + CLOSED, "report": REPORT + CLOSED}

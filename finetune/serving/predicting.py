@@ -1,7 +1,7 @@
 """``POST /predict``: JSON for texts, files for images."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, File, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -9,8 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from finetune.data import image_decoding
 from finetune.errors import UserError
 from finetune.serving.batching import Batcher
+from finetune.serving.guards import Text
 from finetune.serving.limits import Limits
-from finetune.serving.service import Service
+
+if TYPE_CHECKING:
+    from finetune.serving.service import Service
 
 
 class Predictions(BaseModel):
@@ -22,7 +25,7 @@ class Predictions(BaseModel):
     predictions: list[dict[str, Any]]
 
 
-def router(service: Service, batcher: Batcher, limits: Limits) -> APIRouter:
+def router(service: "Service", batcher: Batcher, limits: Limits) -> APIRouter:
     """Returns the route, which asks for what the model's task needs."""
     routes = APIRouter()
     if bytes in service.fields.values():
@@ -40,17 +43,20 @@ def router(service: Service, batcher: Batcher, limits: Limits) -> APIRouter:
         return routes
 
     strict = ConfigDict(extra="forbid")
-    row: Any = create_model("Row", __config__=strict, **dict.fromkeys(service.fields, (str, ...)))
+    texts: Any = dict.fromkeys(service.fields, (Text, ...))
+    row: Any = create_model("Row", __config__=strict, **texts)
     # A row of one text can be given as that text.
     single = next(iter(service.fields)) if len(service.fields) == 1 else None
-    item: Any = row | str if single else row
+    item: Any = row | Text if single else row
     rows_of: Any = Annotated[list[item], Field(min_length=1, max_length=limits.rows)]
     body: Any = create_model("Inputs", __config__=strict, inputs=(rows_of, ...))
 
     @routes.post("/predict")
-    async def of_texts(given: body) -> Predictions:
+    async def of_texts(given: body) -> Predictions:  # pyright: ignore[reportInvalidTypeForm]
         """Labels texts."""
-        rows = [{single: i} if isinstance(i, str) else i.model_dump() for i in given.inputs]
+        rows: list[Any] = [
+            {single: i} if isinstance(i, str) else i.model_dump() for i in given.inputs
+        ]
         return Predictions(predictions=await batcher.submit(rows))
 
     return routes

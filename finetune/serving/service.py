@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from finetune import inference, tasks
 from finetune.data import sources
 from finetune.models import devices
 from finetune.run_directory import Run
+from finetune.serving.generating import Generated
 
 
 class Service:
@@ -56,7 +56,7 @@ class Service:
         write: Callable[[str], None],
         stop: threading.Event,
         **options: Any,
-    ) -> "Generated":
+    ) -> Generated:
         """Generates from a prompt and hands each piece of text to ``write``.
 
         Args:
@@ -67,7 +67,8 @@ class Service:
             UserError: the prompt cannot be used.
         """
         pieces = _Pieces(self.processor, write)
-        ends = self.model.generation_config.eos_token_id
+        model: Any = self.model
+        ends = model.generation_config.eos_token_id
         self.task.generate(
             self.model,
             self.processor,
@@ -79,15 +80,6 @@ class Service:
         )
         finished = pieces.last in (ends if isinstance(ends, list) else [ends])
         return Generated(pieces.prompt_tokens, pieces.tokens, "stop" if finished else "length")
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Tokens of the prompt and of the answer; why it ended, ``stop`` or ``length``."""
-
-    prompt_tokens: int
-    tokens: int
-    reason: str
 
 
 class _Stop(StoppingCriteria):

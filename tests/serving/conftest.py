@@ -11,7 +11,6 @@ from starlette.testclient import TestClient
 
 from finetune.run_directory import Run
 from finetune.serving.app import create_app
-from finetune.serving.service import Service
 from tests.conftest import make_writer, sentences, train, write_csv
 
 TRAINING = "training: {max_steps: 1, use_cpu: true, output_dir: "
@@ -82,6 +81,9 @@ def language_model(folder: Path, column: str, rows: list[str]) -> Run:
 @pytest.fixture
 def serve() -> Iterator[Callable[..., TestClient]]:
     """Starts a service of a run, as ``create_app`` does with the same arguments."""
+    # It imports torch, which most tests here do without.
+    from finetune.serving.service import Service
+
     with ExitStack() as stack:
 
         def start(run: Run, *arguments: Any, headers: Any = None) -> TestClient:

@@ -1,0 +1,140 @@
+"""Generated text: streamed, ended by stops and limits, and as OpenAI's clients ask for it."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from finetune import inference
+from finetune.run_directory import Run
+from finetune.serving.generating import _until
+from tests.conftest import sentences
+from tests.serving.conftest import language_model
+
+QUESTION = {"role": "user", "content": "the film"}
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A language model of texts."""
+    rows = [json.dumps({"text": text}) for text, _ in sentences(40)]
+    return language_model(tmp_path_factory.mktemp("writer"), "text: text", rows)
+
+
+@pytest.fixture(scope="module")
+def chatter(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A language model of chats."""
+    answer = {"role": "assistant", "content": "!"}
+    texts = [{"role": "user", "content": text} for text, _ in sentences(40)]
+    rows = [json.dumps({"messages": [text, answer]}) for text in texts]
+    return language_model(tmp_path_factory.mktemp("chatter"), "messages: messages", rows)
+
+
+def events(text: str) -> list[Any]:
+    """The data of server-sent events; the last of OpenAI's is no JSON."""
+    parts = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    return [json.loads(part) if part != "[DONE]" else part for part in parts]
+
+
+def test_a_stream_has_the_words_of_finetune_generate(
+    writer: Run, serve: Callable[..., TestClient], capsys: pytest.CaptureFixture[str]
+) -> None:
+    inference.generate(writer, "the film", 3, 12, False)
+    printed = capsys.readouterr().out
+    asked = {"prompt": "the film", "seed": 3, "max_new_tokens": 12}
+    answer = serve(writer).post("/generate", json=asked)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *pieces, ended = events(answer.text)
+    assert "the film" + "".join(piece["text"] for piece in pieces) == printed.removesuffix("\n")
+    assert ended == {"prompt_tokens": 8, "tokens": 12, "reason": "length"}
+
+
+def test_completions_streamed_and_not_are_the_same(
+    writer: Run, chatter: Run, serve: Callable[..., TestClient]
+) -> None:
+    for run, path, asked in [
+        (writer, "/v1/completions", {"prompt": "the film"}),
+        (chatter, "/v1/chat/completions", {"messages": [QUESTION]}),
+    ]:
+        client = serve(run)
+        asked |= {"seed": 1, "max_tokens": 20, "model": "any"}
+        whole = client.post(path, json=asked).json()
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        *chunks, usage, done = events(client.post(path, json=asked | options).text)
+        assert done == "[DONE]"
+        assert usage["usage"] == whole["usage"]
+        assert whole["usage"]["completion_tokens"] <= 20
+        choices = [chunk["choices"][0] for chunk in chunks]
+        assert choices[-1]["finish_reason"] == whole["choices"][0]["finish_reason"]
+        first = whole["choices"][0]
+        if run is chatter:
+            assert choices[0]["delta"]["role"] == first["message"]["role"] == "assistant"
+            pieces = [choice["delta"].get("content", "") for choice in choices]
+            assert "".join(pieces) == first["message"]["content"]
+        else:
+            assert "".join(choice["text"] for choice in choices) == first["text"]
+        assert client.get("/v1/models").json()["data"][0]["id"] == whole["model"]
+
+
+def test_an_answer_ends_before_a_stop(writer: Run, serve: Callable[..., TestClient]) -> None:
+    client, asked = serve(writer), {"prompt": "the film", "seed": 1, "max_tokens": 40}
+    whole = client.post("/v1/completions", json=asked).json()["choices"][0]["text"]
+    stop = whole[5:7]
+    cut = client.post("/v1/completions", json=asked | {"stop": [stop, "not there"]}).json()
+    assert cut["choices"][0]["text"] == whole.partition(stop)[0]
+    assert cut["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("text", "sent", "held", "ended"),
+    [
+        ("abc", "abc", "", False),
+        ("ab#", "ab", "#", False),
+        ("ab##c", "ab", "", True),
+        ("ab", "ab", "", False),
+        ("#EN", "", "#EN", False),
+    ],
+)
+def test_what_may_begin_a_stop_waits(text: str, sent: str, held: str, ended: bool) -> None:
+    assert _until(text, ["##", "#END"]) == (sent, held, ended)
+
+
+def test_the_deadline_ends_an_answer(writer: Run, serve: Callable[..., TestClient]) -> None:
+    from finetune.serving.limits import Limits
+
+    answer = serve(writer, Limits(deadline=0.05)).post(
+        "/v1/completions", json={"prompt": "the film", "max_tokens": 100_000}
+    )
+    # The first tokens may take longer than that on a busy machine; the answer never is an error.
+    assert answer.status_code in {200, 503}
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"n": 2}, "n: "),
+        ({"tools": []}, "tools: Extra inputs are not permitted"),
+        ({"temperature": 3}, "temperature: "),
+        ({"messages": []}, "messages: "),
+        ({"messages": [{"role": "tool", "content": "1"}]}, "role: "),
+        ({"messages": [QUESTION | {"content": "a" * 200}]}, "as many as the model has positions"),
+    ],
+)
+def test_what_cannot_be_done_is_an_error(
+    chatter: Run, serve: Callable[..., TestClient], change: dict, wrong: str
+) -> None:
+    for stream in (False, True):
+        asked = {"messages": [QUESTION], "stream": stream, **change}
+        answer = serve(chatter).post("/v1/chat/completions", json=asked)
+        assert answer.status_code == 422
+        assert wrong in answer.json()["error"]["message"]
+
+
+def test_a_model_of_texts_knows_no_chats(writer: Run, serve: Callable[..., TestClient]) -> None:
+    client = serve(writer)
+    answer = client.post("/v1/chat/completions", json={"messages": [QUESTION]})
+    assert answer.status_code == 422
+    assert "knows no chats" in answer.json()["error"]["message"]
+    assert client.post("/predict", json={"inputs": ["a text"]}).status_code == 404
