@@ -41,9 +41,7 @@ def labels_of(found: Corpus, text: str) -> list[str]:
 
 def test_corrections_join_train_and_no_other_split() -> None:
     before = load(add_feedback=None)
-    correct(
-        {"text": "a new film", "label": "positive"}, {"text": "a new plot", "label": "negative"}
-    )
+    correct({"text": "a new film", "label": "positive"}, {"text": "a plot", "label": "negative"})
     found = load()
     assert labels_of(found, "a new film") == ["positive"]
     assert labels_of(found, "a plot") == ["negative"]

@@ -132,7 +132,7 @@ def test_the_keyboard_is_enough(texts: Run, visit: Open) -> None:
     opened.keyboard.type("a poor plot")
     opened.keyboard.press("Control+Enter")
     opened.locator(".bars").wait_for()
-    assert opened.get_by_role("status").first.inner_text().startswith("The model says")
+    assert opened.locator("#status").inner_text().startswith("The model says")
     # Predict, then the first of the labels.
     opened.keyboard.press("Tab")
     opened.keyboard.press("Tab")
