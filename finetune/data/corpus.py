@@ -125,20 +125,16 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
     splits.check(given)
     names = labels.encode(frames, found.tables, data) if labelled else []
     train = given.pop("train")
-    corrected = None
+    policy = train, given, data, found.source, found.test_is, found.notes
     if data.add_feedback and labelled:
         corrected = corrections.load(
             data, content, names, lambda file, own: _read(file, own, content == IMAGES, True)
         )
-    chosen = splits.choose(
-        *(train, given, data, found.source, found.test_is, found.notes),
-        corrected.join if corrected else None,
-    )
-    report, rejected = chosen.report, chosen.rejected
-    if corrected:
-        report |= corrected.report
-        report["rejected"] += len(corrected.rejected)
-        rejected += corrected.rejected
+        chosen = splits.choose(*policy, corrected.join)
+        chosen.rejected += corrected.rejected
+        chosen.report |= {**corrected.report, "rejected": len(chosen.rejected)}
+    else:
+        chosen = splits.choose(*policy)
     for note in chosen.report["notes"]:
         if note.startswith("warning: "):
             print(note)
@@ -151,8 +147,8 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         source=found.source,
         revision=found.commit,
         test_is=chosen.test_is,
-        report=report,
-        rejected=rejected,
+        report=chosen.report,
+        rejected=chosen.rejected,
     )
 
 
