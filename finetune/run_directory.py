@@ -28,9 +28,10 @@ RESULTS, RECIPE, HISTORY = "results.json", "recipe.yaml", "history.jsonl"
 PICTURES = "pictures"
 REJECTED, PREDICTIONS, REPORT = "rejected.jsonl", "predictions.parquet", "report.html"
 MODEL, MERGED, CHECKPOINTS, TENSORBOARD = "model", "merged", "checkpoints", "tensorboard"
+EXPORTS, EXPORT = "export", "export.json"
 LOCK = ".lock"
 OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT]
-OURS += [PICTURES, MODEL, MERGED, CHECKPOINTS, TENSORBOARD]
+OURS += [PICTURES, MODEL, MERGED, EXPORTS, CHECKPOINTS, TENSORBOARD]
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
 EVERYTHING = {
     *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
-    *("inference", "forecast", "checks", "report", "serving"),
+    *("inference", "forecast", "checks", "report", "serving", "export"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -35,6 +35,11 @@ ALLOWED: dict[str, set[str]] = {
     "checks": {"errors", "recipe", "data", "models", "evaluation", "tasks", "report"},
     "serving": {
         *("errors", "recipe", "run_directory", "data", "models", "tasks", "inference"),
+        "export",
+    },
+    "export": {
+        *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
+        "report",
     },
     "commands": EVERYTHING,
     "cli": {"commands", "errors", "recipe", "training"},

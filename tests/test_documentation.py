@@ -401,7 +401,7 @@ def test_serve(
         assert sorted(p.name for p in folder.iterdir()) == ["Dockerfile", "compose.yaml"]
         assert served == []
     else:
-        assert served[0][:3] == (f"finetune: {name}/seed-0", "127.0.0.1", 8000)
+        assert served[0][:3] == (f"finetune: {name}", "127.0.0.1", 8000)
 
 
 @pytest.mark.parametrize("command", documented("finetune merge"))

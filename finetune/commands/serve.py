@@ -24,20 +24,25 @@ def _serve(options: argparse.Namespace) -> None:
         print(f"finetune: wrote {' and '.join(map(str, written))}")
         return
     try:
-        from finetune.serving import server
+        from finetune.serving import app, server
     except ImportError as error:
         raise UserError(
             f"serve needs {error.name}: pip install 'finetune-recipes[serve]'"
         ) from None
     server.check_address(options.host, options.token)
+    if not options.deadline > 0:
+        raise UserError(f"--deadline {options.deadline:g}: has to be above 0")
 
-    from finetune.serving.app import create_app
     from finetune.serving.limits import Limits
     from finetune.serving.service import Service
 
     service, limits = Service(run, options.base), Limits(deadline=options.deadline)
-    print(f"finetune: {service.name} ({service.task.name}) computed by {service.engine}")
-    server.run(create_app(service, limits, options.token), options.host, options.port, limits)
+    for note in service.notes:
+        print(f"finetune: {note}")
+    times = ", ".join(f"{name} {1000 * took:.0f} ms" for name, took in service.measured.items())
+    chosen = f"{service.engine}, the fastest here: {times}" if times else service.engine
+    print(f"finetune: {service.name} ({service.task.name}) computed by {chosen}")
+    server.run(app.create_app(service, limits, options.token), options.host, options.port, limits)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ are those of https://platform.openai.com/docs/api-reference.
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from finetune.serving.service import Service
 
 STOPS = 4
+# Compared with the end of the answer at every piece.
+Stop = Annotated[Text, Field(max_length=100)]
 
 
 class Part(BaseModel):
@@ -69,13 +72,13 @@ class Asked(BaseModel):
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(None, ge=0, le=MOST_SEED)
-    stop: Text | Annotated[list[Text], Field(max_length=STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     # Sent by clients with these values, which change nothing.
     n: Literal[1] = 1
-    frequency_penalty: Literal[0] = 0
-    presence_penalty: Literal[0] = 0
+    frequency_penalty: float = Field(0, ge=0, le=0)
+    presence_penalty: float = Field(0, ge=0, le=0)
     user: str | None = None
 
     def options(self) -> dict[str, Any]:
@@ -189,9 +192,10 @@ async def _chunks(
         return head | {"choices": [choice]}
 
     is_first = True
-    async for piece in answer.pieces():
-        yield chunk(piece, is_first)
-        is_first = False
+    async with aclosing(answer.pieces()) as pieces:
+        async for piece in pieces:
+            yield chunk(piece, is_first)
+            is_first = False
     ended = answer.generated
     assert ended is not None
     yield chunk("", is_first, ended.reason)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
 
 from finetune.serving.batching import Batcher, Busy
 from finetune.serving.guards import Text
@@ -65,7 +66,7 @@ class Answer:
     stops: Sequence[str]
     generated: Generated | None = None
 
-    async def pieces(self) -> AsyncIterator[str]:
+    async def pieces(self) -> AsyncGenerator[str, None]:
         """Yields the answer piece by piece; it ends shortly before the request's deadline.
 
         Raises:
@@ -135,14 +136,21 @@ async def stream(events: AsyncGenerator[Any, None]) -> StreamingResponse:
     """Returns server-sent events; the response begins with the first, so an error has a status."""
     first = await anext(events)
 
-    async def lines() -> AsyncIterator[str]:
+    async def lines() -> AsyncGenerator[str, None]:
         async with aclosing(events):
             yield _event(first)
             async for event in events:
                 yield _event(event)
 
-    no_store = {"Cache-Control": "no-store"}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=no_store)
+    return _Stream(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+class _Stream(StreamingResponse):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ends the generation when the client is gone, and not when its garbage is collected."""
+        iterator: Any = self.body_iterator
+        async with aclosing(iterator):
+            await super().__call__(scope, receive, send)
 
 
 def _event(data: Any) -> str:
@@ -174,8 +182,9 @@ def router(answers: Answers) -> APIRouter:
         answer = answers.start(given.prompt, options)
 
         async def events() -> AsyncGenerator[Any, None]:
-            async for piece in answer.pieces():
-                yield {"text": piece}
+            async with aclosing(answer.pieces()) as pieces:
+                async for piece in pieces:
+                    yield {"text": piece}
             assert answer.generated is not None
             yield asdict(answer.generated)
 

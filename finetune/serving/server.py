@@ -1,7 +1,6 @@
 """The process of a service: its address, its connections, and how it ends."""
 
 import asyncio
-import ipaddress
 import socket
 from typing import Any
 
@@ -19,19 +18,12 @@ def check_address(host: str, token: str | None) -> None:
     Raises:
         UserError: others could.
     """
-    if token is None and host not in LOOPBACK and not _is_loopback(host):
+    if token is None and host not in LOOPBACK:
         raise UserError(
             f"--host {host}: other machines could ask; add --token TOKEN, or leave --host out"
         )
     if token is not None and (not token.strip() or not token.isascii()):
         raise UserError("--token: is empty or not ASCII; `openssl rand -hex 32` makes one")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
@@ -45,12 +37,20 @@ def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((host, port))
-    except OSError as error:
+        # From here on a client waits instead of being refused.
+        taken.listen()
+    except (OSError, OverflowError) as error:
         taken.close()
-        raise UserError(f"--host {host} --port {port}: {error.strerror}; name another") from None
+        reason = error.strerror if isinstance(error, OSError) else "is no port"
+        raise UserError(f"--host {host} --port {port}: {reason}; name another") from None
     address = f"[{host}]" if ":" in host else host
     print(f"finetune: http://{address}:{taken.getsockname()[1]}", flush=True)
-    config = uvicorn.Config(
+    Server(configured(app, limits)).run([taken])
+
+
+def configured(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """Returns how uvicorn serves an application."""
+    return uvicorn.Config(
         app,
         http=_protocol(limits.deadline),
         ws="none",
@@ -63,10 +63,11 @@ def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
         # A request that has begun is answered or refused by then.
         timeout_graceful_shutdown=int(2 * limits.deadline) + 1,
     )
-    _Server(config).run([taken])
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """A server that ends without losing what it has accepted."""
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Reads what clients have sent already before connections without a request are closed."""
         for server in self.servers:

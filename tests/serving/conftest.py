@@ -1,5 +1,6 @@
 """Finished tiny runs to serve, each trained once, and a client of their service."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,6 +77,22 @@ def language_model(folder: Path, column: str, rows: list[str]) -> Run:
         f'model: {{checkpoint: "{folder}/writer", max_length: 64}}\n'
         f'data: {{train: "{folder}/rows.jsonl", {column}, holdout: 8, validation_size: 8}}',
     )
+
+
+@pytest.fixture(scope="session")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A language model of texts."""
+    rows = [json.dumps({"text": text}) for text, _ in sentences(40)]
+    return language_model(tmp_path_factory.mktemp("writer"), "text: text", rows)
+
+
+@pytest.fixture(scope="session")
+def chatter(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A language model of chats."""
+    answer = {"role": "assistant", "content": "!"}
+    texts = [{"role": "user", "content": text} for text, _ in sentences(40)]
+    rows = [json.dumps({"messages": [text, answer]}) for text in texts]
+    return language_model(tmp_path_factory.mktemp("chatter"), "messages: messages", rows)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Generated text: streamed, ended by stops and limits, and as OpenAI's clients ask for it."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,26 +11,10 @@ from starlette.testclient import TestClient
 from finetune import inference
 from finetune.run_directory import Run
 from finetune.serving.generating import _until
-from tests.conftest import sentences
-from tests.serving.conftest import language_model
+from finetune.serving.limits import Limits
+from tests.serving.stub import Stub, app_of
 
 QUESTION = {"role": "user", "content": "the film"}
-
-
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A language model of texts."""
-    rows = [json.dumps({"text": text}) for text, _ in sentences(40)]
-    return language_model(tmp_path_factory.mktemp("writer"), "text: text", rows)
-
-
-@pytest.fixture(scope="module")
-def chatter(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A language model of chats."""
-    answer = {"role": "assistant", "content": "!"}
-    texts = [{"role": "user", "content": text} for text, _ in sentences(40)]
-    rows = [json.dumps({"messages": [text, answer]}) for text in texts]
-    return language_model(tmp_path_factory.mktemp("chatter"), "messages: messages", rows)
 
 
 def events(text: str) -> list[Any]:
@@ -102,8 +87,6 @@ def test_what_may_begin_a_stop_waits(text: str, sent: str, held: str, ended: boo
 
 
 def test_the_deadline_ends_an_answer(writer: Run, serve: Callable[..., TestClient]) -> None:
-    from finetune.serving.limits import Limits
-
     answer = serve(writer, Limits(deadline=0.05)).post(
         "/v1/completions", json={"prompt": "the film", "max_tokens": 100_000}
     )
@@ -117,6 +100,8 @@ def test_the_deadline_ends_an_answer(writer: Run, serve: Callable[..., TestClien
         ({"n": 2}, "n: "),
         ({"tools": []}, "tools: Extra inputs are not permitted"),
         ({"temperature": 3}, "temperature: "),
+        ({"frequency_penalty": 0.5}, "frequency_penalty: "),
+        ({"stop": "a" * 101}, "stop"),
         ({"messages": []}, "messages: "),
         ({"messages": [{"role": "tool", "content": "1"}]}, "role: "),
         ({"messages": [QUESTION | {"content": "a" * 200}]}, "as many as the model has positions"),
@@ -138,3 +123,47 @@ def test_a_model_of_texts_knows_no_chats(writer: Run, serve: Callable[..., TestC
     assert answer.status_code == 422
     assert "knows no chats" in answer.json()["error"]["message"]
     assert client.post("/predict", json={"inputs": ["a text"]}).status_code == 404
+
+
+def test_a_client_that_leaves_a_stream_frees_the_model() -> None:
+    async def whole() -> tuple[bool, int]:
+        stub = Stub({}, generates=True)
+        app = app_of(stub)
+        async with app.router.lifespan_context(app):
+            begun = asyncio.Event()
+            stub.hold.clear()
+            leaving = asyncio.create_task(request(app, {"prompt": "a b c d"}, begun))
+            await asyncio.sleep(0.05)
+            stub.hold.set()
+            await begun.wait()
+            stub.hold.clear()
+            leaving.cancel()
+            await asyncio.sleep(0.05)
+            stub.hold.set()
+            await asyncio.wait([leaving])
+            sent = await request(app, {"prompt": "one two"}, begun)
+            return leaving.cancelled(), len(sent)
+
+    assert asyncio.run(whole()) == (True, 5)
+
+
+async def request(app: Any, body: dict[str, Any], begun: asyncio.Event) -> list[Any]:
+    """The messages that answer a POST to /generate; ``begun`` is set with the first text."""
+    sent: list[Any] = []
+    come = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> Any:
+        if not come:
+            await asyncio.sleep(3600)
+        return come.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body":
+            begun.set()
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/generate", "query_string": b""}
+    scope |= {"root_path": "", "scheme": "http", "http_version": "1.1", "headers": headers}
+    await app(scope, receive, send)
+    return sent

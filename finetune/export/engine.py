@@ -1,0 +1,110 @@
+"""Runs exported models on ONNX Runtime or OpenVINO, through one call."""
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+import torch
+
+from finetune.errors import UserError
+from finetune.run_directory import EXPORT
+
+Array = numpy.ndarray
+
+
+class Engine:
+    """An exported model on its runtime. Threads may call one engine at the same time.
+
+    Attributes:
+        name: the runtime and the precision, for example ``ONNX Runtime, int8``.
+        inputs: the element type of each input that the model reads, by name.
+    """
+
+    def __init__(
+        self, name: str, inputs: Mapping[str, Any], run: Callable[[dict[str, Array]], Array]
+    ) -> None:
+        self.name, self.inputs, self._run = name, dict(inputs), run
+
+    def logits(self, inputs: Mapping[str, Array]) -> Array:
+        """Returns the logits of a batch, (B, K) or (B, T, V) float32.
+
+        Args:
+            inputs: a padded batch of B rows, as the folder's tokenizer or image processor makes it;
+                what the model does not read is ignored.
+        """
+        given = {name: inputs[name].astype(kind, copy=False) for name, kind in self.inputs.items()}
+        return self._run(given).astype(numpy.float32, copy=False)
+
+    def __call__(self, **inputs: torch.Tensor) -> SimpleNamespace:
+        """Returns an object with ``logits``, as a model of transformers does."""
+        found = self.logits({name: value.numpy() for name, value in inputs.items()})
+        return SimpleNamespace(logits=torch.from_numpy(found))
+
+
+def load(folder: str | Path) -> Engine:
+    """Loads an export on the CPU, or ONNX on a GPU where the installed runtime can use one.
+
+    As many threads compute as torch would use.
+
+    Raises:
+        UserError: it is not an export, or its runtime is not installed.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{folder}: holds no export (no {EXPORT})") from None
+    loaders = {"onnx": _onnx, "openvino": _openvino}
+    file = folder / manifest["components"]["model"]["file"]
+    return loaders[manifest["export_format"]](file, manifest["precision"])
+
+
+def runtime(package: str) -> Any:
+    """Imports a package of the extra ``export``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(
+            f"{package} is not installed: pip install 'finetune-recipes[export]'"
+        ) from None
+
+
+def _onnx(file: Path, precision: str) -> Engine:
+    onnxruntime = runtime("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    # By itself it would take every core of the machine, whatever the process may use.
+    options.intra_op_num_threads = torch.get_num_threads()
+    # 3: errors only. Shapes that it infers later are no news.
+    options.log_severity_level = 3
+    usable = onnxruntime.get_available_providers()
+    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in usable]
+    session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+    kinds = {"tensor(int64)": numpy.int64, "tensor(float)": numpy.float32}
+    kinds["tensor(float16)"] = numpy.float16
+    inputs = {put.name: kinds[put.type] for put in session.get_inputs()}
+    return Engine(
+        f"ONNX Runtime, {precision}", inputs, lambda given: session.run(["logits"], given)[0]
+    )
+
+
+def _openvino(file: Path, precision: str) -> Engine:
+    openvino = runtime("openvino")
+    compiled = openvino.Core().compile_model(
+        str(file),
+        "CPU",
+        {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()},
+    )
+    inputs = {put.any_name: put.get_element_type().to_dtype() for put in compiled.inputs}
+    return Engine(
+        f"OpenVINO, {precision}",
+        inputs,
+        lambda given: compiled.infer_new_request(given)["logits"],
+    )
