@@ -1,6 +1,6 @@
-# make imdb · make mnist · make gpt · make few-labels · make adapters · make students · make bench ·
-# make scaling · make dropout · make torture · make test · make test-latest · make xla · make wheel ·
-# make check · make venv · make clean
+# make imdb · make mnist · make gpt · make serve · make few-labels · make adapters · make students ·
+# make bench · make scaling · make dropout · make torture · make test · make test-latest · make xla ·
+# make wheel · make check · make venv · make clean
 # Each target sets up .venv by itself. RECIPE is the recipe to train, ARGS are its flags:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -33,11 +33,18 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
+.PHONY: imdb mnist gpt serve few-labels adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
 	$(BIN)/finetune train $(RECIPE) $(ARGS)
+
+# RUN is the run to serve, ARGS are flags: make serve RUN=runs/imdb/minilm ARGS="--port 8080"
+serve: RUN ?= runs/rotten_tomatoes/minilm-minute
+serve: .venv/.installed
+	@ls $(RUN)/results.json $(RUN)/*/results.json 2> /dev/null | grep -q . || \
+	  $(BIN)/finetune train recipes/$(RUN:runs/%=%).yaml
+	$(BIN)/finetune serve $(RUN) $(ARGS)
 
 mnist: .venv/.installed
 	$(AT_ONCE) $(MNIST:%=runs/mnist/%/seed-0/results.json)

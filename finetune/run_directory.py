@@ -2,6 +2,8 @@
 
 - ``recipe.yaml`` is written first: a directory that has it holds a run.
 - ``results.json`` is written last and in one step: a directory that has it holds a finished run.
+- ``feedback.jsonl`` and ``feedback`` hold what users of the served model corrected (see
+  ``data.corrections``). They stay when a run is replaced: the new one may learn from them.
 - A run directory can be any writable folder. Only the files and folders in ``OURS`` are ever
   deleted, and only from a folder that holds a run.
 """

@@ -37,6 +37,7 @@ SHORT = ["--dataset", "embedded:rotten_tomatoes"]
 MAKE = {
     "imdb": "finetune train recipes/imdb/minilm.yaml",
     "gpt": "finetune train recipes/reviews/smollm2-lora.yaml",
+    "serve": "finetune serve runs/rotten_tomatoes/minilm-minute",
     "mnist": "finetune compare runs/mnist/cnn-tutorial runs/mnist/cnn",
     "few-labels": "finetune compare runs/few-labels/",
     "dropout": "finetune compare runs/dropout/",
@@ -181,6 +182,7 @@ def test_every_documented_command_is_run_below() -> None:
         "export",
         "compare",
         "report",
+        "serve",
     )
     run = documented("make", *tools, *(f"finetune {command}" for command in subcommands))
     assert sorted([*run, "finetune recipes"]) == DOCUMENTED
@@ -259,8 +261,14 @@ def test_train(command: str, clone: Path, writer: str, capsys: pytest.CaptureFix
         before = f"{first[1]}-{first[2]}"
         own = SHORT if first[2] == "mlm" else []
         train(f"recipes/{before}.yaml", *own, *SMALL, name=before, folder=Path("runs", before))
+    if "--add_feedback" in words:
+        run = Path(words[words.index("--add_feedback") + 1], "seed-0")
+        run.mkdir(parents=True)
+        line = {"text": "A film of two halves.", "label": "positive"}
+        (run / "feedback.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     results = train(*words, *small, name=name, folder=Path("runs", "documented"))
     assert results["steps"] == 1
+    assert results["data"].get("corrections", 0) == ("--add_feedback" in words)
     asked = dict(itertools.pairwise(words))
     assert results["seed"] == int(asked.get("--seed", 0))
     assert results["method"] == asked.get("--method", results["method"])
@@ -375,6 +383,29 @@ def test_generate(
     shown = capsys.readouterr().out
     assert shown.startswith(words[3])
     assert len(shown.rstrip("\n")) > len(words[3])
+
+
+@pytest.mark.parametrize("command", documented("finetune serve"))
+def test_serve(
+    command: str,
+    finished: Callable[[str], None],
+    clone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from finetune.serving import server
+
+    served: list[Any] = []
+    monkeypatch.setattr(server, "run", lambda app, *where: served.append((app.title, *where)))
+    words = shlex.split(command)
+    name = words[2].removeprefix("runs/")
+    finished(name)
+    cli.main(words[1:])
+    if "--dockerfile" in words:
+        folder = clone / words[words.index("--dockerfile") + 1]
+        assert sorted(p.name for p in folder.iterdir()) == ["Dockerfile", "compose.yaml"]
+        assert served == []
+    else:
+        assert served[0][:3] == (f"finetune: {name}", "127.0.0.1", 8000)
 
 
 @pytest.mark.parametrize("command", documented("finetune merge"))

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from finetune import run_directory
 from finetune.commands.base import Command
@@ -10,7 +11,14 @@ from finetune.commands.base import Command
 def _compare(options: argparse.Namespace) -> None:
     from finetune.report import comparison
 
-    print(comparison.compare(run_directory.find(options.runs)))
+    print(comparison.compare(run_directory.find(options.runs), _on_corrections))
+
+
+def _on_corrections(run: run_directory.Run, files: list[str]) -> dict[str, Any]:
+    # Loads torch, which other comparisons do not need.
+    from finetune.inference import corrected
+
+    return corrected.score(run, files)
 
 
 def _recipes(options: argparse.Namespace) -> None:

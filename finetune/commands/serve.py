@@ -1,6 +1,7 @@
 """``finetune serve``."""
 
 import argparse
+from pathlib import Path
 
 from finetune import run_directory
 from finetune.commands.base import Command, add_base
@@ -16,6 +17,12 @@ accepted and ends.
 
 def _serve(options: argparse.Namespace) -> None:
     run = run_directory.one(options.run)
+    if options.dockerfile:
+        from finetune.serving import container
+
+        written = container.write(run, Path(options.dockerfile), options.base)
+        print(f"finetune: wrote {' and '.join(map(str, written))}")
+        return
     try:
         from finetune.serving import app, server
     except ImportError as error:
@@ -55,6 +62,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=10.0,
         metavar="SECONDS",
         help="until a request is read and answered; generation stops then [10]",
+    )
+    parser.add_argument(
+        "--dockerfile",
+        nargs="?",
+        const=".",
+        metavar="FOLDER",
+        help="write a Dockerfile and a compose.yaml that serve the run into FOLDER instead [.]",
     )
     add_base(parser)
 

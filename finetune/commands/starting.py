@@ -4,10 +4,11 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from finetune import recipe, run_directory
-from finetune.data import guess, sources
+from finetune.data import corrections, guess, sources
 from finetune.errors import UserError
 from finetune.recipe import packaged
 
@@ -22,6 +23,8 @@ MOST_NAME = 24
 def read(command: str, place: str | None, given: dict[str, str]) -> recipe.Recipe:
     """Reads the recipe that is named, or guesses one for the data that is.
 
+    Corrections are named by file and lines, so that a run is the same when it is resumed.
+
     Args:
         command: ``train`` or another, for messages.
         place: a recipe, a file or a folder; None if a flag names the data.
@@ -30,6 +33,12 @@ def read(command: str, place: str | None, given: dict[str, str]) -> recipe.Recip
     Raises:
         UserError: there is neither, or both a file and a flag name data.
     """
+    found = _read(command, place, given)
+    kept = corrections.pinned(found.data.add_feedback)
+    return replace(found, data=replace(found.data, add_feedback=kept))
+
+
+def _read(command: str, place: str | None, given: dict[str, str]) -> recipe.Recipe:
     if place is None:
         place = next((given.pop(key) for key in ("train", "dataset") if key in given), None)
         if place is None:
@@ -63,7 +72,7 @@ def recipe_for(place: str, given: Mapping[str, str]) -> recipe.Recipe:
     """
     key, table = guess.read(place, given)
     found = guess.of(table, given)
-    name = stem(place)
+    name = recipe.variant(stem(place), given)
     guessed = found.data | found.settings
     guessed |= {"name": name, "task": found.task, "output_dir": f"runs/{name}"}
     start, given = packaged.start(found.task, found.data), {**given, key: place}

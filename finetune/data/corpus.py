@@ -6,7 +6,15 @@ from typing import Any
 
 import pandas
 
-from finetune.data import image_files, labels, named_splits, readers, row_checks, splits
+from finetune.data import (
+    corrections,
+    image_files,
+    labels,
+    named_splits,
+    readers,
+    row_checks,
+    splits,
+)
 from finetune.data.row_checks import DOCUMENTS as DOCUMENTS
 from finetune.data.row_checks import IMAGES as IMAGES
 from finetune.data.row_checks import TEXTS as TEXTS
@@ -72,6 +80,7 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
         raise UserError(
             "streaming: works with text-generation and fill-mask; other rows are checked in memory"
         )
+    corrections.check(data, labelled)
     if labelled:
         return _load(data, content, True)
     try:
@@ -99,16 +108,7 @@ def labelled(
     table = _read(file, data, content == IMAGES, True)
     frame = row_checks.usable(table, "new", data, content, True)
     splits.check({"train": splits.Frame(frame, table.source)})
-    frames, tables = {"new": frame}, {"new": table}
-    if label_names:
-        several = data.problem_type == "multi_label_classification"
-        # As text, so that a number counts as the name that it is written as, not as an index.
-        frame["label"] = [v if several and isinstance(v, list) else str(v) for v in frame["label"]]
-        # The model's labels stand for the training rows, so that the same rules apply.
-        known = [[name] if several else name for name in label_names]
-        frames["train"] = pandas.DataFrame({"label": pandas.Series(known, dtype=object)})
-        tables["train"] = readers.Table(frames["train"], "the run", label_names)
-    labels.encode(frames, tables, data)
+    labels.encode_by(label_names, frame, table, data)
     return frame, table
 
 
@@ -125,7 +125,16 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
     splits.check(given)
     names = labels.encode(frames, found.tables, data) if labelled else []
     train = given.pop("train")
-    chosen = splits.choose(train, given, data, found.source, found.test_is, found.notes)
+    policy = train, given, data, found.source, found.test_is, found.notes
+    if data.add_feedback and labelled:
+        corrected = corrections.load(
+            data, content, names, lambda file, own: _read(file, own, content == IMAGES, True)
+        )
+        chosen = splits.choose(*policy, corrected.join)
+        chosen.rejected += corrected.rejected
+        chosen.report |= {**corrected.report, "rejected": len(chosen.rejected)}
+    else:
+        chosen = splits.choose(*policy)
     for note in chosen.report["notes"]:
         if note.startswith("warning: "):
             print(note)

@@ -12,6 +12,12 @@ COUNTS = {
     "test_texts_in_train": "test rows that are also in train",
     "validation_texts_in_train": "validation rows that are also in train",
     "test_texts_in_validation": "test rows that are also in validation",
+    "corrections": "corrections joined to train",
+    "corrections_superseded": "corrections that later ones replace",
+    "corrections_repeating_train": "training rows repeated by corrections",
+    "corrections_contradicting_train": "training rows contradicted and replaced by corrections",
+    "corrections_of_validation_rows": "corrections of validation rows rejected",
+    "corrections_of_test_rows": "corrections of test rows rejected",
 }
 
 

@@ -44,6 +44,29 @@ def encode(
     return []
 
 
+def encode_by(
+    label_names: list[str], frame: pandas.DataFrame, table: readers.Table, data: Data
+) -> None:
+    """Encodes the labels of new rows in place, by the names of a model's classes.
+
+    Args:
+        label_names: none for a regression.
+
+    Raises:
+        UserError: a label is of another type, or is none of the classes.
+    """
+    frames, tables = {"new": frame}, {"new": table}
+    if label_names:
+        several = data.problem_type == SEVERAL
+        # As text, so that a number counts as the name that it is written as, not as an index.
+        frame["label"] = [v if several and isinstance(v, list) else str(v) for v in frame["label"]]
+        # The classes stand for the training rows, so that the same rules apply.
+        known = [[name] if several else name for name in label_names]
+        frames["train"] = pandas.DataFrame({"label": pandas.Series(known, dtype=object)})
+        tables["train"] = readers.Table(frames["train"], "the run", label_names)
+    encode(frames, tables, data)
+
+
 def _distinct(names: list[str]) -> list[str]:
     twice = [name for name in names if names.count(name) > 1]
     if twice:

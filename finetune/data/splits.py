@@ -13,7 +13,7 @@ The policy needs a few operations on rows (``Rows``): ``Frame`` has them for row
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -140,24 +140,24 @@ class Frame:
         return self._only(numpy.sort(numpy.concatenate([rare, chosen])))
 
     def duplicates(self) -> int:
-        return int(_contents(self.rows).duplicated().sum())
+        return int(contents(self.rows).duplicated().sum())
 
     def contradictions(self) -> list[list[str]]:
         if "label" not in self.rows:
             return []
-        repeated = self.rows.loc[_contents(self.rows).duplicated(keep=False)]
-        groups = repeated.groupby(_contents(repeated), sort=False)
+        repeated = self.rows.loc[contents(self.rows).duplicated(keep=False)]
+        groups = repeated.groupby(contents(repeated), sort=False)
         return [list(rows["id"]) for _, rows in groups if len(set(rows["label"].astype(str))) > 1]
 
     def shared(self, other: pandas.DataFrame) -> list[str]:
-        return list(other["id"][_contents(other).isin(set(_contents(self.rows)))])
+        return list(other["id"][contents(other).isin(set(contents(self.rows)))])
 
     def frame(self) -> pandas.DataFrame:
         return self.rows.reset_index(drop=True)
 
     @cached_property
     def _unique(self) -> numpy.ndarray:
-        return numpy.flatnonzero(~_contents(self.rows).duplicated(keep=False))
+        return numpy.flatnonzero(~contents(self.rows).duplicated(keep=False))
 
     def _rare(self, places: numpy.ndarray) -> numpy.ndarray:
         """Returns those of the rows that are the only one of their class."""
@@ -174,7 +174,7 @@ class Frame:
         return replace(self, rows=self.rows.iloc[chosen])
 
 
-def _contents(frame: pandas.DataFrame) -> pandas.Series:
+def contents(frame: pandas.DataFrame) -> pandas.Series:
     """Returns what makes two rows the same text or image."""
     if "digest" in frame:
         return frame.loc[:, "digest"]
@@ -241,6 +241,7 @@ def choose(
     source: str,
     test_is: str,
     notes: Sequence[str] = (),
+    join: Callable[[R, Mapping[str, pandas.DataFrame]], R] | None = None,
 ) -> Chosen[R]:
     """Decides which rows train, validate and test.
 
@@ -249,6 +250,7 @@ def choose(
         source: names the data in messages.
         test_is: what a given test is, see ``Chosen``.
         notes: what finding the splits has to say.
+        join: (training rows, rows of the other splits) -> training rows with more among them.
 
     Raises:
         UserError: there are too few rows to take a split from, or two splits share rows.
@@ -279,6 +281,8 @@ def choose(
     else:
         validation = tested.iloc[:0]
     train = _sampled(train, data.max_train_samples, data.split_seed)
+    if join:
+        train = join(train, {"validation": validation, "test": tested})
 
     contradictions = train.contradictions()
     shared = _shared(train, tested, "test", "train", source, data)

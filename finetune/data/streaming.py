@@ -25,6 +25,7 @@ from datasets.exceptions import DatasetGenerationError
 from finetune.data import (
     chats,
     corpus,
+    corrections,
     dialects,
     document_columns,
     named_splits,
@@ -123,6 +124,7 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
         UserError: invalid or misleading data; see the messages.
     """
     assert not labelled
+    corrections.check(data, labelled)
     notes: list[str] = []
     found = named_splits.find(
         data, lambda files: _read(files, data, notes), lambda data: _dataset(data, notes)

@@ -5,7 +5,7 @@ Imports nothing of this project but errors; torch, transformers and peft only in
 """
 
 from finetune.recipe.checking import typed_as
-from finetune.recipe.reading import differences, read
+from finetune.recipe.reading import differences, read, variant
 from finetune.recipe.resolving import load, resolve
 from finetune.recipe.schema import (
     FLAGS,
@@ -40,4 +40,5 @@ __all__ = [
     "read",
     "resolve",
     "typed_as",
+    "variant",
 ]

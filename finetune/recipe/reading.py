@@ -71,6 +71,11 @@ def _override(
             section[name] = Scalar(None if value == "null" else value, True, where)
 
 
+def variant(name: str, overrides: Mapping[str, str]) -> str:
+    """Returns the name of a run; one that learns from corrections stands beside the first."""
+    return f"{name}-feedback" if "add_feedback" in overrides else name
+
+
 def _run_name(path: Path, overrides: Mapping[str, str]) -> str:
     """Returns the run's folder below ``runs/``: data folder and variant, or the user's own data."""
     own = overrides.get("train") or overrides.get("dataset")
@@ -147,7 +152,8 @@ def read(
     origin["metrics"] = place(metrics, name)
     made["metrics"] = typed(list[str], plain(metrics, False), "metrics", origin["metrics"])
     # The recipe.yaml in a run directory holds the name that the run had.
-    called = plain(tree.get("name", Scalar(_run_name(path, given), False, name)), False)
+    own = variant(_run_name(path, given), given)
+    called = plain(tree.get("name", Scalar(own, False, name)), False)
     if not isinstance(called, str):
         raise UserError(f"{place(tree['name'], name)}: name has to be a text")
     training.setdefault("learning_rate", learning_rate(made["tuning"].method))

@@ -80,6 +80,9 @@ class Data:
     test: list[str] | str | None = key(  # noqa: RUF009
         None, "the same for test; default: a holdout of train"
     )
+    add_feedback: list[str] | str | None = key(  # noqa: RUF009
+        None, "runs (a list, or a,b) whose corrections, made while they were served, join train"
+    )
     text: str = key("text", "column of the text")
     image: str = key("image", "column of the image: a path, or the file's bytes")
     image_folder: str | None = key(

@@ -1,6 +1,8 @@
 """Compares runs: ranks them, and averages the seeds of one recipe."""
 
 import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -13,13 +15,19 @@ from finetune import run_directory
 from finetune.report import wording
 from finetune.report.tables import as_text, new_table
 
+OnCorrections = Callable[[run_directory.Run, list[str]], wording.Metric]
 
-def compare(runs: list[run_directory.Run]) -> str:
+
+def compare(runs: list[run_directory.Run], on_corrections: OnCorrections | None = None) -> str:
     """Ranks runs by their headline metric, one table per set of test rows and metric.
 
     Below each table, every recipe with several seeds has one line: the mean over its seeds, the
     95 % t interval of that mean on these test rows, and the paired difference from the best such
-    recipe.
+    recipe. Where a run learned from corrections, all are compared on the corrected rows, too.
+
+    Args:
+        on_corrections: (run, files of corrections) -> its headline metric on these rows; None
+            leaves them out.
 
     Raises:
         UserError: a directory contains no finished run.
@@ -28,6 +36,7 @@ def compare(runs: list[run_directory.Run]) -> str:
     parts: list[RenderableType] = []
     for group in _same_test(read):
         parts += [_heading(group[0][1]), _ranking(group), *_over_seeds(group), ""]
+        parts += _corrected(group, on_corrections) if on_corrections else []
     return as_text(*parts)
 
 
@@ -78,9 +87,6 @@ def _ranking(group: list[Read]) -> Table:
     values = [results["metrics"][headline]["value"] for _, results in group]
     order = sorted(range(len(group)), key=lambda i: wording.sort_key(headline, values[i]))
     ranked = [group[i] for i in order]
-    names = [results["name"] for _, results in ranked]
-    if len(set(names)) < len(names):
-        names = [f"{results['name']}/seed-{results['seed']}" for _, results in ranked]
     table = new_table(
         "run",
         "method",
@@ -91,11 +97,10 @@ def _ranking(group: list[Read]) -> Table:
         numbers=(4, 5),
     )
     table.columns[2].no_wrap = True
-    for (run, results), name in zip(ranked, names, strict=True):
+    for (_, results), name in zip(ranked, _names(ranked), strict=True):
         cost = results["cost"]
         table.add_row(
-            # Runs of one recipe and seed with different flags are shown by their folders.
-            str(run) if names.count(name) > 1 else wording.plain(name),
+            name,
             results["method"],
             wording.measured(headline, results["metrics"][headline]),
             _beats_linear(results),
@@ -106,6 +111,17 @@ def _ranking(group: list[Read]) -> Table:
     for name, value in _baselines(group, headline).items():
         table.add_row(name, "", value)
     return table
+
+
+def _names(ranked: list[Read]) -> list[str]:
+    """Returns the names of runs; of one recipe and seed with different flags, their folders."""
+    names = [results["name"] for _, results in ranked]
+    if len(set(names)) < len(names):
+        names = [f"{results['name']}/seed-{results['seed']}" for _, results in ranked]
+    return [
+        str(run) if names.count(name) > 1 else wording.plain(name)
+        for (run, _), name in zip(ranked, names, strict=True)
+    ]
 
 
 def _beats_linear(results: dict[str, Any]) -> str:
@@ -131,6 +147,32 @@ def _baselines(group: list[Read], headline: str) -> dict[str, str]:
             low, high = wording.number(headline, values[0]), wording.number(headline, values[-1])
             shown[name] = f"{low} to {high}"
     return shown
+
+
+def _corrected(group: list[Read], on_corrections: OnCorrections) -> list[RenderableType]:
+    """Compares runs on the rows that users corrected, if one of the runs learned from some."""
+    named = [settings_of(run)["data"].get("add_feedback") for run, _ in group]
+    if not any(named):
+        return []
+    # Other comparisons start without it.
+    from finetune.data import corrections
+
+    files = list(dict.fromkeys(file for names in named for file in corrections.files(names)))
+    if gone := [file for file in files if not Path(file).is_file()]:
+        return [f"The corrected rows are not compared: {gone[0]} is gone.", ""]
+    headline = group[0][1]["headline"]
+    columns = "corrected rows", wording.title(headline), "rows", "trained on"
+    table = new_table(*columns, numbers=(2, 3))
+    for (run, results), name in zip(group, _names(group), strict=True):
+        scores = on_corrections(run, files)
+        table.add_row(
+            name,
+            wording.measured(headline, scores),
+            wording.rows(scores["n"]),
+            wording.rows(results["data"].get("corrections", 0)),
+        )
+    note = "What a run was trained on shows what it learned, not what it would say of new rows."
+    return [table, note, ""]
 
 
 def settings_of(run: run_directory.Run) -> dict[str, Any]:

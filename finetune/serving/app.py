@@ -1,10 +1,12 @@
 """The routes of a service, in front of one model.
 
-GET  /                     the page
+GET  /                     the page; /report is the run's report
+GET  /about                what the page asks for
 GET  /health               whether it answers, and what it is
 GET  /metrics              Prometheus
 GET  /openapi.json         all of this, for machines
 POST /predict              labels, for tasks that predict
+POST /feedback             the true label of an input, kept for a later training
 POST /generate             text as server-sent events, for tasks that generate
 /v1/…                      the same for OpenAI's clients, in ``completions``
 """
@@ -12,17 +14,16 @@ POST /generate             text as server-sent events, for tasks that generate
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from finetune.errors import UserError
-from finetune.serving import completions, generating, guards, predicting
+from finetune.serving import completions, feedback, generating, guards, page, predicting
 from finetune.serving.batching import Batcher, Busy
 from finetune.serving.generating import Answers
 from finetune.serving.limits import LOOPBACK, Limits
@@ -31,16 +32,7 @@ from finetune.serving.metrics import Measure, Metrics
 if TYPE_CHECKING:
     from finetune.serving.service import Service
 
-PAGE = Path(__file__).with_name("page.html")
 DEFAULTS = Limits()
-# The page is one file: nothing is loaded from elsewhere, and no other page may show it in a frame.
-POLICY = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'; img-src 'self' blob: data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 def create_app(service: "Service", limits: Limits = DEFAULTS, token: str | None = None) -> FastAPI:
@@ -79,10 +71,6 @@ def create_app(service: "Service", limits: Limits = DEFAULTS, token: str | None 
     app.add_middleware(Measure, metrics)
     _add_errors(app)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE, headers=POLICY)
-
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """Says that the service answers, and for which model."""
@@ -99,8 +87,11 @@ def create_app(service: "Service", limits: Limits = DEFAULTS, token: str | None 
         """Metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    app.include_router(page.router(service))
     if service.fields:
         app.include_router(predicting.router(service, batcher, limits))
+    if service.fields and service.task.is_labelled:
+        app.include_router(feedback.router(service, batcher, limits))
     if service.generates:
         answers = Answers(service, batcher, limits, metrics)
         app.include_router(generating.router(answers))

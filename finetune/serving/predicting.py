@@ -37,8 +37,8 @@ def router(service: "Service", batcher: Batcher, limits: Limits) -> APIRouter:
         ) -> Predictions:
             """Labels image files."""
             rows = [{name: await file.read()} for file in files]
-            decoded = await asyncio.to_thread(_decoded, [row[name] for row in rows], limits.decoded)
-            return Predictions(predictions=await batcher.submit(rows, decoded))
+            size = await asyncio.to_thread(decoded, [row[name] for row in rows], limits.decoded)
+            return Predictions(predictions=await batcher.submit(rows, size))
 
         return routes
 
@@ -62,7 +62,7 @@ def router(service: "Service", batcher: Batcher, limits: Limits) -> APIRouter:
     return routes
 
 
-def _decoded(files: list[bytes], most: int) -> int:
+def decoded(files: list[bytes], most: int) -> int:
     """Returns how many bytes some image files become, by their headers: nothing is decoded.
 
     Raises:

@@ -77,6 +77,7 @@ class Task(ABC):
         hub_tag: the hub's name of the task, where it is not ``name``.
         generates: whether `finetune generate` applies.
         not_exported: why `finetune export` does not apply; empty where it does.
+        is_labelled: whether its rows have labels, which ``check_label`` knows.
     """
 
     name: ClassVar[str]
@@ -85,6 +86,7 @@ class Task(ABC):
     hub_tag: ClassVar[str | None] = None
     generates: ClassVar[bool] = False
     not_exported: ClassVar[str] = ""
+    is_labelled: ClassVar[bool] = False
 
     # --- training ------------------------------------------------------------------------------
 
@@ -137,6 +139,18 @@ class Task(ABC):
             UserError: the file cannot be used, or the task has no labels.
         """
         raise UserError(f"{recipe.name}: {self.name} has no labels to evaluate")
+
+    def check_label(self, label: Any, data: Mapping[str, Any]) -> None:
+        """Checks that a label could be the true one of a row.
+
+        Args:
+            label: as ``answers`` gives predictions.
+            data: as in ``answers``.
+
+        Raises:
+            UserError: it could not; names what it can be.
+        """
+        raise NotImplementedError
 
     def batches(
         self, rows: list[Row], processor: Any, recipe: Recipe, size: int

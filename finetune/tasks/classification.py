@@ -3,6 +3,7 @@
 Their outputs are logits (N, K) float; a regression is a classifier with one output.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy
 
+from finetune.errors import UserError, refuse_unknown
 from finetune.evaluation import extra_metrics, scoring
 from finetune.recipe import Recipe
 from finetune.tasks.base import Labelled, Mistake, Task
@@ -82,6 +84,7 @@ class Classifier(Task):
     """
 
     content: ClassVar[str]
+    is_labelled = True
 
     def labelled(self, file: str, recipe: Recipe, data: Mapping[str, Any]) -> Labelled:
         # Prediction starts without it.
@@ -138,6 +141,19 @@ class Classifier(Task):
             }[results["data"]["problem_type"]]
         ]
 
+    def check_label(self, label: Any, data: Mapping[str, Any]) -> None:
+        problem_type, names = data["problem_type"], data["label_names"]
+        if problem_type == "regression":
+            if not isinstance(label, float | int) or not math.isfinite(label):
+                raise UserError("the label has to be a finite number")
+        elif problem_type == "multi_label_classification":
+            if not isinstance(label, list):
+                raise UserError("the label has to be a list of names; an empty one if none applies")
+            for name in label:
+                _check_name(name, names)
+        else:
+            _check_name(label, names)
+
     def shown(self, row: dict[str, Any]) -> dict[str, Any]:
         """Returns ``text`` or ``image`` of a ``Mistake``, from a row of predictions.parquet."""
         raise NotImplementedError
@@ -179,6 +195,11 @@ class Classifier(Task):
             )
             for i in order[wrong[order]][:most]
         ]
+
+
+def _check_name(name: Any, names: list[str]) -> None:
+    if name not in names:
+        refuse_unknown(str(name)[:80], names, "label")
 
 
 def _values(data: Mapping[str, Any], rows: "pandas.DataFrame") -> dict[str, numpy.ndarray]:

@@ -24,7 +24,7 @@ class Stub:
     def __init__(self, fields: dict[str, type] | None = None, generates: bool = False) -> None:
         self.fields = {"text": str} if fields is None else fields
         self.generates = generates
-        self.task = type("Task", (), {"name": "text-classification"})
+        self.task = type("Task", (), {"name": "text-classification", "is_labelled": False})
         self.batches: list[int] = []
         self.threads: set[str] = set()
         self.hold = threading.Event()

@@ -20,7 +20,7 @@ from finetune.run_directory import Run
 from finetune.serving.app import create_app
 from tests.serving.conftest import LOOPBACK
 
-PATHS = ["/predict", "/generate", "/v1/completions", "/v1/chat/completions"]
+PATHS = ["/predict", "/feedback", "/generate", "/v1/completions", "/v1/chat/completions"]
 OTHERS = ["/", "/health", "/metrics", "/openapi.json", "/v1/models", "/%00", "/../x", "/é"]
 WORDS = ["inputs", "text", "prompt", "messages", "role", "content", "user", "max_tokens", "seed"]
 WORDS += ["temperature", "top_p", "stop", "stream", "model", "stream_options", "n", "greedy"]
