@@ -38,6 +38,7 @@ MAKE = {
     "imdb": "finetune train recipes/imdb/minilm.yaml",
     "gpt": "finetune train recipes/reviews/smollm2-lora.yaml",
     "mnist": "finetune compare runs/mnist/cnn-tutorial runs/mnist/cnn",
+    "ner": "finetune compare runs/wnut16/minilm-head runs/wnut16/minilm-lora",
     "few-labels": "finetune compare runs/few-labels/",
     "dropout": "finetune compare runs/dropout/",
     "adapters": "benchmarks/adapters.py",
