@@ -84,10 +84,9 @@ class Columns:
                 return (text, column) if text else None
             if _all_in_lists(column, _is_tag):
                 sizes = column.values.map(len)
-                for other in self.every:
-                    if other is not column and _all_in_lists(other, lambda c: isinstance(c, str)):
-                        if sizes.equals(other.values.map(len)):
-                            return other, column
+                words = [c for c in self.every if c != column and _all_in_lists(c, _is_word)]
+                found = [c for c in words if sizes.equals(c.values.map(len))]
+                return (found[0], column) if found else None
         return None
 
     def images(self) -> Column | None:
@@ -217,6 +216,10 @@ def _all_in_lists(column: Column, test: Callable[[Any], bool]) -> bool:
     cells = list(column.values)
     items = [item for cell in cells if isinstance(cell, list) for item in cell]
     return bool(items) and all(isinstance(c, list) for c in cells) and all(map(test, items))
+
+
+def _is_word(item: Any) -> bool:
+    return isinstance(item, str)
 
 
 def _is_tag(item: Any) -> bool:
