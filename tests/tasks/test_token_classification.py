@@ -1,5 +1,6 @@
 """Token classification: windows, words and pieces, and everything that a run promises."""
 
+import csv
 import json
 import random
 from pathlib import Path
@@ -84,8 +85,8 @@ task: token-classification
 model: {{checkpoint: "{names_bert}", max_length: 32}}
 data: {{train: rows.jsonl, text: tokens, label: tags, holdout: 24, validation_size: 16}}
 training:
-  learning_rate: 1.0e-2
-  per_device_train_batch_size: 16
+  learning_rate: 5.0e-3
+  per_device_train_batch_size: 8
   num_train_epochs: 4
   lr_scheduler_type: constant
   logging_steps: 1
@@ -215,7 +216,7 @@ def test_predictions_are_those_of_the_pipeline(path: Path, kind: str) -> None:
 
 @pytest.fixture
 def learned(path: Path) -> tuple[run_directory.Run, Job]:
-    return train_job(path, "--num_train_epochs", "8")
+    return train_job(path, "--num_train_epochs", "15")
 
 
 def test_a_run_learns_shows_and_predicts_entities(
@@ -240,6 +241,9 @@ def test_a_run_learns_shows_and_predicts_entities(
     assert line["text"] == "saw ada in rome"
     spans = [(each["start"], each["end"], each["label"]) for each in line["prediction"]]
     assert spans == [(4, 7, "PER"), (11, 15, "LOC")]
+    cli.main(["predict", str(run), "saw ada", "--format", "csv"])
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert json.loads(row["prediction"])[0]["label"] == "PER"
     # What the test found is what the saved model predicts.
     rows = run.predictions()
     found = inference.predict(run, [*rows[["text", "words"]].to_dict("records")])
@@ -294,6 +298,17 @@ def test_rows_to_predict_are_texts_or_tokens(learned: tuple[run_directory.Run, J
     write(Path("bad.jsonl"), [{"tokens": ["a", ""]}])
     with pytest.raises(UserError, match=r"bad.jsonl:1: token 2 is '', not a word"):
         inference.read_rows([], "bad.jsonl", run)
+
+
+def test_check_counts_entities_and_cuts_nothing(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["check", str(path), "--max_length", "5"])
+    shown = capsys.readouterr().out
+    train = TASK.build(recipe.load(path)).data.train
+    assert f"{sum(map(len, train['label']))} entities" in shown
+    assert "continue in another row" in shown
 
 
 # --- what every task promises ------------------------------------------------------------------
@@ -375,7 +390,7 @@ def test_batches_without_padding_have_the_padded_losses(path: Path, method: str)
         runs[free] = losses(run)
         assert any("without padding" in note for note in job.notes) == (free == "true")
     assert runs["true"] == pytest.approx(runs["false"], abs=1e-5)
-    assert len(runs["true"]) == 24
+    assert len(runs["true"]) == 48
 
 
 @pytest.mark.parametrize(
