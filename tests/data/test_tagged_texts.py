@@ -58,15 +58,16 @@ def test_two_columns_with_tabs_and_tokens_with_blanks(tmp_path: Path) -> None:
 
 def test_tokens_with_names_and_spans_give_the_same_row(tmp_path: Path) -> None:
     spans = {"text": "Ada Lovelace wrote", "spans": [SPAN]}
-    rows, _ = rows_of(lines(tmp_path, ADA))
-    others, _ = rows_of(lines(tmp_path, spans, name="s.jsonl"), text="text", label="spans")
+    # A single line of lists of one length would be a table, a list for each column.
+    rows, _ = rows_of(lines(tmp_path, ADA, ADA))
+    others, _ = rows_of(lines(tmp_path, spans, spans, name="s.jsonl"), text="text", label="spans")
     assert rows == others
 
 
 def test_ids_with_label_names(tmp_path: Path) -> None:
     names = ["O", "B-PER", "I-PER"]
     given = {"tokens": ADA["tokens"], "tags": [1, 2, 0]}
-    rows, _ = rows_of(lines(tmp_path, given), label_names=names)
+    rows, _ = rows_of(lines(tmp_path, given, given), label_names=names)
     assert rows[0]["label"] == [SPAN]
     # Names of the data set itself, as the hub has them.
     features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=names))})
@@ -74,7 +75,7 @@ def test_ids_with_label_names(tmp_path: Path) -> None:
     rows, _ = rows_of(tmp_path / "saved")
     assert rows[0]["label"] == [SPAN]
     with pytest.raises(UserError, match=r"rows.jsonl:1: tags are numbers; name them"):
-        rows_of(lines(tmp_path, given))
+        rows_of(lines(tmp_path, given, given))
 
 
 def test_types_keep_the_order_of_their_names(tmp_path: Path) -> None:
@@ -99,10 +100,12 @@ def test_broken_tags_are_mended_and_counted_or_the_row_is_rejected(tmp_path: Pat
 
 
 def test_another_scheme_is_read_and_noted(tmp_path: Path) -> None:
-    rows, table = rows_of(lines(tmp_path, {**ADA, "tags": ["B-PER", "E-PER", "O"]}))
+    rows, table = rows_of(lines(tmp_path, {**ADA, "tags": ["B-PER", "E-PER", "O"]}, PLACE))
     assert rows[0]["label"] == [SPAN]
     assert table.notes == ["IOBES tags read, IOB2 kept"]
-    assert not table.fixed
+    # In IOBES, B-LOC has to go on; of one word it is an entity all the same.
+    assert rows[1]["label"] == [{"start": 3, "end": 8, "label": "LOC"}]
+    assert table.fixed == {"broken tags mended": 1}
 
 
 def test_spans_inside_of_words_are_widened_and_counted(tmp_path: Path) -> None:
