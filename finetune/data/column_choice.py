@@ -5,11 +5,11 @@ and the flag that decides.
 """
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from finetune.data import column_kinds, readers
+from finetune.data import column_kinds, readers, tags
 from finetune.data.column_kinds import Column
 from finetune.errors import UserError
 
@@ -73,6 +73,21 @@ class Columns:
     def chats(self) -> Column | None:
         """Returns the column of chats, if there is one."""
         return self._choose("messages", self._tiers(CHATS, column_kinds.CHATS))
+
+    def entities(self) -> tuple[Column, Column] | None:
+        """Returns the columns of words and their tags, or of texts and the spans in them."""
+        for column in self.every:
+            if self.given.get("label", column.name) != column.name:
+                continue
+            if _all_in_lists(column, _is_span):
+                text = self.text()
+                return (text, column) if text else None
+            if _all_in_lists(column, _is_tag):
+                sizes = column.values.map(len)
+                words = [c for c in self.every if c != column and _all_in_lists(c, _is_word)]
+                found = [c for c in words if sizes.equals(c.values.map(len))]
+                return (found[0], column) if found else None
+        return None
 
     def images(self) -> Column | None:
         """Returns the column of images, if there is one."""
@@ -209,3 +224,22 @@ def _without_copies(columns: list[Column]) -> list[Column]:
         if not any(column.renames(other) for other in left):
             left.append(column)
     return [c for c in columns if c in left]
+
+
+def _all_in_lists(column: Column, test: Callable[[Any], bool]) -> bool:
+    """Returns whether all cells are lists, of which not all are empty, and their items pass."""
+    cells = list(column.values)
+    items = [item for cell in cells if isinstance(cell, list) for item in cell]
+    return bool(items) and all(isinstance(c, list) for c in cells) and all(map(test, items))
+
+
+def _is_word(item: Any) -> bool:
+    return isinstance(item, str)
+
+
+def _is_tag(item: Any) -> bool:
+    return isinstance(item, str) and tags.parse(item) is not None
+
+
+def _is_span(item: Any) -> bool:
+    return isinstance(item, dict) and {"start", "end", "label"} <= item.keys()

@@ -14,10 +14,12 @@ from finetune.data import (
     readers,
     row_checks,
     splits,
+    tagged_texts,
 )
 from finetune.data.row_checks import DOCUMENTS as DOCUMENTS
 from finetune.data.row_checks import IMAGES as IMAGES
 from finetune.data.row_checks import TEXTS as TEXTS
+from finetune.data.tagged_texts import TAGGED as TAGGED
 from finetune.errors import UserError
 from finetune.recipe import Data
 
@@ -35,6 +37,9 @@ class Corpus:
     ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
     ``problem_type`` says; ``label_names`` has K names, or none for regression. Rows without labels
     have no such column, and ``problem_type`` is ``UNLABELLED``.
+
+    Texts with entities have the columns of ``tagged_texts``; ``problem_type`` is ``TAGGED``, and
+    ``label_names`` are the tags of their words.
 
     ``train`` is a ``Dataset`` for a corpus on disk (``streaming``), which ``train_digest`` hashes.
     ``test_is``, ``report`` and ``rejected`` are those of ``splits.Chosen``.
@@ -68,7 +73,7 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
     """Reads, checks and splits the recipe's data.
 
     Args:
-        content: what a row is: ``TEXTS``, ``IMAGES`` or ``DOCUMENTS``.
+        content: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES`` or ``DOCUMENTS``.
         labelled: whether the task needs labels. If it does not, but the rows have labels that a
             classifier could use, test and validation get the same rows as for that classifier,
             which may start from the model that is pretrained here.
@@ -108,7 +113,11 @@ def labelled(
     table = _read(file, data, content == IMAGES, True)
     frame = row_checks.usable(table, "new", data, content, True)
     splits.check({"train": splits.Frame(frame, table.source)})
-    labels.encode_by(label_names, frame, table, data)
+    if content == TAGGED:
+        types = [name.removeprefix("B-") for name in label_names if name.startswith("B-")]
+        tagged_texts.check_types(frame, table, types)
+    else:
+        labels.encode_by(label_names, frame, table, data)
     return frame, table
 
 
@@ -123,7 +132,13 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         for (split, frame), table in zip(frames.items(), found.tables.values(), strict=True)
     }
     splits.check(given)
-    names = labels.encode(frames, found.tables, data) if labelled else []
+    names, problem_type = [], UNLABELLED
+    if content == TAGGED:
+        given_names = data.label_names or found.tables["train"].label_names
+        names = tagged_texts.label_names(frames, found.tables, given_names)
+        problem_type = TAGGED
+    elif labelled:
+        names, problem_type = labels.encode(frames, found.tables, data), data.problem_type
     train = given.pop("train")
     policy = train, given, data, found.source, found.test_is, found.notes
     if data.add_feedback and labelled:
@@ -143,7 +158,7 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         chosen.validation,
         chosen.test,
         label_names=names,
-        problem_type=data.problem_type if labelled else UNLABELLED,
+        problem_type=problem_type,
         source=found.source,
         revision=found.commit,
         test_is=chosen.test_is,

@@ -14,8 +14,9 @@ from finetune.data.column_choice import Columns
 from finetune.errors import UserError, refuse_unknown
 
 CLASSIFICATION, IMAGES = "text-classification", "image-classification"
+ENTITIES = "token-classification"
 GENERATION, MASKED, MASKED_IMAGES = "text-generation", "fill-mask", "masked-image-modeling"
-TASKS = [CLASSIFICATION, IMAGES, GENERATION, MASKED, MASKED_IMAGES]
+TASKS = [CLASSIFICATION, ENTITIES, IMAGES, GENERATION, MASKED, MASKED_IMAGES]
 # Up to so many rows, so many epochs; more rows need one.
 EPOCHS = [(500, 10), (2_000, 5), (20_000, 3), (100_000, 2)]
 # Texts of which half have more characters, about four a token, are cut at more tokens.
@@ -71,13 +72,13 @@ def of(table: readers.Table, given: Mapping[str, str]) -> Guess:
     columns = Columns.of(table, given)
     task, data = _task(columns, task)
     settings: dict[str, str] = {}
-    if "label" in data:
+    if "label" in data and not {"num_train_epochs", "max_steps"} & given.keys():
+        settings["num_train_epochs"] = str(epochs(len(table.rows)))
+    if "label" in data and task != ENTITIES:
         label = columns[data["label"]]
         data["problem_type"] = given.get("problem_type", label.problem_type)
         if "label_separator" in given or (label.separator and label.kind == column_kinds.SETS):
             data["label_separator"] = given.get("label_separator", label.separator)
-        if not {"num_train_epochs", "max_steps"} & given.keys():
-            settings["num_train_epochs"] = str(epochs(len(table.rows)))
     if task == CLASSIFICATION and "max_length" not in given:
         lengths = columns[data["text"]].values.map(lambda value: len(str(value)))
         if lengths.median() > MANY_CHARACTERS:
@@ -93,6 +94,12 @@ def epochs(rows: int) -> int:
 def _task(columns: Columns, task: str | None) -> tuple[str, dict[str, str]]:
     """Returns the task, and the name of the column for each of its roles."""
     given = columns.given
+    if task in {None, ENTITIES}:
+        found = columns.entities()
+        if found:
+            return ENTITIES, {"text": found[0].name, "label": found[1].name}
+        if task:
+            columns.none("tags of words, or spans of texts,", "--label")
     generates = task in {None, GENERATION} and not {"text_pair", "label", "image"} & given.keys()
     if generates and not {"text", "prompt", "completion"} & given.keys():
         chats = columns.chats()
@@ -163,7 +170,9 @@ LEARNED = {
 
 def _reasons(columns: Columns, task: str, data: dict[str, str]) -> list[Reason]:
     first = next(iter(data))
-    if "label" in data:
+    if task == ENTITIES:
+        told, counts = {"task": (f"{task}, entities in texts", "--task")}, "tags or spans"
+    elif "label" in data:
         label = columns[data["label"]]
         what = {
             "regression": "numbers (regression)",

@@ -1,19 +1,17 @@
 """Reads tables from files, folders and the hub, and keeps the line number of every row."""
 
-import importlib.util
 import io
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from finetune.data import delimited, dialects, json_tables, sources, table_files
+from finetune.data import conll, delimited, dialects, excel, json_tables, sources, table_files
 from finetune.data.table_files import SUFFIXES as SUFFIXES
 from finetune.data.table_files import split_files as split_files
 from finetune.data.tables import Table as Table
-from finetune.data.tables import listed, tidy
+from finetune.data.tables import listed
 from finetune.data.tables import unknown_name as unknown_name
 from finetune.data.tables import where as where
 from finetune.errors import UserError
@@ -39,6 +37,8 @@ def _read_file(path: Path, kind: str, data: Data, table: Table, alone: bool) -> 
         return delimited.read(_decode(path, data, table), default, data, path, table)
     if kind in table_files.JSON:
         return json_tables.read(_decode(path, data, table), path, table)
+    if kind in table_files.CONLL:
+        return conll.read(_decode(path, data, table), path, table)
     if kind in table_files.TEXT:
         return _read_text(path, data, table, alone)
     if kind == ".parquet":
@@ -46,7 +46,7 @@ def _read_file(path: Path, kind: str, data: Data, table: Table, alone: bool) -> 
     if kind == ".arrow":
         return _read_arrow(path)
     if kind == ".xlsx":
-        return _read_excel(path, data, table)
+        return excel.read(path, data, table)
     read = ", ".join(sorted({*SUFFIXES, *table_files.TEXT}))
     old = "; save it as .xlsx or .csv" if kind in {".xls", ".ods"} else ""
     raise UserError(f"{path}: {kind or 'no suffix'} is not read{old or f'; {read} are'}")
@@ -210,37 +210,6 @@ def _from_arrow(table: Any) -> pandas.DataFrame:
     return frame
 
 
-def _read_excel(path: Path, data: Data, table: Table) -> pandas.DataFrame:
-    """Reads the first sheet that has cells."""
-    if importlib.util.find_spec("openpyxl") is None:
-        raise UserError(f"{path}: needs openpyxl: pip install 'finetune-recipes[excel]'")
-    from openpyxl import load_workbook
-
-    with warnings.catch_warnings():
-        # It warns of formats and validations that it does not read; cells are all that is asked.
-        warnings.simplefilter("ignore")
-        try:
-            book = load_workbook(io.BytesIO(table_files.read_bytes(path)), data_only=True)
-        except Exception as error:
-            # For a broken file it raises anything: BadZipFile, KeyError, ValueError...
-            raise UserError(f"{path}: not an Excel file: {str(error)[:80]}") from None
-    sheets = [[list(row) for row in s.iter_rows(values_only=True)] for s in book.worksheets]
-    full = [i for i, rows in enumerate(sheets) if any(c is not None for row in rows for c in row)]
-    if not full:
-        return pandas.DataFrame()
-    if len(full) > 1:
-        titles = listed([book.worksheets[i].title for i in full[1:]])
-        table.note(f"{path.name}: sheet {book.worksheets[full[0]].title!r} read, not {titles}")
-    rows, numbers = sheets[full[0]], range(1, len(sheets[full[0]]) + 1)
-    at = next(i for i, row in enumerate(rows) if any(c is not None for c in row))
-    if data.header == "none":
-        header, at = [str(i + 1) for i in range(len(rows[0]))], at - 1
-    else:
-        header = ["" if cell is None else str(cell).strip() for cell in rows[at]]
-    body, lines = rows[at + 1 :], list(numbers[at + 1 :])
-    return tidy(header, body, lines, path.name, table)
-
-
 def _read_saved(folder: Path, data: Data) -> tuple[pandas.DataFrame, list[str] | None]:
     """Reads a folder that ``Dataset.save_to_disk`` wrote, and its label names, if it has any."""
     from datasets import load_from_disk
@@ -338,6 +307,10 @@ def dataset(
 def _embedded(name: str) -> Table:
     short = name.removeprefix("embedded:")
     file = sources.embedded(short, sources.EMBEDDED_DATASETS, "dataset")
+    if file.suffix == ".txt":
+        table = Table(pandas.DataFrame(), name)
+        table.rows = _read_file(file, ".conll", Data(), table, True)
+        return table
     if table_files.kind(file) != ".csv" or file.suffix == ".gz":
         raise UserError(f"{name}: has images, not texts; embedded:imdb has texts")
     table = read_table(file)

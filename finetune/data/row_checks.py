@@ -1,7 +1,7 @@
 """Checks the rows of a table: takes the columns that a task needs and rejects unusable rows.
 
-A row is a text or a pair of texts, an image, or a document for a language model: a text, a prompt
-with its completion, or a chat.
+A row is a text or a pair of texts, a text with entities, an image, or a document for a language
+model: a text, a prompt with its completion, or a chat.
 """
 
 import os
@@ -14,8 +14,16 @@ from typing import Any
 import numpy
 import pandas
 
-from finetune.data import chats, document_columns, image_decoding, label_cells, readers
+from finetune.data import (
+    chats,
+    document_columns,
+    image_decoding,
+    label_cells,
+    readers,
+    tagged_texts,
+)
 from finetune.data.tables import listed
+from finetune.data.tagged_texts import TAGGED
 from finetune.errors import UserError
 from finetune.recipe import Data
 
@@ -68,6 +76,30 @@ def usable(
     Raises:
         UserError: a column is missing, or too many rows are unusable.
     """
+    # What the reader rejected is no row of the table.
+    read = len(table.rows) + len(table.rejected)
+    if content == TAGGED:
+        frame = tagged_texts.read(table, data, labelled)
+    else:
+        frame = _cells(table, split, data, content, labelled)
+    if len(table.rejected) > most_rejected(read, data):
+        first = table.rejected[0]
+        raise UserError(
+            f"{readers.where(first['source'], first['line'])}: {first['reason']}; "
+            f"{len(table.rejected)} of {read} rows cannot be used, fix "
+            f"{'or remove them' if content == IMAGES else 'the file'}, or set `max_rejected:`"
+        )
+    if labelled:
+        labels = [v.item() if isinstance(v, numpy.generic) else v for v in frame["label"]]
+        frame["label"] = pandas.Series(labels, index=frame.index, dtype=object)
+    frame.insert(0, "id", [f"{split}-{line}" for line in frame.index])
+    return frame
+
+
+def _cells(
+    table: readers.Table, split: str, data: Data, content: str, labelled: bool
+) -> pandas.DataFrame:
+    """Returns the usable rows that have no entities, as ``usable`` does, without an id."""
     rows = table.rows
     first = rows.iloc[: document_columns.SAMPLE]
     sample = {str(name): first.iloc[:, i].tolist() for i, name in enumerate(rows.columns)}
@@ -83,8 +115,6 @@ def usable(
     if labelled:
         frame["label"] = label_cells.column(table, data, split)
     table.fixed |= dict.fromkeys(parts.notes, len(frame))
-    # What the reader rejected is no row of the table.
-    read = len(frame) + len(table.rejected)
     for column in parts.parts if content == TEXTS else ():
         frame[column] = _as_texts(frame.loc[:, column], table, column)
     frame = _without_empty(frame, table, parts, data, labelled)
@@ -92,17 +122,6 @@ def usable(
         frame = _inspected(frame, table)
     elif content == DOCUMENTS:
         frame = _documents(frame, table, parts)
-    if len(table.rejected) > most_rejected(read, data):
-        first = table.rejected[0]
-        raise UserError(
-            f"{readers.where(first['source'], first['line'])}: {first['reason']}; "
-            f"{len(table.rejected)} of {read} rows cannot be used, fix "
-            f"{'or remove them' if content == IMAGES else 'the file'}, or set `max_rejected:`"
-        )
-    if labelled:
-        labels = [v.item() if isinstance(v, numpy.generic) else v for v in frame["label"]]
-        frame["label"] = pandas.Series(labels, index=frame.index, dtype=object)
-    frame.insert(0, "id", [f"{split}-{line}" for line in frame.index])
     return frame
 
 

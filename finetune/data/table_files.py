@@ -14,8 +14,9 @@ from finetune.errors import UserError
 
 DELIMITED = {".csv", ".tsv", ".tab"}
 JSON = {".jsonl", ".json", ".ndjson"}
+CONLL = {".conll", ".iob", ".iob2", ".bio"}
 TEXT = {".txt", ".md"}
-SUFFIXES = {*DELIMITED, *JSON, ".parquet", ".xlsx", ".arrow"}
+SUFFIXES = {*DELIMITED, *JSON, *CONLL, ".parquet", ".xlsx", ".arrow"}
 COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # What the hub and exports lay beside data.
 METADATA = {

@@ -56,6 +56,11 @@ METRICS: dict[str, MetricSpec] = {
     "mae": _loss("MAE"),
     "pearson": MetricSpec("Pearson r", can_be_undefined=True),
     "spearman": MetricSpec("Spearman rho", can_be_undefined=True),
+    # token classification
+    "entity_f1": _share("entity F1", hub_name="f1"),
+    "entity_precision": _share("entity precision", hub_name="precision"),
+    "entity_recall": _share("entity recall", hub_name="recall"),
+    "token_accuracy": _share("token accuracy", hub_name="accuracy"),
     # pretraining
     "bits_per_byte": _loss("bits per byte"),
     "perplexity": _loss("perplexity"),
@@ -86,6 +91,9 @@ MEASURED: dict[str, tuple[str, ...]] = {
     ),
     "multi_label_classification": ("macro_f1", "micro_f1", "exact_match", "log_loss"),
     "regression": ("r2", "rmse", "mae", "pearson", "spearman"),
+    "token-classification": (
+        *("entity_f1", "entity_precision", "entity_recall", "token_accuracy"),
+    ),
     "text-generation": ("bits_per_byte", "perplexity"),
     "fill-mask": ("masked_accuracy", "log_loss"),
     "masked-image-modeling": ("explained_variance",),

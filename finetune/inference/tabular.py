@@ -1,6 +1,7 @@
 """Predictions as a CSV table."""
 
 import csv
+import json
 from typing import Any, TextIO
 
 
@@ -21,5 +22,7 @@ def _flat(row: dict[str, Any]) -> dict[tuple[bool, str], Any]:
     prediction = row["prediction"]
     cells = {(False, k): v for k, v in row.items() if k != "probabilities"}
     if isinstance(prediction, list):
-        cells[False, "prediction"] = ",".join(prediction)
+        names = all(isinstance(each, str) for each in prediction)
+        written = ",".join(prediction) if names else json.dumps(prediction, ensure_ascii=False)
+        cells[False, "prediction"] = written
     return cells | {(True, k): v for k, v in row.get("probabilities", {}).items()}

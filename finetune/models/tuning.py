@@ -274,7 +274,9 @@ def _task_type(model: PreTrainedModel) -> str | None:
     """Returns peft's name of the task; there is none for images."""
     if is_causal_lm(model):
         return "CAUSAL_LM"
-    return "SEQ_CLS" if model.main_input_name == "input_ids" else None
+    if model.main_input_name != "input_ids":
+        return None
+    return "TOKEN_CLS" if type(model).__name__.endswith("ForTokenClassification") else "SEQ_CLS"
 
 
 def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from finetune.errors import UserError
 # The recipe that a run without one starts from, by its task.
 STARTS = {
     "text-classification": "your-data/text",
+    "token-classification": "your-data/entities",
     "image-classification": "your-data/images",
     "text-generation": "your-data/text-corpus",
     "fill-mask": "imdb/minilm-mlm",

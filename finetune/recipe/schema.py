@@ -115,6 +115,9 @@ class Data:
     label_case: Literal["keep", "fold"] = key(
         "keep", "fold: labels that differ only in case or outer blanks are one class"
     )
+    broken_tags: Literal["mend", "reject"] = key(
+        "mend", "token classification: mend tags that break their scheme, or reject the row"
+    )
     decimal: Literal[".", ","] = key(".", "regression: the decimal mark of labels")
     encoding: str | None = key(None, "encoding of text files; default: detected")
     delimiter: str | None = key(

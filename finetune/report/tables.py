@@ -90,10 +90,11 @@ def classes(per_class: dict[str, Any]) -> list[RenderableType]:
     left = len(named) - MOST_CLASSES
     if left > 0:
         named.sort(key=lambda item: (item[1]["f1"] is None, item[1]["f1"] or 0.0))
-    table = new_table("class", "precision", "recall", "F1", "rows", numbers=range(1, 5))
+    counted = wording.counted(per_class)
+    table = new_table("class", "precision", "recall", "F1", counted, numbers=range(1, 5))
     for name, scores in named[:MOST_CLASSES]:
         shares = [wording.share(scores[key]) for key in ("precision", "recall", "f1")]
-        table.add_row(wording.plain(name), *shares, wording.rows(scores["rows"]))
+        table.add_row(wording.plain(name), *shares, wording.rows(scores[counted]))
     if left <= 0:
         return [table]
     note = f"The {MOST_CLASSES} classes of lowest F1; {left} more are in {run_directory.RESULTS}."

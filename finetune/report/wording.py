@@ -236,6 +236,11 @@ def reference(results: dict[str, Any]) -> Reference | None:
     return Reference(published, against, "both on the official test split")
 
 
+def counted(per_class: dict[str, dict[str, Any]]) -> str:
+    """Returns what is counted of each class: rows, or where a text has several, entities."""
+    return "entities" if any("entities" in scores for scores in per_class.values()) else "rows"
+
+
 def rows(count: int) -> str:
     """Formats a count with thousands separators: ``2,000``."""
     return f"{count:,}"

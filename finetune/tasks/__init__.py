@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Modules, imported only when they are needed because they import torch.
 MODULES = {
     "text-classification": "finetune.tasks.text_classification",
+    "token-classification": "finetune.tasks.token_classification",
     "image-classification": "finetune.tasks.image_classification",
     "masked-image-modeling": "finetune.tasks.masked_image_modeling",
     "text-generation": "finetune.tasks.causal_lm",

@@ -8,7 +8,7 @@ task promises is that their first axis, or their list, has one entry for each ro
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy
@@ -30,7 +30,8 @@ class Mistake:
     """A wrongly predicted test row as the report shows it.
 
     ``confidence`` is a probability, or a text that says how wrong the prediction is. ``text`` and
-    ``image`` (a PNG file) are what the model was given, either may be empty.
+    ``image`` (a PNG file) are what the model was given, either may be empty. ``marked`` shows the
+    text again for each of its names, in parts with their labels, empty outside of spans.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Mistake:
     confidence: float | str
     text: str = ""
     image: bytes = b""
+    marked: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

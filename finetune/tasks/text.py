@@ -1,19 +1,22 @@
-"""What tasks on texts share: the tokenizer, truncation, rows and batches to predict."""
+"""What tasks on texts share: the tokenizer, truncation, padding, rows and batches to predict."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy
 import torch
+from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune import run_directory
 from finetune.data import dialects, readers, sources
 from finetune.data.batching import within
 from finetune.errors import UserError
-from finetune.models import positions, tokenizer_files
-from finetune.recipe import Model, Recipe
+from finetune.models import configs, positions, tokenizer_files
+from finetune.models.speed import padding_free
+from finetune.recipe import Augmentation, Model, Recipe
 
 TOKENIZER_FILES = {
     *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"),
@@ -21,8 +24,20 @@ TOKENIZER_FILES = {
 }
 # Rows that are encoded together for prediction: enough to find others of similar length.
 WINDOW = 1024
+# Evaluation batches: so many rows, or fewer where their tokens would be more than that.
+EVAL_ROWS, EVAL_TOKENS = 64, 32_768
 # Characters of a text that the report shows.
 SHOWN = 600
+
+
+def refuse_augmentation(recipe: Recipe) -> None:
+    """Checks that a recipe changes no training rows, for a task that cannot.
+
+    Raises:
+        UserError: it does.
+    """
+    if recipe.augmentation != Augmentation():
+        raise UserError(f"{recipe.name}: augmentation changes images; leave it out for texts")
 
 
 def load_tokenizer(
@@ -70,6 +85,30 @@ def check_max_length(recipe: Recipe, most: int) -> None:
         raise UserError(
             f"{where}: max_length {recipe.model.max_length} is more than the model's {most}"
         )
+
+
+def padding() -> str | bool:
+    """Returns how a collator pads: to ``max_length`` on XLA, which compiles every shape anew."""
+    return "max_length" if is_torch_xla_available() else True
+
+
+def skip_padding(model: torch.nn.Module, recipe: Recipe) -> str:
+    """Makes a model skip padding where the recipe allows it; returns the line for the log."""
+    if attention := recipe.model.config.get(configs.ATTENTION):
+        return f"batches padded: the recipe asks for {attention} attention"
+    if recipe.training.get("neftune_noise_alpha"):
+        return "batches padded: NEFTune scales its noise by the length of a batch"
+    if recipe.model.padding_free:
+        return padding_free.enable(model, recipe.training)
+    return "batches padded: the recipe says so"
+
+
+def eval_rows(splits: Mapping[str, Dataset], recipe: Recipe) -> int:
+    """Returns the rows of an evaluation batch, whose tokens stay below ``EVAL_TOKENS``."""
+    longest = max([1, *splits["validation"]["length"], *splits["test"]["length"]])
+    if padding() == "max_length":
+        longest = recipe.model.max_length
+    return max(1, min(EVAL_ROWS, EVAL_TOKENS // longest))
 
 
 def kept(length: int, budget: int, truncation: str, head_share: float) -> list[int]:

@@ -51,6 +51,18 @@ GUESSES: dict[str, tuple[dict[str, list[Any]], dict[str, str], str, dict[str, st
     "classes in words": (
         TEXT | LABEL, {}, CLASSES, {"text": "text", "label": "label", "problem_type": SINGLE},
     ),
+    "words with tags": (
+        {"n": PRICES, "words": of(["Ada", "left"], ["in"]), "ner": of(["B-P", "O"], ["O"])},
+        {}, "token-classification", {"text": "words", "label": "ner"},
+    ),
+    "texts with spans": (
+        TEXT | {"spans": of([{"start": 0, "end": 3, "label": "P"}], [])},
+        {}, "token-classification", {"text": "text", "label": "spans"},
+    ),
+    "lists of another length are no tags": (
+        TEXT | {"words": of(["Ada", "left"]), "label": of(["B-P"], ["O"])},
+        {}, CLASSES, {"text": "text", "label": "label", "problem_type": SEVERAL},
+    ),
     "names that no one knows": (
         {"aa": texts(), "bb": of("x", "y", "z")},
         {}, CLASSES, {"text": "aa", "label": "bb", "problem_type": SINGLE},

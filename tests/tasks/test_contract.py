@@ -47,7 +47,7 @@ def test_a_task_from_outside_trains_tests_predicts_and_reports(
     assert sum(shares) / len(shares) == pytest.approx(found["value"])
 
     card = (run.model / "README.md").read_text(encoding="utf-8")
-    assert 'tag = pipeline("token-classification", model="runs/tiny/seed-0/model")' in card
+    assert 'tag = pipeline("toy-tagging", model="runs/tiny/seed-0/model")' in card
     assert "It knows a dozen words." in card
     assert (run.folder / "report.html").is_file()
 

@@ -73,7 +73,7 @@ def difference(ours: list[Any], theirs: list[Any], labels: list[Any]) -> dict[st
 
 
 class Tagging(Task):
-    name = "token-classification"
+    name = "toy-tagging"
     auto_model = AutoModelForTokenClassification
     auto_processor = AutoTokenizer
 
