@@ -6,9 +6,18 @@ from typing import Any
 
 import pandas
 
-from finetune.data import image_files, labels, named_splits, readers, row_checks, splits
+from finetune.data import (
+    image_files,
+    labels,
+    named_splits,
+    questions,
+    readers,
+    row_checks,
+    splits,
+)
 from finetune.data.row_checks import DOCUMENTS as DOCUMENTS
 from finetune.data.row_checks import IMAGES as IMAGES
+from finetune.data.row_checks import QUESTIONS as QUESTIONS
 from finetune.data.row_checks import TEXTS as TEXTS
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -23,6 +32,8 @@ class Corpus:
 
     Documents for a language model have prompt and completion instead of text, or messages: a chat
     as JSON. Images have image (a path, or the bytes of the file) and digest (of the pixels).
+    Questions have question and context instead of text, and answers as ``questions.usable`` gives
+    them for a label.
 
     ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
     ``problem_type`` says; ``label_names`` has K names, or none for regression. Rows without labels
@@ -60,7 +71,7 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
     """Reads, checks and splits the recipe's data.
 
     Args:
-        content: what a row is: ``TEXTS``, ``IMAGES`` or ``DOCUMENTS``.
+        content: what a row is: ``TEXTS``, ``IMAGES``, ``DOCUMENTS`` or ``QUESTIONS``.
         labelled: whether the task needs labels. If it does not, but the rows have labels that a
             classifier could use, test and validation get the same rows as for that classifier,
             which may start from the model that is pretrained here.
@@ -108,7 +119,8 @@ def labelled(
         known = [[name] if several else name for name in label_names]
         frames["train"] = pandas.DataFrame({"label": pandas.Series(known, dtype=object)})
         tables["train"] = readers.Table(frames["train"], "the run", label_names)
-    labels.encode(frames, tables, data)
+    if content != QUESTIONS:
+        labels.encode(frames, tables, data)
     return frame, table
 
 
@@ -118,12 +130,14 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         split: row_checks.usable(table, split, data, content, labelled)
         for split, table in found.tables.items()
     }
+    rows = questions.Frame if content == QUESTIONS else splits.Frame
     given = {
-        split: splits.Frame(frame, table.source, table.rejected, table.fixed, table.notes)
+        split: rows(frame, table.source, table.rejected, table.fixed, table.notes)
         for (split, frame), table in zip(frames.items(), found.tables.values(), strict=True)
     }
     splits.check(given)
-    names = labels.encode(frames, found.tables, data) if labelled else []
+    has_classes = labelled and content != QUESTIONS
+    names = labels.encode(frames, found.tables, data) if has_classes else []
     train = given.pop("train")
     chosen = splits.choose(train, given, data, found.source, found.test_is, found.notes)
     for note in chosen.report["notes"]:
@@ -134,7 +148,7 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         chosen.validation,
         chosen.test,
         label_names=names,
-        problem_type=data.problem_type if labelled else UNLABELLED,
+        problem_type=data.problem_type if has_classes else QUESTIONS if labelled else UNLABELLED,
         source=found.source,
         revision=found.commit,
         test_is=chosen.test_is,

@@ -1,7 +1,7 @@
 """Checks the rows of a table: takes the columns that a task needs and rejects unusable rows.
 
-A row is a text or a pair of texts, an image, or a document for a language model: a text, a prompt
-with its completion, or a chat.
+A row is a text or a pair of texts, an image, a document for a language model (a text, a prompt with
+its completion, or a chat), or a question about a context (see ``questions``).
 """
 
 import os
@@ -14,12 +14,20 @@ from typing import Any
 import numpy
 import pandas
 
-from finetune.data import chats, document_columns, image_decoding, label_cells, readers
+from finetune.data import (
+    chats,
+    document_columns,
+    image_decoding,
+    label_cells,
+    questions,
+    readers,
+)
 from finetune.data.tables import listed
 from finetune.errors import UserError
 from finetune.recipe import Data
 
 TEXTS, IMAGES, DOCUMENTS = "texts", "images", "documents"
+QUESTIONS = "questions"
 # With more unusable rows than this share and this count the file is broken, not the rows.
 MOST_REJECTED, MOST_REJECTED_ROWS = 0.01, 20
 # Images that are decoded before the first of them is released.
@@ -68,6 +76,32 @@ def usable(
     Raises:
         UserError: a column is missing, or too many rows are unusable.
     """
+    if content == QUESTIONS:
+        table.rows = questions.flat(table.rows)
+    # What the reader rejected is no row of the table.
+    read = len(table.rows) + len(table.rejected)
+    if content == QUESTIONS:
+        frame = questions.usable(table, data)
+    else:
+        frame = _usable(table, split, data, content, labelled)
+    if len(table.rejected) > most_rejected(read, data):
+        first = table.rejected[0]
+        raise UserError(
+            f"{readers.where(first['source'], first['line'])}: {first['reason']}; "
+            f"{len(table.rejected)} of {read} rows cannot be used, fix "
+            f"{'or remove them' if content == IMAGES else 'the file'}, or set `max_rejected:`"
+        )
+    if labelled:
+        labels = [v.item() if isinstance(v, numpy.generic) else v for v in frame["label"]]
+        frame["label"] = pandas.Series(labels, index=frame.index, dtype=object)
+    if "id" not in frame:
+        frame.insert(0, "id", [f"{split}-{line}" for line in frame.index])
+    return frame
+
+
+def _usable(
+    table: readers.Table, split: str, data: Data, content: str, labelled: bool
+) -> pandas.DataFrame:
     rows = table.rows
     first = rows.iloc[: document_columns.SAMPLE]
     sample = {str(name): first.iloc[:, i].tolist() for i, name in enumerate(rows.columns)}
@@ -83,8 +117,6 @@ def usable(
     if labelled:
         frame["label"] = label_cells.column(table, data, split)
     table.fixed |= dict.fromkeys(parts.notes, len(frame))
-    # What the reader rejected is no row of the table.
-    read = len(frame) + len(table.rejected)
     for column in parts.parts if content == TEXTS else ():
         frame[column] = _as_texts(frame.loc[:, column], table, column)
     frame = _without_empty(frame, table, parts, data, labelled)
@@ -92,17 +124,6 @@ def usable(
         frame = _inspected(frame, table)
     elif content == DOCUMENTS:
         frame = _documents(frame, table, parts)
-    if len(table.rejected) > most_rejected(read, data):
-        first = table.rejected[0]
-        raise UserError(
-            f"{readers.where(first['source'], first['line'])}: {first['reason']}; "
-            f"{len(table.rejected)} of {read} rows cannot be used, fix "
-            f"{'or remove them' if content == IMAGES else 'the file'}, or set `max_rejected:`"
-        )
-    if labelled:
-        labels = [v.item() if isinstance(v, numpy.generic) else v for v in frame["label"]]
-        frame["label"] = pandas.Series(labels, index=frame.index, dtype=object)
-    frame.insert(0, "id", [f"{split}-{line}" for line in frame.index])
     return frame
 
 

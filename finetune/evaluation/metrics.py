@@ -56,6 +56,10 @@ METRICS: dict[str, MetricSpec] = {
     "mae": _loss("MAE"),
     "pearson": MetricSpec("Pearson r", can_be_undefined=True),
     "spearman": MetricSpec("Spearman rho", can_be_undefined=True),
+    # question answering
+    "answer_f1": _share("answer F1", hub_name="f1"),
+    "has_answer_f1": MetricSpec("F1 where there is an answer", True, can_be_undefined=True),
+    "no_answer_accuracy": MetricSpec("accuracy where there is none", True, can_be_undefined=True),
     # pretraining
     "bits_per_byte": _loss("bits per byte"),
     "perplexity": _loss("perplexity"),
@@ -86,6 +90,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     ),
     "multi_label_classification": ("macro_f1", "micro_f1", "exact_match", "log_loss"),
     "regression": ("r2", "rmse", "mae", "pearson", "spearman"),
+    "question-answering": ("answer_f1", "exact_match", "has_answer_f1", "no_answer_accuracy"),
     "text-generation": ("bits_per_byte", "perplexity"),
     "fill-mask": ("masked_accuracy", "log_loss"),
     "masked-image-modeling": ("explained_variance",),

@@ -10,6 +10,7 @@ from finetune.inference.prediction import (
     merge,
     outputs,
     predict,
+    printed,
     read_rows,
     shared_base,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "merge",
     "outputs",
     "predict",
+    "printed",
     "read_rows",
     "shared_base",
 ]

@@ -1,6 +1,7 @@
 """Predictions as a CSV table."""
 
 import csv
+import json
 from typing import Any, TextIO
 
 
@@ -22,4 +23,7 @@ def _flat(row: dict[str, Any]) -> dict[tuple[bool, str], Any]:
     cells = {(False, k): v for k, v in row.items() if k != "probabilities"}
     if isinstance(prediction, list):
         cells[False, "prediction"] = ",".join(prediction)
+    # Such as the candidates of an answer, which are objects.
+    nested = {k: json.dumps(v, ensure_ascii=False) for k, v in cells.items() if type(v) is list}
+    cells |= nested
     return cells | {(True, k): v for k, v in row.get("probabilities", {}).items()}

@@ -17,6 +17,7 @@ MODULES = {
     "text-classification": "finetune.tasks.text_classification",
     "image-classification": "finetune.tasks.image_classification",
     "masked-image-modeling": "finetune.tasks.masked_image_modeling",
+    "question-answering": "finetune.tasks.question_answering",
     "text-generation": "finetune.tasks.causal_lm",
     "fill-mask": "finetune.tasks.masked_lm",
 }

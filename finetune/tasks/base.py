@@ -8,7 +8,7 @@ task promises is that their first axis, or their list, has one entry for each ro
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy
@@ -30,7 +30,8 @@ class Mistake:
     """A wrongly predicted test row as the report shows it.
 
     ``confidence`` is a probability, or a text that says how wrong the prediction is. ``text`` and
-    ``image`` (a PNG file) are what the model was given, either may be empty.
+    ``image`` (a PNG file) are what the model was given, either may be empty. ``parts`` stand for
+    ``text`` where places in it are marked: each with "true", "predicted", "true predicted" or "".
     """
 
     id: str
@@ -39,6 +40,7 @@ class Mistake:
     confidence: float | str
     text: str = ""
     image: bytes = b""
+    parts: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,10 @@ class Task(ABC):
         first = next(iter(row.values()))
         return first is None or (isinstance(first, str) and not first.strip())
 
+    def printed(self, row: Row) -> Row:
+        """Returns what `finetune predict` prints of a row beside its prediction."""
+        return {name: cell for name, cell in row.items() if not isinstance(cell, bytes)}
+
     def labelled(self, file: str, recipe: Recipe, data: Mapping[str, Any]) -> "Labelled":
         """Returns rows with labels, for `finetune evaluate`.
 
@@ -142,10 +148,13 @@ class Task(ABC):
         """Returns the model's output for each of the B entries of a batch."""
         return list(model(**inputs).logits.float().cpu().numpy())
 
-    def join(self, parts: list[list[Any]]) -> Any:
+    def join(self, parts: list[list[Any]], rows: list[Row]) -> Any:
         """Returns the outputs of N rows, given the outputs of each row's occurrences in batches.
 
         The mean over the occurrences, unless a task says otherwise: (N, ...).
+
+        Args:
+            rows: the N rows, as ``batches`` took them.
         """
         return numpy.stack([numpy.mean(part, axis=0) for part in parts])
 

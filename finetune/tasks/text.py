@@ -1,17 +1,21 @@
 """What tasks on texts share: the tokenizer, truncation, rows and batches to predict."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy
 import torch
+from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune.data import dialects, readers, sources
 from finetune.data.batching import within
 from finetune.errors import UserError
-from finetune.models import positions
+from finetune.models import configs, positions
+from finetune.models.speed import padding_free
 from finetune.recipe import Model, Recipe
 
 TOKENIZER_FILES = {
@@ -20,6 +24,8 @@ TOKENIZER_FILES = {
 }
 # Rows that are encoded together for prediction: enough to find others of similar length.
 WINDOW = 1024
+# Evaluation batches: so many rows, or fewer where their tokens would be more than that.
+EVAL_ROWS, EVAL_TOKENS = 64, 32_768
 # Characters of a text that the report shows.
 SHOWN = 600
 
@@ -147,20 +153,29 @@ def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[s
     elif data.text_pair:
         raise UserError(f"{recipe.name}: labels pairs of texts; give them as a table with --file")
     else:
-        lines = _lines(Path(file), data.encoding) if file else given
+        lines = read_lines(Path(file), data.encoding) if file else given
         rows = [{"text": line} for line in lines]
     if not any(row["text"].strip() for row in rows):
         raise UserError("there is no text to label")
     return rows
 
 
-def _lines(file: Path, encoding: str | None) -> list[str]:
-    """Returns the lines of a text file, blank ones too."""
+def read_text(file: Path, encoding: str | None) -> str:
+    """Returns a text file as it is.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    text, _ = dialects.decode(content, encoding, str(file))
+    return dialects.decode(content, encoding, str(file))[0]
+
+
+def read_lines(file: Path, encoding: str | None) -> list[str]:
+    """Returns the lines of a text file, blank ones too."""
+    text = read_text(file, encoding)
     # Not splitlines(), which also splits at characters that are part of a text.
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
@@ -182,6 +197,52 @@ def batches(
         for chosen in within(encoded["length"], size * recipe.model.max_length):
             columns = {name: [encoded[name][i] for i in chosen] for name in inputs}
             yield start + chosen, tokenizer.pad(columns, return_tensors="pt")
+
+
+def marked(text: str, spans: list[tuple[int, int, str]]) -> list[tuple[str, str]]:
+    """Returns the surroundings of some spans of a text, in parts that are marked or not.
+
+    Args:
+        spans: start, end and mark of each.
+
+    Returns:
+        Each part with its marks, with blanks between them; "" for none.
+    """
+    around = SHOWN // 4
+    shown = [(max(0, start - around), min(len(text), end + around)) for start, end, _ in spans]
+    edges = sorted({edge for pair in [*shown, *(span[:2] for span in spans)] for edge in pair})
+    out: list[tuple[str, str]] = []
+    for start, end in itertools.pairwise([0, *edges, len(text)]):
+        marks = [mark for a, b, mark in spans if a <= start and end <= b]
+        if any(a <= start < end <= b for a, b in shown):
+            out.append((text[start:end], " ".join(dict.fromkeys(marks))))
+        elif start < end:
+            out.append((" … ", ""))
+    return out
+
+
+def batching(model: torch.nn.Module, recipe: Recipe) -> str:
+    """Makes a model compute batches without padding where it can; returns the line for the log."""
+    if not recipe.model.padding_free:
+        return "batches padded: the recipe says so"
+    if attention := recipe.model.config.get(configs.ATTENTION):
+        return f"batches padded: the recipe asks for {attention} attention"
+    if recipe.training.get("neftune_noise_alpha"):
+        return "batches padded: NEFTune scales its noise by the length of a batch"
+    return padding_free.enable(model, recipe.training)
+
+
+def eval_rows(splits: dict[str, Dataset], recipe: Recipe) -> int:
+    """Returns the rows of an evaluation batch: fewer of long ones, for which memory might lack."""
+    longest = max([1, *splits["validation"]["length"], *splits["test"]["length"]])
+    if padding() == "max_length":
+        longest = recipe.model.max_length
+    return max(1, min(EVAL_ROWS, EVAL_TOKENS // longest))
+
+
+def padding() -> str | bool:
+    """Returns how the collator pads: XLA compiles a step again for every new shape."""
+    return "max_length" if is_torch_xla_available() else True
 
 
 def shorten(text: str) -> str:

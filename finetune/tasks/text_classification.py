@@ -13,7 +13,6 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
 )
-from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune.data import row_checks, sources
 from finetune.errors import UserError
@@ -27,9 +26,6 @@ from finetune.training.job import Job
 
 if TYPE_CHECKING:
     from finetune.data.corpus import Corpus
-
-# Evaluation batches: so many rows, or fewer where their tokens would be more than that.
-EVAL_ROWS, EVAL_TOKENS = 64, 32_768
 
 
 class TextClassification(Classifier):
@@ -63,24 +59,15 @@ class TextClassification(Classifier):
 
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
         model = tuning.apply(model, recipe, checkpoint)
-        batching = "batches padded: the recipe says so"
-        noise = recipe.training.get("neftune_noise_alpha")
-        if attention := recipe.model.config.get(configs.ATTENTION):
-            batching = f"batches padded: the recipe asks for {attention} attention"
-        elif noise:
-            batching = "batches padded: NEFTune scales its noise by the length of a batch"
-        elif recipe.model.padding_free:
-            batching = padding_free.enable(model, recipe.training)
+        batching = text.batching(model, recipe)
         described = configs.describe_head(checkpoint, data)
         notes = [*described, *configs.describe(recipe, config, checkpoint), batching]
-        # XLA compiles a step again for every new shape.
-        padding = "max_length" if is_torch_xla_available() else True
-        collator: Any = DataCollatorWithPadding(tokenizer, padding)
+        collator: Any = DataCollatorWithPadding(tokenizer, text.padding())
         if recipe.tuning.method == "head" and recipe.tuning.cache_features:
             assert isinstance(model, PreTrainedModel)
             uncached = (
                 "NEFTune adds noise to what it reads"
-                if noise
+                if recipe.training.get("neftune_noise_alpha")
                 else cached_features.replace(model, splits, collator, recipe.training)
             )
             if uncached:
@@ -88,10 +75,6 @@ class TextClassification(Classifier):
             else:
                 collator = cached_features.collate
                 notes.append("the encoder's features computed once, without its dropout")
-        longest = max([1, *splits["validation"]["length"], *splits["test"]["length"]])
-        if padding == "max_length":
-            longest = recipe.model.max_length
-        eval_rows = max(1, min(EVAL_ROWS, EVAL_TOKENS // longest))
         return Job(
             model=model,
             checkpoint=checkpoint,
@@ -102,7 +85,7 @@ class TextClassification(Classifier):
             **scored,
             baselines=lambda: baselines.for_texts(data),
             answers=self.answers,
-            training={"per_device_eval_batch_size": eval_rows},
+            training={"per_device_eval_batch_size": text.eval_rows(splits, recipe)},
             notes=notes,
         )
 
