@@ -33,6 +33,8 @@ SMALL = [
 ]
 # Short texts, so that a step costs little.
 SHORT = ["--dataset", "embedded:rotten_tomatoes"]
+# The same for questions.
+ASKED = ["--checkpoint", "embedded:minilm", "--train", "squad.json"]
 # What `make TARGET -n` has to print.
 MAKE = {
     "imdb": "finetune train recipes/imdb/minilm.yaml",
@@ -133,6 +135,13 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     chats = [{"messages": [{"role": "user", "content": text}, asked]} for text in texts]
     for name, rows in (("chats.jsonl", chats), ("corpus.jsonl", [{"text": t} for t in texts])):
         (tmp_path / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    questions = [
+        {"question": question, "context": f"{text} {i}x", "answer": f"{i}x"}
+        for i, text in enumerate(texts)
+        for question in ("What is last?", "Which one is it?")
+    ]
+    (tmp_path / "squad.json").write_text(json.dumps(questions), encoding="utf-8")
+    (tmp_path / "contract.txt").write_text("It was signed by Ada.", encoding="utf-8")
     Image.new("RGB", (28, 28)).save(tmp_path / "digit.png")
     for i in range(60):
         folder = tmp_path / "photos" / ("cat", "dog")[i % 2]
@@ -158,6 +167,7 @@ def finished(clone: Path, kept: Path, writer: str) -> Callable[[str], None]:
             return
         own = [] if name.startswith("mnist") else SHORT
         own = ["--checkpoint", writer] if name.startswith("reviews") else own
+        own = ASKED if name.startswith("squad") else own
         train(f"recipes/{name}.yaml", *own, *SMALL, name=name, folder=here.relative_to(clone))
         shutil.copytree(here, kept / name)
 
@@ -212,6 +222,8 @@ def test_launchers(command: str, clone: Path, writer: str) -> None:
     own = SHORT
     if "finetune/writing.py" in words:
         own = ["--checkpoint", writer]
+    if "finetune/answers.py" in words:
+        own = ASKED
     done = subprocess.run(
         [sys.executable, "-m", LAUNCHERS[start], *words[len(start) :], *own, *SMALL],
         capture_output=True,
@@ -333,6 +345,8 @@ def test_predict(
         expected = 2 if command.endswith("--file -") else len(runs)
         assert len(rows) == expected
     labels = set("0123456789") if "mnist" in command else {"negative", "positive"}
+    if "squad" in command:
+        labels = {row["prediction"] for row in rows if row["prediction"] in "It was signed by Ada."}
     assert {row["prediction"] for row in rows} <= labels
 
 
