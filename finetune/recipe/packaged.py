@@ -10,6 +10,7 @@ from finetune.errors import UserError
 STARTS = {
     "text-classification": "your-data/text",
     "image-classification": "your-data/images",
+    "question-answering": "your-data/questions",
     "text-generation": "your-data/text-corpus",
     "fill-mask": "imdb/minilm-mlm",
     "masked-image-modeling": "mnist/vit-mae",
