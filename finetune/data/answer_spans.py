@@ -112,6 +112,6 @@ def rank_all(
         count = row["length"]
         sides = (numpy.array(row[name]) for name in ("starts", "ends"))
         found = decode(start[:count], end[:count], *sides, row["null"], longest)
-        parts[row["question"]].append(found)
+        parts[row["number"]].append(found)
     pairs = zip(parts, contexts, strict=True)
     return [rank(part, context) for part, context in pairs]

@@ -43,7 +43,7 @@ def encode(
     A question is cut to half of ``max_length``.
 
     Returns:
-        Columns of W entries: the model's inputs, ``length``; ``question``, the number of the
+        Columns of W entries: the model's inputs, ``length``; ``number``, that of the
         question; ``null``, the place of the null token; ``starts`` and ``ends``, a character of the
         context for each token, or ``OUTSIDE``; ``cut``, whether the question was.
     """
@@ -51,7 +51,7 @@ def encode(
         questions, contexts, truncation=False, verbose=False, return_offsets_mapping=True
     )
     names = [name for name in encoded if name in tokenizer.model_input_names]
-    more = ("length", "question", "null", "starts", "ends", "cut")
+    more = ("length", "number", "null", "starts", "ends", "cut")
     out: dict[str, list[Any]] = {name: [] for name in (*names, *more)}
     for number, ids in enumerate(encoded["input_ids"]):
         part = encoded.sequence_ids(number)
@@ -71,7 +71,7 @@ def encode(
             kept = out["input_ids"][-1]
             null = tokenizer.cls_token_id
             out["length"].append(len(keep))
-            out["question"].append(number)
+            out["number"].append(number)
             out["null"].append(kept.index(null) if null in kept else 0)
             out["starts"].append(places[:, 0].tolist())
             out["ends"].append(places[:, 1].tolist())
@@ -116,15 +116,15 @@ def dataset(frame: "pandas.DataFrame", tokenizer: Any, model: Model) -> Dataset:
     def made_of(columns: dict[str, list[str]], numbers: list[int]) -> dict[str, list[Any]]:
         made = encode(columns["question"], columns["context"], tokenizer, model)
         answers = [tuple(map(int, cell.split())) if cell else None for cell in columns["answer"]]
-        sides = zip(made["starts"], made["ends"], made["null"], made["question"], strict=True)
+        sides = zip(made["starts"], made["ends"], made["null"], made["number"], strict=True)
         made["labels"] = [
             target(starts, ends, null, answers[number]) for starts, ends, null, number in sides
         ]
-        pairs = zip(made["labels"], made["null"], made["question"], strict=True)
+        pairs = zip(made["labels"], made["null"], made["number"], strict=True)
         made["whole"] = [
             label != [null, null] or answers[number] is None for label, null, number in pairs
         ]
-        made["question"] = [numbers[number] for number in made["question"]]
+        made["number"] = [numbers[number] for number in made["number"]]
         # As Python integers they would take twice the space on disk.
         for name in ("input_ids", "starts", "ends"):
             made[name] = [numpy.array(cell, "int32") for cell in made[name]]
@@ -151,7 +151,7 @@ def learnable(windows: Dataset, data: "Corpus", model: Model) -> Dataset:
     Raises:
         UserError: none is left.
     """
-    numbers, whole, cut = (numpy.array(windows[name]) for name in ("question", "whole", "cut"))
+    numbers, whole, cut = (numpy.array(windows[name]) for name in ("number", "whole", "cut"))
     labels, most = numpy.array(windows["labels"]), model.max_answer_length
     learned = numpy.isin(numbers, numbers[whole])
     long = numbers[labels[:, 1] - labels[:, 0] >= most]

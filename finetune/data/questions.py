@@ -17,7 +17,7 @@ import pandas
 
 from finetune.data import readers, splits
 from finetune.data.readers import is_missing
-from finetune.data.tables import Table, find_column, listed, shown
+from finetune.data.tables import Table, find_column, shown
 from finetune.errors import UserError
 from finetune.recipe import Data
 
@@ -255,10 +255,9 @@ class Frame(splits.Frame):
                 taken[context] = True
                 left -= sizes[context]
         if left > count / 2 or taken.all():
-            self._say(f"questions about one context in two splits: {listed(self._largest())}")
+            self._say(
+                f"questions about one context in two splits: {len(contexts):,} contexts, the "
+                f"largest with {sizes.max():,} questions"
+            )
             return super().take(count, seed)
         return self._only(~taken[codes]), self._only(taken[codes])
-
-    def _largest(self) -> list[str]:
-        counts = self.rows["context"].value_counts()
-        return [f"{len(counts):,} contexts, the largest with {counts.iloc[0]:,} questions"]

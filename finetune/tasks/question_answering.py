@@ -182,7 +182,7 @@ class QuestionAnswering(Task):
                         row[: made["length"][i]] = torch.tensor(made[name][i])
                 batch["null"] = torch.tensor([made["null"][i] for i in chosen])
                 batch["longest"] = torch.full((len(chosen),), model.max_answer_length)
-                yield first + numpy.array([made["question"][i] for i in chosen]), batch
+                yield first + numpy.array([made["number"][i] for i in chosen]), batch
 
     def forward(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[Any]:
         """Returns the candidates of each window and the score of no answer."""

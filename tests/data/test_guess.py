@@ -416,5 +416,5 @@ def test_questions_with_a_context_and_answers_are_answered(name: str) -> None:
     assert guess.of(table, {"prompt": "Question", "completion": name}).task == "text-generation"
     assert guess.of(table, {"answers": "extra"}).data["answers"] == "extra"
     del rows[name]
-    less = Table(pandas.DataFrame({**rows, "label": ["a"]}, index=[1]), "asked.csv")
-    assert guess.of(less, {}).task == "text-classification"
+    with pytest.raises(UserError, match="no column looks like a label"):
+        guess.of(Table(pandas.DataFrame(rows, index=[1], dtype=object), "asked.csv"), {})

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +194,16 @@ def test_shuffled_answers_give_chance(path: Path) -> None:
     draw, given = random.Random(1), rows(136)
     for row in given:
         words = row["context"].split()
-        row["answers"] = [word(words, draw.randrange(len(words)))]
+        # Nothing is left of an article.
+        places = [i for i, word in enumerate(words) if word not in {"a", "the"}]
+        row["answers"] = [word(words, draw.choice(places))]
     write(Path("asked.json"), given)
-    found = train(path, "--num_train_epochs", "5").results()["metrics"]["exact_match"]
-    # A text has seven words or so.
-    assert found["low"] < 0.3
-    assert found["value"] < 0.4
+    run = train(path, "--num_train_epochs", "5")
+    found = run.results()["metrics"]["exact_match"]
+    # Nothing is better than the most frequent word of each text.
+    counts = [Counter(c.replace("the", "a").split()) for c in run.predictions()["context"]]
+    shares = [max(v for k, v in c.items() if k != "a") / (c.total() - c["a"]) for c in counts]
+    assert found["low"] < sum(shares) / len(shares) < 0.5
 
 
 def test_it_learns_16_questions_by_heart(path: Path) -> None:
@@ -319,7 +324,7 @@ def test_what_cannot_be_learned_is_counted_or_refused(path: Path) -> None:
     assert "1 training questions cut to half of max_length" in notes
     assert "1 training answers longer than a window, left out" in notes
     assert any(n.startswith("1 training answers above max_answer_length 4") for n in notes)
-    assert 60 not in set(job.splits["train"]["question"])
+    assert 60 not in set(job.splits["train"]["number"])
     assert any(n.endswith("windows of 62 training questions") for n in notes)
     for more, message in (
         (["--stride", "9"], "windows of max_length 16 have 5 tokens of context"),
