@@ -34,7 +34,7 @@ SMALL = [
 # Short texts, so that a step costs little.
 SHORT = ["--dataset", "embedded:rotten_tomatoes"]
 # The same for questions.
-ASKED = ["--checkpoint", "embedded:minilm", "--train", "squad.json"]
+ASKED = ["--checkpoint", "embedded:minilm", "--train", "squad.json", "--stride", "4"]
 # What `make TARGET -n` has to print.
 MAKE = {
     "imdb": "finetune train recipes/imdb/minilm.yaml",

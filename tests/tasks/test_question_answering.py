@@ -23,7 +23,6 @@ from finetune.tasks import question_answering
 from finetune.tasks.question_answering import THRESHOLD
 from finetune.training import losses
 from tests.conftest import WORDS, interrupted, sentences, train, train_job
-from tests.training.test_processes import launch
 
 ASKED = ["the film was", "a plot was", "the cast"]
 NOT_OPINIONS = WORDS[6:]
@@ -65,15 +64,14 @@ def write(path: Path, given: list[Row]) -> Path:
     return path
 
 
-@pytest.fixture
-def path(workdir: Path, tiny_bert: Path) -> Path:
-    """A recipe that trains the tiny BERT on made-up questions in seconds."""
-    write(workdir / "asked.json", rows(136))
-    path = workdir / "asked.yaml"
+def recipe_for(folder: Path, checkpoint: Path, without: int = 0) -> Path:
+    """A recipe that trains on made-up questions in seconds."""
+    write(folder / "asked.json", rows(136, without))
+    path = folder / "asked.yaml"
     path.write_text(
         f"""\
 task: question-answering
-model: {{checkpoint: "{tiny_bert}", max_length: 16, stride: 4, max_answer_length: 4}}
+model: {{checkpoint: "{checkpoint}", max_length: 16, stride: 4, max_answer_length: 4}}
 data: {{train: asked.json, holdout: 24, validation_size: 16}}
 training:
   learning_rate: 2.0e-3
@@ -86,6 +84,11 @@ training:
         encoding="utf-8",
     )
     return path
+
+
+@pytest.fixture
+def path(workdir: Path, tiny_bert: Path) -> Path:
+    return recipe_for(workdir, tiny_bert)
 
 
 def answers_of_the_card(run: run_directory.Run, given: list[Row]) -> list[str]:
@@ -259,26 +262,6 @@ def test_it_resumes_to_the_same_bits(path: Path, method: str) -> None:
     for part in ("metrics", "chosen", "data"):
         assert run.results()[part] == whole.results()[part]
     assert run.predictions().equals(whole.predictions())
-
-
-def test_two_processes_train_like_one(path: Path) -> None:
-    write(Path("asked.json"), rows(136, without=40))
-    size = "--per_device_train_batch_size"
-    alone = {m: train(path, "--method", m, size, "14", "--output_dir", m) for m in ("full", "lora")}
-    runs = [["asked.yaml", "--method", m, size, "7", "--output_dir", f"two/{m}"] for m in alone]
-    launch(
-        2,
-        "import json, sys\nfrom finetune import cli\n"
-        "for words in json.loads(sys.argv[1]):\n    cli.main(['train', *words])",
-        json.dumps(runs),
-    )
-    for name, one in alone.items():
-        two = run_directory.Run(f"two/{name}")
-        pairs = [[row["loss"] for row in r.history() if "loss" in row] for r in (two, one)]
-        assert pairs[0] == pytest.approx(pairs[1], abs=1e-5)
-        assert [*two.predictions()["id"]] == [*one.predictions()["id"]]
-        found, expected = (r.results()["metrics"]["answer_f1"]["value"] for r in (two, one))
-        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_window_s_loss_does_not_depend_on_its_batch(path: Path) -> None:
