@@ -12,7 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "finetune"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# What `accelerate launch` starts: a default recipe each.
+
+# What one launches for a task: a docstring with the command, and the default recipe.
 RECIPE_MODULES = ("sentiment", "digits", "writing", "answers")
 
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
@@ -102,8 +103,7 @@ def test_no_task_imports_another() -> None:
 
 
 def test_the_top_of_the_package_is_short() -> None:
-    others = {path.stem for path in PACKAGE.glob("*.py")} - {*RECIPE_MODULES}
-    assert len(others) <= 5
+    assert len([f for f in PACKAGE.glob("*.py") if f.stem not in RECIPE_MODULES]) <= 5
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
@@ -155,7 +155,7 @@ def test_no_file_hides_a_package_of_its_name() -> None:
 def test_a_recipe_module_is_thin() -> None:
     for name in RECIPE_MODULES:
         lines = (PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()
-        assert len(lines) < 30
+        assert len(lines) <= 30
         assert importlib.util.find_spec(f"finetune.{name}") is not None
 
 

@@ -30,8 +30,8 @@ class Mistake:
     """A wrongly predicted test row as the report shows it.
 
     ``confidence`` is a probability, or a text that says how wrong the prediction is. ``text`` and
-    ``image`` (a PNG file) are what the model was given, either may be empty. ``parts`` stand for
-    ``text`` where places in it are marked: each with "true", "predicted", "true predicted" or "".
+    ``image`` (a PNG file) are what the model was given, either may be empty. ``marked`` shows the
+    text again for each of its names, in parts with their labels, empty outside of spans.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Mistake:
     confidence: float | str
     text: str = ""
     image: bytes = b""
-    parts: list[tuple[str, str]] = field(default_factory=list)
+    marked: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class QuestionAnswering(Task):
         from finetune.training import losses
 
         tuning.check(recipe)
+        text.refuse_augmentation(recipe)
         metrics.refuse_extra(recipe, "question answering")
         method, where = recipe.tuning.method, recipe.where("tuning.method")
         if tuning.is_prompt(method):
@@ -67,7 +68,7 @@ class QuestionAnswering(Task):
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
         model = tuning.apply(model, recipe, checkpoint)
         leave_out_padding(model)
-        batching = text.batching(model, recipe)
+        batching = text.skip_padding(model, recipe)
         labels = {n: squad.references(getattr(data, n)["label"]) for n in corpus.splits.SPLITS}
         unanswered = sum(not given for given in labels["train"])
         if unanswered:
@@ -322,5 +323,5 @@ def _mistake(row: dict[str, Any]) -> Mistake:
         label=truth[0]["text"] if truth else squad.NEVER,
         prediction=row["prediction"] or squad.NEVER,
         confidence=float(row["score"]),
-        parts=[(f"{row['question']}\n", ""), *parts],
+        marked={"question": [(row["question"], "")], "context": parts},
     )

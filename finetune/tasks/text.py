@@ -1,7 +1,7 @@
-"""What tasks on texts share: the tokenizer, truncation, rows and batches to predict."""
+"""What tasks on texts share: the tokenizer, truncation, padding, rows and batches to predict."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from finetune.data.batching import within
 from finetune.errors import UserError
 from finetune.models import configs, positions
 from finetune.models.speed import padding_free
-from finetune.recipe import Model, Recipe
+from finetune.recipe import Augmentation, Model, Recipe
 
 TOKENIZER_FILES = {
     *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"),
@@ -28,6 +28,16 @@ WINDOW = 1024
 EVAL_ROWS, EVAL_TOKENS = 64, 32_768
 # Characters of a text that the report shows.
 SHOWN = 600
+
+
+def refuse_augmentation(recipe: Recipe) -> None:
+    """Checks that a recipe changes no training rows, for a task that cannot.
+
+    Raises:
+        UserError: it does.
+    """
+    if recipe.augmentation != Augmentation():
+        raise UserError(f"{recipe.name}: augmentation changes images; leave it out for texts")
 
 
 def load_tokenizer(
@@ -72,6 +82,30 @@ def check_max_length(recipe: Recipe, most: int) -> None:
         raise UserError(
             f"{where}: max_length {recipe.model.max_length} is more than the model's {most}"
         )
+
+
+def padding() -> str | bool:
+    """Returns how a collator pads: to ``max_length`` on XLA, which compiles every shape anew."""
+    return "max_length" if is_torch_xla_available() else True
+
+
+def skip_padding(model: torch.nn.Module, recipe: Recipe) -> str:
+    """Makes a model skip padding where the recipe allows it; returns the line for the log."""
+    if attention := recipe.model.config.get(configs.ATTENTION):
+        return f"batches padded: the recipe asks for {attention} attention"
+    if recipe.training.get("neftune_noise_alpha"):
+        return "batches padded: NEFTune scales its noise by the length of a batch"
+    if recipe.model.padding_free:
+        return padding_free.enable(model, recipe.training)
+    return "batches padded: the recipe says so"
+
+
+def eval_rows(splits: Mapping[str, Dataset], recipe: Recipe) -> int:
+    """Returns the rows of an evaluation batch, whose tokens stay below ``EVAL_TOKENS``."""
+    longest = max([1, *splits["validation"]["length"], *splits["test"]["length"]])
+    if padding() == "max_length":
+        longest = recipe.model.max_length
+    return max(1, min(EVAL_ROWS, EVAL_TOKENS // longest))
 
 
 def kept(length: int, budget: int, truncation: str, head_share: float) -> list[int]:
@@ -206,7 +240,7 @@ def marked(text: str, spans: list[tuple[int, int, str]]) -> list[tuple[str, str]
         spans: start, end and mark of each.
 
     Returns:
-        Each part with its marks, with blanks between them; "" for none.
+        Each part with its marks, with commas between them; "" for none.
     """
     around = SHOWN // 4
     shown = [(max(0, start - around), min(len(text), end + around)) for start, end, _ in spans]
@@ -215,34 +249,10 @@ def marked(text: str, spans: list[tuple[int, int, str]]) -> list[tuple[str, str]
     for start, end in itertools.pairwise([0, *edges, len(text)]):
         marks = [mark for a, b, mark in spans if a <= start and end <= b]
         if any(a <= start < end <= b for a, b in shown):
-            out.append((text[start:end], " ".join(dict.fromkeys(marks))))
+            out.append((text[start:end], ", ".join(dict.fromkeys(marks))))
         elif start < end:
             out.append((" … ", ""))
     return out
-
-
-def batching(model: torch.nn.Module, recipe: Recipe) -> str:
-    """Makes a model compute batches without padding where it can; returns the line for the log."""
-    if not recipe.model.padding_free:
-        return "batches padded: the recipe says so"
-    if attention := recipe.model.config.get(configs.ATTENTION):
-        return f"batches padded: the recipe asks for {attention} attention"
-    if recipe.training.get("neftune_noise_alpha"):
-        return "batches padded: NEFTune scales its noise by the length of a batch"
-    return padding_free.enable(model, recipe.training)
-
-
-def eval_rows(splits: dict[str, Dataset], recipe: Recipe) -> int:
-    """Returns the rows of an evaluation batch: fewer of long ones, for which memory might lack."""
-    longest = max([1, *splits["validation"]["length"], *splits["test"]["length"]])
-    if padding() == "max_length":
-        longest = recipe.model.max_length
-    return max(1, min(EVAL_ROWS, EVAL_TOKENS // longest))
-
-
-def padding() -> str | bool:
-    """Returns how the collator pads: XLA compiles a step again for every new shape."""
-    return "max_length" if is_torch_xla_available() else True
 
 
 def shorten(text: str) -> str:

@@ -15,10 +15,9 @@ from transformers import (
 )
 
 from finetune.data import row_checks, sources
-from finetune.errors import UserError
 from finetune.models import configs, pretrained, tuning
 from finetune.models.speed import padding_free
-from finetune.recipe import Augmentation, Recipe
+from finetune.recipe import Recipe
 from finetune.tasks import text
 from finetune.tasks.classification import Classifier, example, scored_by
 from finetune.tasks.usage import Example
@@ -43,8 +42,7 @@ class TextClassification(Classifier):
         from finetune.models.speed import cached_features
 
         tuning.check(recipe)
-        if recipe.augmentation != Augmentation():
-            raise UserError(f"{recipe.name}: augmentation changes images; leave it out for texts")
+        text.refuse_augmentation(recipe)
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         data = corpus.load(recipe.data)
         scored = scored_by(data, recipe)
@@ -59,7 +57,7 @@ class TextClassification(Classifier):
 
         model = pretrained.load(self.auto_model, checkpoint, config, recipe)
         model = tuning.apply(model, recipe, checkpoint)
-        batching = text.batching(model, recipe)
+        batching = text.skip_padding(model, recipe)
         described = configs.describe_head(checkpoint, data)
         notes = [*described, *configs.describe(recipe, config, checkpoint), batching]
         collator: Any = DataCollatorWithPadding(tokenizer, text.padding())
