@@ -108,10 +108,10 @@ def rank_all(
 ) -> list[Ranked]:
     """Ranks the answers (N,) of a split's questions from its windows' logits (W, T), twice."""
     parts: list[list[Any]] = [[] for _ in contexts]
-    for row, start, end in zip(windows, *logits, strict=True):
-        count = row["length"]
-        sides = (numpy.array(row[name]) for name in ("starts", "ends"))
-        found = decode(start[:count], end[:count], *sides, row["null"], longest)
+    rows: Iterable[Any] = windows
+    for row, start, end in zip(rows, *logits, strict=True):
+        starts, ends, count = numpy.array(row["starts"]), numpy.array(row["ends"]), row["length"]
+        found = decode(start[:count], end[:count], starts, ends, row["null"], longest)
         parts[row["number"]].append(found)
     pairs = zip(parts, contexts, strict=True)
     return [rank(part, context) for part, context in pairs]

@@ -75,10 +75,8 @@ class QuestionAnswering(Task):
             data.report["notes"].append(f"{unanswered:,} training questions without an answer")
         data.report[THRESHOLD] = 0.0 if unanswered else None
         # Without both kinds of questions, there is nothing to choose the threshold by.
-        calibrates = bool(unanswered) and {bool(given) for given in labels["validation"]} == {
-            True,
-            False,
-        }
+        kinds = {bool(given) for given in labels["validation"]}
+        calibrates = bool(unanswered) and len(kinds) == 2
 
         def collect(logits: Any, _: Any, split: str) -> tuple[numpy.ndarray, numpy.ndarray]:
             contexts = getattr(data, split)["context"].tolist()
@@ -170,8 +168,8 @@ class QuestionAnswering(Task):
         model = recipe.model
         for first in range(0, len(rows), WINDOW):
             part = rows[first : first + WINDOW]
-            columns = ([row[name] for row in part] for name in ("question", "context"))
-            made = context_windows.encode(*columns, processor, model)
+            asked, contexts = ([row[name] for row in part] for name in ("question", "context"))
+            made = context_windows.encode(asked, contexts, processor, model)
             inputs = [name for name in made if name in processor.model_input_names]
             for chosen in within(made["length"], size * model.max_length):
                 batch = processor.pad(
@@ -209,7 +207,7 @@ class QuestionAnswering(Task):
         frame, table = corpus.labelled(file, recipe.data, corpus.QUESTIONS, [])
         return Labelled(
             content=corpus.QUESTIONS,
-            rows=frame[["question", "context"]].to_dict(orient="records"),
+            rows=frame.loc[:, ["question", "context"]].to_dict(orient="records"),
             frame=frame,
             table=table.rows.loc[frame.index],
             rejected=len(table.rejected),
@@ -251,7 +249,7 @@ class QuestionAnswering(Task):
         self, rows: "pandas.DataFrame", data: Mapping[str, Any], most: int
     ) -> list[Mistake] | None:
         """The wrong answers with the highest score, with both answers marked in the context."""
-        rows = rows[_exact(rows) < 1].sort_values("score", ascending=False, kind="stable")
+        rows = rows.loc[_exact(rows) < 1].sort_values("score", ascending=False, kind="stable")
         return [_mistake(row) for row in rows.head(most).to_dict("records")]
 
 
@@ -279,10 +277,8 @@ def _tokenizer(recipe: Recipe, checkpoint: sources.Checkpoint, config: Any) -> A
         raise UserError(f"{checkpoint.name}: has no fast tokenizer, which tells where tokens are")
     # Places in a window are counted from its first token.
     tokenizer.padding_side = "right"
-    shared, room = (
-        context_windows.stride(recipe.model),
-        context_windows.least_room(tokenizer, recipe.model),
-    )
+    shared = context_windows.stride(recipe.model)
+    room = context_windows.least_room(tokenizer, recipe.model)
     if shared >= room:
         raise UserError(
             f"{recipe.where('model.stride')}: windows of max_length {recipe.model.max_length} have "
