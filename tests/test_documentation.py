@@ -35,6 +35,8 @@ SMALL = [
 SHORT = ["--dataset", "embedded:rotten_tomatoes"]
 # Recipes whose rows are no reviews.
 OTHER = ("mnist", "wnut16")
+# The same for questions.
+ASKED = ["--checkpoint", "embedded:minilm", "--train", "squad.json", "--stride", "4"]
 # What `make TARGET -n` has to print.
 MAKE = {
     "imdb": "finetune train recipes/imdb/minilm.yaml",
@@ -140,6 +142,13 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     tagged = [f"see O\nAda B-PER\nLovelace{i} I-PER\n" for i in range(120)]
     (tmp_path / "mine.conll").write_text("\n".join(tagged), encoding="utf-8")
+    questions = [
+        {"question": question, "context": f"{text} {i}x", "answer": f"{i}x"}
+        for i, text in enumerate(texts)
+        for question in ("What is last?", "Which one is it?")
+    ]
+    (tmp_path / "squad.json").write_text(json.dumps(questions), encoding="utf-8")
+    (tmp_path / "contract.txt").write_text("It was signed by Ada.", encoding="utf-8")
     Image.new("RGB", (28, 28)).save(tmp_path / "digit.png")
     for i in range(60):
         folder = tmp_path / "photos" / ("cat", "dog")[i % 2]
@@ -165,6 +174,7 @@ def finished(clone: Path, kept: Path, writer: str) -> Callable[[str], None]:
             return
         own = [] if name.startswith(OTHER) else SHORT
         own = ["--checkpoint", writer] if name.startswith("reviews") else own
+        own = ASKED if name.startswith("squad") else own
         train(f"recipes/{name}.yaml", *own, *SMALL, name=name, folder=here.relative_to(clone))
         shutil.copytree(here, kept / name)
 
@@ -223,6 +233,8 @@ def test_launchers(command: str, clone: Path, writer: str) -> None:
     own = [] if "finetune/entities.py" in words else SHORT
     if "finetune/writing.py" in words:
         own = ["--checkpoint", writer]
+    if "finetune/answers.py" in words:
+        own = ASKED
     done = subprocess.run(
         [sys.executable, "-m", LAUNCHERS[start], *words[len(start) :], *own, *SMALL],
         capture_output=True,
@@ -353,6 +365,8 @@ def test_predict(
         assert all(isinstance(row["prediction"], list) for row in rows)
         return
     labels = set("0123456789") if "mnist" in command else {"negative", "positive"}
+    if "squad" in command:
+        labels = {row["prediction"] for row in rows if row["prediction"] in "It was signed by Ada."}
     assert {row["prediction"] for row in rows} <= labels
 
 

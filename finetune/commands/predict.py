@@ -12,7 +12,13 @@ from finetune.commands.base import Command, add_base
 from finetune.errors import UserError
 
 # Flags that name a column of --file, and the key of a recipe's data that each replaces.
-COLUMNS = {"text": "the text", "text_pair": "the second text of a pair", "image": "the image"}
+COLUMNS = {
+    "text": "the text",
+    "text_pair": "the second text of a pair",
+    "image": "the image",
+    "question": "the question",
+    "context": "the context, or a text file that all questions are about",
+}
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -25,8 +31,9 @@ def _predict(options: argparse.Namespace) -> None:
             "predict needs texts or images, or --file FILE (- for standard input), and not both"
         )
     columns = {name: vars(options)[name] for name in COLUMNS if vars(options)[name]}
-    if columns and options.file in {None, "-"}:
-        raise UserError(f"--{next(iter(columns))} names a column of a table; add --file TABLE")
+    of_table = [name for name in columns if name != "context"]
+    if of_table and options.file in {None, "-"}:
+        raise UserError(f"--{of_table[0]} names a column of a table; add --file TABLE")
     output = Path(options.output) if options.output else None
     if output and options.file and output.resolve() == Path(options.file).resolve():
         raise UserError(f"--output {output}: is the file to read; name another")
@@ -44,7 +51,7 @@ def _predict(options: argparse.Namespace) -> None:
         rows = inference.read_rows(texts, file, run, columns)
         named = {"adapter": place} if options.adapter else {}
         answers = inference.predict(run, rows, base, options.base)
-        shown = [{k: v for k, v in row.items() if not isinstance(v, bytes)} for row in rows]
+        shown = inference.printed(rows, run)
         predictions += [{**row, **named, **each} for row, each in zip(shown, answers, strict=True)]
     empty = sum(row["prediction"] is None for row in predictions)
     if empty:

@@ -11,6 +11,7 @@ from finetune.data import (
     image_files,
     labels,
     named_splits,
+    questions,
     readers,
     row_checks,
     splits,
@@ -18,6 +19,7 @@ from finetune.data import (
 )
 from finetune.data.row_checks import DOCUMENTS as DOCUMENTS
 from finetune.data.row_checks import IMAGES as IMAGES
+from finetune.data.row_checks import QUESTIONS as QUESTIONS
 from finetune.data.row_checks import TEXTS as TEXTS
 from finetune.data.tagged_texts import TAGGED as TAGGED
 from finetune.errors import UserError
@@ -33,6 +35,8 @@ class Corpus:
 
     Documents for a language model have prompt and completion instead of text, or messages: a chat
     as JSON. Images have image (a path, or the bytes of the file) and digest (of the pixels).
+    Questions have question and context instead of text, and answers as ``questions.usable`` gives
+    them for a label.
 
     ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
     ``problem_type`` says; ``label_names`` has K names, or none for regression. Rows without labels
@@ -73,7 +77,7 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
     """Reads, checks and splits the recipe's data.
 
     Args:
-        content: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES`` or ``DOCUMENTS``.
+        content: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES``, ``DOCUMENTS`` or ``QUESTIONS``.
         labelled: whether the task needs labels. If it does not, but the rows have labels that a
             classifier could use, test and validation get the same rows as for that classifier,
             which may start from the model that is pretrained here.
@@ -116,7 +120,7 @@ def labelled(
     if content == TAGGED:
         types = [name.removeprefix("B-") for name in label_names if name.startswith("B-")]
         tagged_texts.check_types(frame, table, types)
-    else:
+    elif content != QUESTIONS:
         labels.encode_by(label_names, frame, table, data)
     return frame, table
 
@@ -127,8 +131,9 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         split: row_checks.usable(table, split, data, content, labelled)
         for split, table in found.tables.items()
     }
+    rows = questions.Frame if content == QUESTIONS else splits.Frame
     given = {
-        split: splits.Frame(frame, table.source, table.rejected, table.fixed, table.notes)
+        split: rows(frame, table.source, table.rejected, table.fixed, table.notes)
         for (split, frame), table in zip(frames.items(), found.tables.values(), strict=True)
     }
     splits.check(given)
@@ -137,6 +142,8 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         given_names = data.label_names or found.tables["train"].label_names
         names = tagged_texts.label_names(frames, found.tables, given_names)
         problem_type = TAGGED
+    elif content == QUESTIONS:
+        problem_type = QUESTIONS if labelled else UNLABELLED
     elif labelled:
         names, problem_type = labels.encode(frames, found.tables, data), data.problem_type
     train = given.pop("train")

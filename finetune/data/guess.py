@@ -9,14 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune import recipe
-from finetune.data import column_kinds, image_files, readers, table_files
+from finetune.data import (
+    column_kinds,
+    image_files,
+    questions,
+    readers,
+    table_files,
+    tables,
+)
 from finetune.data.column_choice import Columns
 from finetune.errors import UserError, refuse_unknown
 
 CLASSIFICATION, IMAGES = "text-classification", "image-classification"
 ENTITIES = "token-classification"
 GENERATION, MASKED, MASKED_IMAGES = "text-generation", "fill-mask", "masked-image-modeling"
-TASKS = [CLASSIFICATION, ENTITIES, IMAGES, GENERATION, MASKED, MASKED_IMAGES]
+ANSWERS = "question-answering"
+TASKS = [CLASSIFICATION, ENTITIES, IMAGES, GENERATION, MASKED, MASKED_IMAGES, ANSWERS]
+# Flags that name columns of other tasks.
+OTHER_ROLES = {"text", "text_pair", "label", "image", "messages", "prompt", "completion"}
 # Up to so many rows, so many epochs; more rows need one.
 EPOCHS = [(500, 10), (2_000, 5), (20_000, 3), (100_000, 2)]
 # Texts of which half have more characters, about four a token, are cut at more tokens.
@@ -69,6 +79,10 @@ def of(table: readers.Table, given: Mapping[str, str]) -> Guess:
     task = given.get("task")
     if task is not None and task not in TASKS:
         refuse_unknown(task, TASKS, "--task: task")
+    if task == ANSWERS or (task is None and not OTHER_ROLES & given.keys()):
+        answered = _answered(table, given)
+        if answered or task == ANSWERS:
+            return answered or Guess(ANSWERS, {})
     columns = Columns.of(table, given)
     task, data = _task(columns, task)
     settings: dict[str, str] = {}
@@ -84,6 +98,31 @@ def of(table: readers.Table, given: Mapping[str, str]) -> Guess:
         if lengths.median() > MANY_CHARACTERS:
             settings["max_length"] = str(MORE_TOKENS)
     return Guess(task, data, settings, _reasons(columns, task, data))
+
+
+def _answered(table: readers.Table, given: Mapping[str, str]) -> Guess | None:
+    """Guesses question answering; None where a column for it is missing."""
+    known, data = [str(name) for name in table.rows.columns], {}
+    for key, names in (
+        ("question", ["question"]),
+        ("context", ["context"]),
+        ("answers", ["answers", questions.ANSWER]),
+    ):
+        wanted = [given[key]] if key in given else names
+        found = next((n for n in (tables.find_column(w, known) for w in wanted) if n), None)
+        if found is None:
+            return None
+        data[key] = found
+    text = "finds the answer to a question in its context"
+    columns = ", ".join(data.values())
+    return Guess(
+        ANSWERS,
+        data,
+        reasons=[
+            Reason("task", f"{ANSWERS}, {text}", "--task"),
+            Reason("columns", columns, " ".join(f"--{key}" for key in data)),
+        ],
+    )
 
 
 def epochs(rows: int) -> int:
@@ -225,7 +264,9 @@ def read(place: str, given: Mapping[str, str]) -> tuple[str, readers.Table]:
         return key, image_files.read(path, data, labelled)
     if splits:
         return key, readers.dataset(data)[0]["train"]
-    return key, readers.read_table(place, data)
+    table = readers.read_table(place, data)
+    table.rows = questions.flat(table.rows)
+    return key, table
 
 
 def _has_images(folder: Path) -> bool:

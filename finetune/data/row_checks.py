@@ -1,7 +1,7 @@
 """Checks the rows of a table: takes the columns that a task needs and rejects unusable rows.
 
-A row is a text or a pair of texts, a text with entities, an image, or a document for a language
-model: a text, a prompt with its completion, or a chat.
+A row is a text or a pair of texts, a text with entities, an image, a document for a language model
+(a text, a prompt with its completion, or a chat), or a question about a context (see ``questions``).
 """
 
 import os
@@ -19,6 +19,7 @@ from finetune.data import (
     document_columns,
     image_decoding,
     label_cells,
+    questions,
     readers,
     tagged_texts,
 )
@@ -28,6 +29,7 @@ from finetune.errors import UserError
 from finetune.recipe import Data
 
 TEXTS, IMAGES, DOCUMENTS = "texts", "images", "documents"
+QUESTIONS = "questions"
 # With more unusable rows than this share and this count the file is broken, not the rows.
 MOST_REJECTED, MOST_REJECTED_ROWS = 0.01, 20
 # Images that are decoded before the first of them is released.
@@ -76,10 +78,14 @@ def usable(
     Raises:
         UserError: a column is missing, or too many rows are unusable.
     """
+    if content == QUESTIONS:
+        table.rows = questions.flat(table.rows)
     # What the reader rejected is no row of the table.
     read = len(table.rows) + len(table.rejected)
     if content == TAGGED:
         frame = tagged_texts.read(table, data, labelled)
+    elif content == QUESTIONS:
+        frame = questions.usable(table, data)
     else:
         frame = _cells(table, split, data, content, labelled)
     if len(table.rejected) > most_rejected(read, data):
@@ -92,14 +98,15 @@ def usable(
     if labelled:
         labels = [v.item() if isinstance(v, numpy.generic) else v for v in frame["label"]]
         frame["label"] = pandas.Series(labels, index=frame.index, dtype=object)
-    frame.insert(0, "id", [f"{split}-{line}" for line in frame.index])
+    if "id" not in frame:
+        frame.insert(0, "id", [f"{split}-{line}" for line in frame.index])
     return frame
 
 
 def _cells(
     table: readers.Table, split: str, data: Data, content: str, labelled: bool
 ) -> pandas.DataFrame:
-    """Returns the usable rows that have no entities, as ``usable`` does, without an id."""
+    """Returns the usable rows of texts, images or documents, as ``usable`` does, without an id."""
     rows = table.rows
     first = rows.iloc[: document_columns.SAMPLE]
     sample = {str(name): first.iloc[:, i].tolist() for i, name in enumerate(rows.columns)}

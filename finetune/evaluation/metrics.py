@@ -61,6 +61,10 @@ METRICS: dict[str, MetricSpec] = {
     "entity_precision": _share("entity precision", hub_name="precision"),
     "entity_recall": _share("entity recall", hub_name="recall"),
     "token_accuracy": _share("token accuracy", hub_name="accuracy"),
+    # question answering
+    "answer_f1": _share("answer F1", hub_name="f1"),
+    "has_answer_f1": MetricSpec("F1 where there is an answer", True, can_be_undefined=True),
+    "no_answer_accuracy": MetricSpec("accuracy where there is none", True, can_be_undefined=True),
     # pretraining
     "bits_per_byte": _loss("bits per byte"),
     "perplexity": _loss("perplexity"),
@@ -94,6 +98,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "token-classification": (
         *("entity_f1", "entity_precision", "entity_recall", "token_accuracy"),
     ),
+    "question-answering": ("answer_f1", "exact_match", "has_answer_f1", "no_answer_accuracy"),
     "text-generation": ("bits_per_byte", "perplexity"),
     "fill-mask": ("masked_accuracy", "log_loss"),
     "masked-image-modeling": ("explained_variance",),

@@ -166,7 +166,7 @@ def outputs(
         inputs = {name: value.to(device) for name, value in batch.items()}
         for number, part in zip(numbers, (forward or task.forward)(model, inputs), strict=True):
             parts[number].append(part)
-    return task.join(parts)
+    return task.join(parts, rows)
 
 
 def read_rows(
@@ -188,6 +188,12 @@ def read_rows(
         raise UserError(f"{run}: labels single texts; leave --text_pair out")
     recipe = replace(recipe, data=replace(recipe.data, **(columns or {})))
     return tasks.find(recipe.task).read_rows(given, file, recipe)
+
+
+def printed(rows: list[dict[str, Any]], run: run_directory.Run) -> list[dict[str, Any]]:
+    """Returns what is printed of rows beside their predictions."""
+    task = tasks.find(recipes.read(run.folder / run_directory.RECIPE).task)
+    return [task.printed(row) for row in rows]
 
 
 def predict(

@@ -25,4 +25,6 @@ def _flat(row: dict[str, Any]) -> dict[tuple[bool, str], Any]:
         names = all(isinstance(each, str) for each in prediction)
         written = ",".join(prediction) if names else json.dumps(prediction, ensure_ascii=False)
         cells[False, "prediction"] = written
+    # Such as the candidates of an answer, which are objects.
+    cells |= {k: json.dumps(v, ensure_ascii=False) for k, v in cells.items() if type(v) is list}
     return cells | {(True, k): v for k, v in row.get("probabilities", {}).items()}

@@ -271,10 +271,13 @@ def _continued(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -
 
 
 def _task_type(model: PreTrainedModel) -> str | None:
-    """Returns peft's name of the task; there is none for images."""
+    """Returns peft's name of the task; there is none for images and for answers.
+
+    peft 0.21 has QUESTION_ANS, but its model drops the token types that it is given.
+    """
     if is_causal_lm(model):
         return "CAUSAL_LM"
-    if model.main_input_name != "input_ids":
+    if model.main_input_name != "input_ids" or "ForQuestionAnswering" in type(model).__name__:
         return None
     return "TOKEN_CLS" if type(model).__name__.endswith("ForTokenClassification") else "SEQ_CLS"
 

@@ -11,6 +11,7 @@ STARTS = {
     "text-classification": "your-data/text",
     "token-classification": "your-data/entities",
     "image-classification": "your-data/images",
+    "question-answering": "your-data/questions",
     "text-generation": "your-data/text-corpus",
     "fill-mask": "imdb/minilm-mlm",
     "masked-image-modeling": "mnist/vit-mae",

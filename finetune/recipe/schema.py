@@ -59,6 +59,12 @@ class Model:
     feed_forward: Annotated[int | None, Field(ge=1)] = key(
         None, "keep so many feed-forward neurons in every layer, by the same importance"
     )
+    stride: Annotated[int | None, Field(ge=1)] = key(
+        None, "tokens that windows of a long context share; default: a quarter of max_length"
+    )
+    max_answer_length: Annotated[int, Field(ge=1)] = key(
+        30, "question answering: tokens that a predicted answer has at most"
+    )
     padding_free: bool = key(
         True, "do not compute padding tokens, for models whose logits stay the same"
     )
@@ -99,6 +105,14 @@ class Data:
         "together", "chats: learn all answers of a chat in one row, or each in a row of its own"
     )
     date: str = key("2024-07-26", "chats: what a template prints that prints the current date")
+    question: str = key("question", "question answering: column of the question")
+    context: str = key("context", "question answering: column of the text that has the answer")
+    answers: str = key(
+        "answers", "question answering: column of the answers, as in SQuAD or as texts"
+    )
+    answer_start: str = key(
+        "answer_start", "question answering: column of the character at which an answer starts"
+    )
     label: list[str] | str = key(  # noqa: RUF009
         "label", "column of the label; multi-label: also a list of columns of 0 and 1"
     )

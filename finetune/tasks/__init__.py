@@ -18,6 +18,7 @@ MODULES = {
     "token-classification": "finetune.tasks.token_classification",
     "image-classification": "finetune.tasks.image_classification",
     "masked-image-modeling": "finetune.tasks.masked_image_modeling",
+    "question-answering": "finetune.tasks.question_answering",
     "text-generation": "finetune.tasks.causal_lm",
     "fill-mask": "finetune.tasks.masked_lm",
 }

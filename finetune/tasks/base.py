@@ -131,6 +131,10 @@ class Task(ABC):
         first = next(iter(row.values()))
         return first is None or (isinstance(first, str) and not first.strip())
 
+    def printed(self, row: Row) -> Row:
+        """Returns what `finetune predict` prints of a row beside its prediction."""
+        return {name: cell for name, cell in row.items() if not isinstance(cell, bytes)}
+
     def labelled(self, file: str, recipe: Recipe, data: Mapping[str, Any]) -> "Labelled":
         """Returns rows with labels, for `finetune evaluate`.
 
@@ -167,10 +171,13 @@ class Task(ABC):
         """Returns the model's output for each of the B entries of a batch."""
         return list(model(**inputs).logits.float().cpu().numpy())
 
-    def join(self, parts: list[list[Any]]) -> Any:
+    def join(self, parts: list[list[Any]], rows: list[Row]) -> Any:
         """Returns the outputs of N rows, given the outputs of each row's occurrences in batches.
 
         The mean over the occurrences, unless a task says otherwise: (N, ...).
+
+        Args:
+            rows: the N rows, as ``batches`` took them.
         """
         return numpy.stack([numpy.mean(part, axis=0) for part in parts])
 

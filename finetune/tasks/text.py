@@ -1,5 +1,6 @@
 """What tasks on texts share: the tokenizer, truncation, padding, rows and batches to predict."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -190,20 +191,29 @@ def read_rows(given: list[str], file: str | None, recipe: Recipe) -> list[dict[s
     elif data.text_pair:
         raise UserError(f"{recipe.name}: labels pairs of texts; give them as a table with --file")
     else:
-        lines = _lines(Path(file), data.encoding) if file else given
+        lines = read_lines(Path(file), data.encoding) if file else given
         rows = [{"text": line} for line in lines]
     if not any(row["text"].strip() for row in rows):
         raise UserError("there is no text to label")
     return rows
 
 
-def _lines(file: Path, encoding: str | None) -> list[str]:
-    """Returns the lines of a text file, blank ones too."""
+def read_text(file: Path, encoding: str | None) -> str:
+    """Returns a text file as it is.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    text, _ = dialects.decode(content, encoding, str(file))
+    return dialects.decode(content, encoding, str(file))[0]
+
+
+def read_lines(file: Path, encoding: str | None) -> list[str]:
+    """Returns the lines of a text file, blank ones too."""
+    text = read_text(file, encoding)
     # Not splitlines(), which also splits at characters that are part of a text.
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
@@ -238,6 +248,28 @@ def exported(recipe: Recipe) -> list[str]:
         "cuts them.",
         "Padding is computed too: batches of texts of similar length are faster.",
     ]
+
+
+def marked(text: str, spans: list[tuple[int, int, str]]) -> list[tuple[str, str]]:
+    """Returns the surroundings of some spans of a text, in parts that are marked or not.
+
+    Args:
+        spans: start, end and mark of each.
+
+    Returns:
+        Each part with its marks, with commas between them; "" for none.
+    """
+    around = SHOWN // 4
+    shown = [(max(0, start - around), min(len(text), end + around)) for start, end, _ in spans]
+    edges = sorted({edge for pair in [*shown, *(span[:2] for span in spans)] for edge in pair})
+    out: list[tuple[str, str]] = []
+    for start, end in itertools.pairwise([0, *edges, len(text)]):
+        marks = [mark for a, b, mark in spans if a <= start and end <= b]
+        if any(a <= start < end <= b for a, b in shown):
+            out.append((text[start:end], ", ".join(dict.fromkeys(marks))))
+        elif start < end:
+            out.append((" … ", ""))
+    return out
 
 
 def shorten(text: str) -> str:

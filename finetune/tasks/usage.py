@@ -1,5 +1,6 @@
 """Python code that loads a run's model into ``pipeline()``, for its model card."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,33 +57,56 @@ def markdown(
         auto_model, auto_processor: names of transformers' classes.
         folder: the model folder, as the code names it.
     """
-    notes = ["The folder may also be the hub id that it was pushed to."]
     if is_adapter(results):
-        code = _load_adapter(task, auto_model, auto_processor, example.name, results, folder)
-        notes.append(f"The base's weights have the sha256 `{results['checkpoint']['sha256']}`.")
+        argument = "image_processor" if "Image" in auto_processor else "tokenizer"
+        code = load_adapter(auto_model, auto_processor, results, folder, ["pipeline"])
+        code += f'{example.name} = pipeline("{task}", model=model, {argument}=processor)\n'
     else:
         code = (
             "from transformers import pipeline\n\n"
             f"{example.name} = pipeline({quoted(task)}, model={quoted(folder)})\n"
         )
     code += f"print({example.name}({', '.join(example.arguments)}))"
-    return f"```python\n{code}\n```\n\n{' '.join(notes + example.notes)}"
+    return section(code, results, example.notes)
 
 
-def _load_adapter(
-    task: str,
+def section(code: str, results: dict[str, Any], notes: list[str]) -> str:
+    """Returns code with what there is to know about the folder that it names, as Markdown."""
+    about = ["The folder may also be the hub id that it was pushed to."]
+    if is_adapter(results):
+        about.append(f"The base's weights have the sha256 `{results['checkpoint']['sha256']}`.")
+    return f"```python\n{code}\n```\n\n{' '.join(about + notes)}"
+
+
+def load(auto_model: str, auto_processor: str, results: dict[str, Any], folder: str) -> str:
+    """Returns code that loads a run's ``model`` and ``processor``, an adapter with its base."""
+    if is_adapter(results):
+        return load_adapter(auto_model, auto_processor, results, folder)
+    return (
+        f"from transformers import {auto_model}, {auto_processor}\n\n"
+        f"folder = {quoted(folder)}\n"
+        f"model = {auto_model}.from_pretrained(folder)\n"
+        f"processor = {auto_processor}.from_pretrained(folder)\n"
+    )
+
+
+def load_adapter(
     auto_model: str,
     auto_processor: str,
-    name: str,
     results: dict[str, Any],
     folder: str,
+    also: Sequence[str] = (),
 ) -> str:
+    """Returns code that loads an adapter's ``model``, on its base, and ``processor``.
+
+    Args:
+        also: further names to import from transformers.
+    """
     base = base_id(results) or results["checkpoint"]["name"]
     revision = results["checkpoint"]["revision"]
     at = f", revision={quoted(revision)}" if revision else ""
     # This import registers the one method that is not peft's own.
     imports = "import finetune.models.bottleneck\n" if results["method"] == "bottleneck" else ""
-    argument = "image_processor" if "Image" in auto_processor else "tokenizer"
     names, stops = ["AutoConfig", auto_model, auto_processor], ""
     if "CausalLM" in auto_model:
         # What ends an answer here need not be what ends one of the base.
@@ -101,7 +125,7 @@ def _load_adapter(
     return (
         f"{imports}from peft import PeftModel\n"
         "from transformers import (\n"
-        + "".join(f"    {each},\n" for each in [*sorted(names), "pipeline"])
+        + "".join(f"    {each},\n" for each in [*sorted(names), *also])
         + ")\n\n"
         f"folder = {quoted(folder)}\n"
         "config = AutoConfig.from_pretrained(folder)\n"
@@ -111,5 +135,53 @@ def _load_adapter(
         f"{stops}"
         "model = PeftModel.from_pretrained(base, folder)\n"
         f"processor = {auto_processor}.from_pretrained(folder)\n"
-        f'{name} = pipeline("{task}", model=model, {argument}=processor)\n'
     )
+
+
+def answering(max_length: int, stride: int, longest: int, threshold: float | None) -> str:
+    """Returns code that answers a question by ``model`` and ``processor``.
+
+    Args:
+        max_length, stride: of the windows of a context.
+        longest: tokens that an answer has at most.
+        threshold: for no answer, as ``evaluation.squad.decide`` takes it.
+    """
+    none = ""
+    if threshold is not None:
+        none = (
+            "    null = (out.start_logits[:, 0] + out.end_logits[:, 0]).min()\n"
+            f"    if null - sums.max() > {threshold!r}:\n"
+            '        return ""  # no answer\n'
+        )
+    return f"""
+import torch
+
+model.eval()
+
+
+def answer(question, context):
+    windows = processor(
+        question,
+        context,
+        truncation="only_second",
+        max_length={max_length},
+        stride={stride},
+        padding=True,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_tensors="pt",
+    )
+    places = windows.pop("offset_mapping")
+    windows.pop("overflow_to_sample_mapping")
+    with torch.no_grad():
+        out = model(**windows)
+    sums = out.start_logits[:, :, None] + out.end_logits[:, None]
+    inside = torch.tensor([[i == 1 for i in windows.sequence_ids(w)] for w in range(len(places))])
+    possible = torch.ones(sums.shape[1:], dtype=torch.bool).triu().tril({longest - 1})
+    possible = possible & inside[:, :, None] & inside[:, None]
+    sums = sums.masked_fill(~possible, -torch.inf)
+{none}    window, first, last = torch.unravel_index(sums.argmax(), sums.shape)
+    return context[places[window, first, 0] : places[window, last, 1]].strip()
+
+
+print(answer("Who was it?", "It was Ada Lovelace."))"""

@@ -60,6 +60,8 @@ class Job:
         samples: what the model generates, by prompt, before and after training.
         tokens: tokens of an epoch, where the Trainer cannot count them.
         label_smoothing: how much the loss smooths labels; 0 where it cannot.
+        calibrates: whether ``collect`` of the validation rows sets what predictions need. They are
+            then read once more before the test, with the chosen weights.
         blocks: whether a training row is cut from the data's rows or packed from several.
     """
 
@@ -84,6 +86,7 @@ class Job:
     samples: Callable[[], dict[str, str]] = dict
     tokens: int = 0
     blocks: bool = False
+    calibrates: bool = False
     label_smoothing: float = 0.0
     extra_metrics: dict[str, ExtraMetric] = dataclasses.field(default_factory=dict)
     for_metrics: Callable[[Any, Any], tuple[numpy.ndarray, numpy.ndarray]] | None = None

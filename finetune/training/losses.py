@@ -192,6 +192,19 @@ class MaskedTokenLoss:
         return total / (masked.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
+def answer_loss(
+    outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The loss of extractive question answering: cross-entropy of an answer's first and last token.
+
+    Labels (B, 2) int are their places. Averaged over both and all windows of the optimizer step.
+    """
+    first, last = (outputs[name].float() for name in ("start_logits", "end_logits"))
+    total = functional.cross_entropy(first, labels[:, 0], reduction="sum")
+    total = total + functional.cross_entropy(last, labels[:, 1], reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
 def masked_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Reduces logits to (B, 3): each row's loss in nats, its masked and its correct tokens."""
     masked = labels != -100

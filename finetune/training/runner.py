@@ -282,12 +282,18 @@ def by_length(rows: Dataset) -> tuple[Dataset, numpy.ndarray]:
 
 def test(trainer: Trainer, job: Job) -> tuple[Any, Any]:
     """Returns outputs and labels of the test rows, in their order; called once a run."""
-    rows, order = by_length(job.splits["test"])
+    if job.calibrates and len(job.splits["validation"]):
+        _predict(trainer, job, "validation")
+    return _predict(trainer, job, "test")
+
+
+def _predict(trainer: Trainer, job: Job, split: str) -> tuple[Any, Any]:
+    rows, order = by_length(job.splits[split])
     # predict() would compute validation's metrics for these rows, too.
     metrics, trainer.compute_metrics = trainer.compute_metrics, None
     prediction = trainer.predict(cast(Any, rows))
     trainer.compute_metrics = metrics
-    return job.collect(*_in_order(prediction, order), "test")
+    return job.collect(*_in_order(prediction, order), split)
 
 
 def _in_order(

@@ -419,3 +419,22 @@ def test_long_texts_keep_more_tokens() -> None:
     long = table({"text": texts(200)} | LABEL)
     assert guess.of(long, {}).settings["max_length"] == "256"
     assert "max_length" not in guess.of(long, {"max_length": "64"}).settings
+
+
+@pytest.mark.parametrize("name", ["answers", "answer"])
+def test_questions_with_a_context_and_answers_are_answered(name: str) -> None:
+    rows = {"Question": ["Who?"], "context": ["Ada."], name: ["Ada"], "extra": ["x"]}
+    table = Table(pandas.DataFrame(rows, index=[1], dtype=object), "asked.csv")
+    found = guess.of(table, {})
+    assert found.task == "question-answering"
+    assert found.data == {"question": "Question", "context": "context", "answers": name}
+    assert found.reasons[1].line().split() == [
+        *("columns", "Question,", "context,", f"{name}"),
+        *("--question", "--context", "--answers"),
+    ]
+    # A column of another task, or no answers, makes it something else.
+    assert guess.of(table, {"prompt": "Question", "completion": name}).task == "text-generation"
+    assert guess.of(table, {"answers": "extra"}).data["answers"] == "extra"
+    del rows[name]
+    with pytest.raises(UserError, match="no column looks like a label"):
+        guess.of(Table(pandas.DataFrame(rows, index=[1], dtype=object), "asked.csv"), {})

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import (
     AutoConfig,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
@@ -64,7 +65,10 @@ def config(family: str) -> Any:
 def model(family: str, auto: Any = AutoModelForSequenceClassification) -> PreTrainedModel:
     """A tiny model with weights large enough for each of them to change the logits."""
     torch.manual_seed(0)
-    made = auto.from_config(config(family))
+    shape = config(family)
+    if auto is AutoModelForQuestionAnswering:
+        shape.num_labels = 2
+    made = auto.from_config(shape)
     for parameter in made.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(5)
@@ -83,10 +87,12 @@ def batch(padding: int, seed: int = 0) -> dict[str, torch.Tensor]:
 def gradients(learner: torch.nn.Module, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The gradients by parameter name, and the logits of rows (B, K) or of real tokens (T, K)."""
     learner.zero_grad()
-    logits = learner(**rows).logits
+    out = learner(**rows)
+    answers = "start_logits" in out
+    logits = torch.stack([out.start_logits, out.end_logits], -1) if answers else out.logits
     if logits.ndim == 3:
         logits = logits[rows["attention_mask"].bool()]
-    labels = torch.arange(len(logits), device=logits.device) % 3
+    labels = torch.arange(len(logits), device=logits.device) % logits.shape[-1]
     functional.cross_entropy(logits, labels).backward()
     found = {n: p.grad.clone() for n, p in learner.named_parameters() if p.grad is not None}
     return found | {"logits": logits.detach()}
@@ -123,14 +129,15 @@ def adapted(family: str, auto: Any, method: str) -> torch.nn.Module:
 HEADS = {
     "sequence": AutoModelForSequenceClassification,
     "token": AutoModelForTokenClassification,
+    "answer": AutoModelForQuestionAnswering,
 }
-# A token classification head does not pool.
+# A head on every token does not pool.
 CASES = [
     (family, head, method)
     for family in FAMILIES
     for head in HEADS
     for method in ("full", "lora", "bottleneck")
-    if (head, family) != ("token", "modernbert, mean")
+    if head == "sequence" or family != "modernbert, mean"
 ]
 
 

@@ -270,17 +270,17 @@ def test_evaluation_holds_so_many_tokens_at_once(
         ).per_device_eval_batch_size
 
     assert at_once() == 64
-    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 50)
+    monkeypatch.setattr(text, "EVAL_TOKENS", 50)
     rows = text_classification.TASK.build(recipe.load(tiny_recipe)).splits
     longest = max(max(rows[name]["length"]) for name in ("validation", "test"))
     assert longest < 16
     assert at_once() == 50 // longest
     # Of rows cut to 8 tokens there are more, of longer ones than the budget one.
     assert at_once("--max_length", "8") == 6
-    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 5)
+    monkeypatch.setattr(text, "EVAL_TOKENS", 5)
     assert at_once() == 1
     assert at_once("--per_device_eval_batch_size", "7") == 7
     # XLA pads every row to max_length.
-    monkeypatch.setattr(text_classification, "EVAL_TOKENS", 50)
+    monkeypatch.setattr(text, "EVAL_TOKENS", 50)
     monkeypatch.setattr(text_classification, "is_torch_xla_available", lambda: True)
     assert at_once() == 50 // 16

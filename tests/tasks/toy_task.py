@@ -119,7 +119,7 @@ class Tagging(Task):
         counts = inputs["attention_mask"].sum(1).tolist()
         return [row[1 : count - 1] for row, count in zip(logits, counts, strict=True)]
 
-    def join(self, parts: list[list[Any]]) -> list[Any]:
+    def join(self, parts: list[list[Any]], rows: list[dict[str, Any]]) -> list[Any]:
         return [part for (part,) in parts]
 
     def answers(self, outputs: list[Any], data: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from finetune.training import runner
 from finetune.training.job import Job
 from finetune.training.trainer import StepTrainer
 from tests.conftest import train
+from tests.tasks import test_question_answering
 from tests.tasks.test_image_classification import ARCHITECTURES, paint, save
 
 
@@ -56,7 +57,7 @@ except UserError as error:
 METHODS = ("full", "lora", "bottleneck")
 
 
-def test_two_processes_give_the_losses_of_one(tiny_recipe: Path) -> None:
+def test_two_processes_give_the_losses_of_one(tiny_recipe: Path, tiny_bert: Path) -> None:
     rows = "--per_device_train_batch_size"
     alone = {
         m: train(tiny_recipe, "--method", m, rows, "14", "--output_dir", f"one/{m}")
@@ -71,8 +72,13 @@ def test_two_processes_give_the_losses_of_one(tiny_recipe: Path) -> None:
     Path("images.yaml").write_text("\n".join(images), encoding="utf-8")
     alone["image"] = train(Path("images.yaml"), rows, "8", "--max_steps", "3")
 
+    asked = test_question_answering.recipe_for(Path(), tiny_bert, without=40)
+    alone["asked"] = train(asked, rows, "14", "--max_steps", "7", "--method", "lora")
+
     runs = [["tiny.yaml", "--method", m, rows, "7", "--output_dir", f"two/{m}"] for m in METHODS]
     runs.append(["images.yaml", rows, "4", "--max_steps", "3", "--output_dir", "two/image"])
+    runs.append(["asked.yaml", rows, "7", "--max_steps", "7", "--method", "lora"])
+    runs[-1] += ["--output_dir", "two/asked"]
     shown = launch(2, SEVERAL, json.dumps(runs))
 
     for name, one in alone.items():
@@ -81,7 +87,9 @@ def test_two_processes_give_the_losses_of_one(tiny_recipe: Path) -> None:
         assert losses(two) == pytest.approx(losses(one), abs=1e-5)
         ids = list(two.predictions()["id"])
         assert ids == list(one.predictions()["id"])
-        assert len(ids) == len(set(ids)) == two.results()["metrics"]["accuracy"]["n"]
+        found, expected = (r.results()["metrics"][r.results()["headline"]] for r in (two, one))
+        assert len(ids) == len(set(ids)) == found["n"]
+        assert found == pytest.approx(expected, abs=1e-5)
         seen = "rows_seen" if name == "image" else "tokens_seen"
         assert two.results()["cost"][seen] == one.results()["cost"][seen]
         did = two.results()["accelerate"]

@@ -218,7 +218,10 @@ def _sample(model: nn.Module, base: PreTrainedModel) -> list[torch.Tensor]:
     try:
         if torch.is_grad_enabled():
             hooks.append(base.get_input_embeddings().register_forward_hook(keep))
-        logits = model(input_ids=ids, attention_mask=mask).logits.float()
+        out = model(input_ids=ids, attention_mask=mask)
+        # Question answering has two logits for each token, under two names.
+        parts = [out[name] for name in out if name.endswith("logits")]
+        logits = (torch.stack(parts, -1) if len(parts) > 1 else parts[0]).float()
         # A head on every token also gives logits of padding tokens, which nothing reads.
         logits = logits[mask.bool()] if logits.ndim == 3 else logits
         if not embedded:
