@@ -103,10 +103,10 @@ def test_a_metric_that_is_not_measured_is_an_error(name: str, message: str) -> N
 
 
 def test_a_metric_of_a_task_from_outside_is_chosen_once_it_is_in_the_table(monkeypatch) -> None:
-    with pytest.raises(UserError, match="'chrf' is unknown"):
-        metrics.chosen_by("eval_chrf", "chrf", {}, "r.yaml")
-    monkeypatch.setitem(metrics.METRICS, "chrf", metrics.MetricSpec("chrF"))
-    assert metrics.chosen_by("eval_chrf", "chrf", {}, "r.yaml").title == "chrF"
+    with pytest.raises(UserError, match="'comet' is unknown"):
+        metrics.chosen_by("eval_comet", "comet", {}, "r.yaml")
+    monkeypatch.setitem(metrics.METRICS, "comet", metrics.MetricSpec("COMET"))
+    assert metrics.chosen_by("eval_comet", "comet", {}, "r.yaml").title == "COMET"
 
 
 def test_titles_and_hub_names() -> None:
