@@ -12,7 +12,12 @@ from finetune.commands.base import Command, add_base
 from finetune.errors import UserError
 
 # Flags that name a column of --file, and the key of a recipe's data that each replaces.
-COLUMNS = {"text": "the text", "text_pair": "the second text of a pair", "image": "the image"}
+COLUMNS = {
+    "text": "the text",
+    "text_pair": "the second text of a pair",
+    "source": "the text that another is written for",
+    "image": "the image",
+}
 
 
 def _predict(options: argparse.Namespace) -> None:

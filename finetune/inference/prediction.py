@@ -107,7 +107,7 @@ def shared_base(runs: list[run_directory.Run], base_folder: str | None = None) -
 def outputs(
     model: torch.nn.Module, processor: Any, recipe: Recipe, rows: list[dict[str, Any]]
 ) -> Any:
-    """Returns the model's outputs for N rows, in their order, as the task joins them.
+    """Returns the model's outputs for N rows, in their order, as the task joins and decodes them.
 
     For classifiers these are logits (N, K).
     """
@@ -118,7 +118,7 @@ def outputs(
         inputs = {name: value.to(device) for name, value in batch.items()}
         for number, part in zip(numbers, task.forward(model, inputs), strict=True):
             parts[number].append(part)
-    return task.join(parts)
+    return task.decode(task.join(parts), processor)
 
 
 def read_rows(

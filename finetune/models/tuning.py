@@ -50,7 +50,7 @@ TOKENS_ONLY = "peft reads virtual tokens to predict only; start anew"
 
 
 def is_causal_lm(model: PreTrainedModel) -> bool:
-    """Returns whether the model predicts next tokens."""
+    """Returns whether the model predicts next tokens; encoder-decoders do."""
     return model.can_generate()
 
 
@@ -272,6 +272,8 @@ def _continued(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -
 
 def _task_type(model: PreTrainedModel) -> str | None:
     """Returns peft's name of the task; there is none for images."""
+    if model.config.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
     if is_causal_lm(model):
         return "CAUSAL_LM"
     return "SEQ_CLS" if model.main_input_name == "input_ids" else None

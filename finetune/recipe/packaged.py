@@ -12,6 +12,7 @@ STARTS = {
     "image-classification": "your-data/images",
     "text-generation": "your-data/text-corpus",
     "fill-mask": "imdb/minilm-mlm",
+    "text2text-generation": "your-data/translation",
     "masked-image-modeling": "mnist/vit-mae",
 }
 # The same for data with a column of this key.

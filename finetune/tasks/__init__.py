@@ -19,6 +19,7 @@ MODULES = {
     "masked-image-modeling": "finetune.tasks.masked_image_modeling",
     "text-generation": "finetune.tasks.causal_lm",
     "fill-mask": "finetune.tasks.masked_lm",
+    "text2text-generation": "finetune.tasks.sequence_to_sequence",
 }
 REGISTERED: dict[str, "Task"] = {}
 

@@ -69,6 +69,41 @@ def markdown(
     return f"```python\n{code}\n```\n\n{' '.join(notes + example.notes)}"
 
 
+def generating(given: str, results: dict[str, Any], folder: str) -> str:
+    """Returns the section for an encoder-decoder, which has no pipeline in transformers 5.
+
+    Args:
+        given: a source, as code.
+    """
+    classes, load = ["AutoModelForSeq2SeqLM", "AutoTokenizer"], ""
+    notes = ["The folder may also be the hub id that it was pushed to."]
+    if is_adapter(results):
+        imports = "from peft import PeftModel\n"
+        if results["method"] == "bottleneck":
+            # This import registers the one method that is not peft's own.
+            imports = f"import finetune.models.bottleneck\n{imports}"
+        classes.append("GenerationConfig")
+        base = quoted(base_id(results) or results["checkpoint"]["name"])
+        load = (
+            f"base = AutoModelForSeq2SeqLM.from_pretrained({base})\n"
+            "base.generation_config = GenerationConfig.from_pretrained(folder)\n"
+            "model = PeftModel.from_pretrained(base, folder)\n"
+        )
+        notes.append(f"The base's weights have the sha256 `{results['checkpoint']['sha256']}`.")
+    else:
+        imports, load = "", "model = AutoModelForSeq2SeqLM.from_pretrained(folder)\n"
+    code = (
+        f"{imports}from transformers import {', '.join(sorted(classes))}\n\n"
+        f"folder = {quoted(folder)}\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        f"{load}"
+        f'inputs = tokenizer({given}, return_tensors="pt", return_token_type_ids=False)\n'
+        "written = model.eval().generate(**inputs)\n"
+        "print(tokenizer.decode(written[0], skip_special_tokens=True))"
+    )
+    return f"```python\n{code}\n```\n\n{' '.join(notes)}"
+
+
 def _load_adapter(
     task: str,
     auto_model: str,

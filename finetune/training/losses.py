@@ -98,9 +98,9 @@ def document_sums(
 
 @dataclass(frozen=True)
 class MaskedTokenLoss:
-    """The masked LM loss: cross-entropy of the masked tokens.
+    """Cross-entropy of tokens at their own positions: masked ones, or those that a decoder writes.
 
-    Labels (B, T) int are the masked tokens, or -100 for all others. Logits are those of all tokens
+    Labels (B, T) int are these tokens, or -100 for all others. Logits are those of all tokens
     (B, T, V), or of the M masked tokens only (1, M, V).
     """
 
