@@ -1,4 +1,4 @@
-# make imdb · make mnist · make gpt · make few-labels · make adapters · make bench · make scaling ·
+# make imdb · make mnist · make gpt · make phonemes · make few-labels · make adapters · make bench · make scaling ·
 # make dropout · make torture · make test · make test-latest · make xla · make wheel · make check ·
 # make venv · make clean
 # Each target sets up .venv by itself. RECIPE is the recipe to train, ARGS are its flags:
@@ -32,11 +32,12 @@ endef
 
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
+phonemes: RECIPE ?= recipes/cmudict/transformer.yaml
 
-.PHONY: imdb mnist gpt few-labels adapters bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
+.PHONY: imdb mnist gpt phonemes few-labels adapters bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
 .DEFAULT_GOAL := imdb
 
-imdb gpt: .venv/.installed
+imdb gpt phonemes: .venv/.installed
 	$(BIN)/finetune train $(RECIPE) $(ARGS)
 
 mnist: .venv/.installed

@@ -9,7 +9,7 @@ import numpy
 import pytest
 
 from finetune.errors import UserError
-from finetune.evaluation import baselines, built_in, metrics, scoring
+from finetune.evaluation import baselines, built_in, generation, metrics, scoring
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
@@ -36,6 +36,11 @@ def scored(kind: str, quality: float) -> dict[str, float]:
     elif kind == "fill-mask":
         sums = numpy.tile([30 * (2 - quality), 20, 20 * quality], (9, 1))
         return measured(scoring.masked(sums, 0))
+    elif kind == "text2text-generation":
+        target = [*"abcdefghijklmnopqrs"]
+        text = " ".join(word if draw.random() < quality else "x" for word in target)
+        expected = [generation.Expected("a", [" ".join(target)]), generation.Expected("b", ["b"])]
+        return measured(generation.score([text, "b" if quality > 0.5 else "a"], expected, 0))
     else:
         return measured(scoring.mean("explained_variance", numpy.full(9, quality), 0))
     found = measured(scores)
