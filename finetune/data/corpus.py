@@ -75,13 +75,26 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
             "streaming: works with text-generation and fill-mask; other rows are checked in memory"
         )
     if labelled or content == PAIRS:
-        return _load(data, content, labelled)
+        # The targets of a pair are its labels.
+        return _load(data, content, content != PAIRS)
     try:
         found = _load(data, content, True)
     except UserError:
         return _load(data, content, False)
     frames = {name: getattr(found, name).drop(columns="label") for name in splits.SPLITS}
     return replace(found, **frames, label_names=[], problem_type=UNLABELLED)
+
+
+def pairs_of(file: str, data: Data) -> tuple[pandas.DataFrame, readers.Table]:
+    """Reads sources with targets for a model that is trained; returns what ``labelled`` does.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    table = _read(file, data, False, False)
+    frame = pairs.joined(row_checks.usable(table, "new", data, PAIRS, False), table)
+    splits.check({"train": splits.Frame(frame, table.source)})
+    return frame, table
 
 
 def labelled(

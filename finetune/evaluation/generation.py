@@ -91,6 +91,12 @@ def statistic(name: str, texts: Sequence[str], targets: Targets) -> Statistic:
     return makers[name]()
 
 
+def sentences(texts: Sequence[str], targets: Targets) -> Array:
+    """Returns the chrF of each text by itself (N,)."""
+    metric, pairs = CHRF(), zip(texts, targets, strict=True)
+    return numpy.array([metric.sentence_score(text, list(row)).score for text, row in pairs])
+
+
 def describe(texts: Sequence[str], expected: Sequence[Expected]) -> dict[str, float]:
     """Returns statistics of N generated texts; words are what stands between blanks.
 

@@ -28,6 +28,8 @@ from finetune.errors import UserError, refuse_unknown
 from finetune.recipe import Recipe
 
 TWICE = "encoder-decoder"
+# What a new model takes from its tokenizer.
+SPECIAL = ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")
 
 
 class AutoEncoderDecoder(AutoModelForSeq2SeqLM):
@@ -115,31 +117,38 @@ def set_generation(model: Any, tokenizer: Any, recipe: Recipe, checkpoint: Check
     Raises:
         UserError: a setting that transformers does not have, or that does not fit another.
     """
-    own = model.generation_config.to_dict()
+    given, where = recipe.model.generation, recipe.where("model.generation")
+    known = list(GenerationConfig().to_dict())
+    for name in given:
+        if name not in known:
+            refuse_unknown(name, known, f"{where}: generation key")
     if starts_new(model.config, checkpoint):
-        own = {name: getattr(model.config, name) for name in SPECIAL}
-    values = own | {
-        "max_length": None,
-        "max_new_tokens": recipe.model.max_target_length,
-        "use_cache": True,
-    }
+        values = {name: getattr(model.config, name) for name in SPECIAL}
+    else:
+        values = {n: v for n, v in model.generation_config.to_dict().items() if n in known}
+    values |= {"max_length": None, "max_new_tokens": recipe.model.max_target_length}
+    values["use_cache"] = True
     if recipe.data.target_language:
         code = language(tokenizer, recipe.data.target_language, recipe, "target_language")
         values["forced_bos_token_id"] = code
-    where = recipe.where("model.generation")
-    for name in recipe.model.generation:
-        refuse = name not in GenerationConfig().to_dict()
-        if refuse:
-            refuse_unknown(name, list(GenerationConfig().to_dict()), f"{where}: generation key")
     try:
-        made = GenerationConfig(**values | recipe.model.generation)
-        made.validate(strict=True)
+        made = GenerationConfig(**values | given)
+        # A checkpoint's own settings may contradict each other; the user's may not.
+        made.validate(strict=bool(given))
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from None
     model.generation_config = made
 
 
-SPECIAL = ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")
+# --- languages -------------------------------------------------------------------------------
+
+
+def languages(tokenizer: Any) -> list[str]:
+    """Returns the tokens of a multilingual tokenizer's languages; none for any other."""
+    if "src_lang" not in tokenizer.init_kwargs:
+        return []
+    tokens = tokenizer.all_special_tokens
+    return [token for token in tokens if token.strip("_").split("_")[0].isalpha()]
 
 
 def language(tokenizer: Any, code: str, recipe: Recipe, key: str) -> int:
@@ -148,30 +157,33 @@ def language(tokenizer: Any, code: str, recipe: Recipe, key: str) -> int:
     Raises:
         UserError: the tokenizer has no such language, or none at all.
     """
-    known = [t for t in tokenizer.all_special_tokens if t.strip("_").split("_")[0].isalpha()]
-    for name in (code, f"__{code}__"):
-        if name in known:
-            return tokenizer.convert_tokens_to_ids(name)
-    where = recipe.where(f"data.{key}")
-    if not hasattr(tokenizer, "src_lang"):
+    known, where = languages(tokenizer), recipe.where(f"data.{key}")
+    if not known:
         raise UserError(
             f"{where}: {key} is for multilingual tokenizers such as NLLB's; "
             f"{type(tokenizer).__name__} has no languages, so write it into source_prefix"
         )
-    refuse_unknown(code, [t.strip("_") for t in known], f"{where}: {key}")
+    # M2M100 writes the language en as __en__.
+    for token in (code, f"__{code}__"):
+        if token in known:
+            return tokenizer.convert_tokens_to_ids(token)
+    refuse_unknown(code, [token.strip("_") for token in known], f"{where}: {key}")
 
 
 def set_languages(tokenizer: Any, recipe: Recipe) -> None:
-    """Sets the languages of a multilingual tokenizer, where the recipe names them.
+    """Sets the languages of a multilingual tokenizer, and what it is saved with.
 
     Raises:
-        UserError: as ``language``.
+        UserError: the recipe does not name both languages, or one that the tokenizer has not.
     """
-    data = recipe.data
     for key, attribute in (("source_language", "src_lang"), ("target_language", "tgt_lang")):
-        code = getattr(data, key)
+        code = getattr(recipe.data, key)
         if code is not None:
             language(tokenizer, code, recipe, key)
             setattr(tokenizer, attribute, code)
-            # What the saved tokenizer starts with.
             tokenizer.init_kwargs[attribute] = code
+        elif languages(tokenizer):
+            raise UserError(
+                f"{recipe.name}: {type(tokenizer).__name__} has many languages; name yours by "
+                f"{key}:"
+            )

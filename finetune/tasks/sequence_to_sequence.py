@@ -7,22 +7,21 @@
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import pandas
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
-from finetune.data import corpus, pair_tokenizer, sources, token_cache
+from finetune.data import corpus, sources
 from finetune.errors import UserError
 from finetune.evaluation import metrics
 from finetune.models import (
@@ -30,19 +29,15 @@ from finetune.models import (
     devices,
     encoder_decoder,
     parameters,
-    positions,
     pretrained,
     tuning,
 )
 from finetune.models.encoder_decoder import AutoEncoderDecoder
 from finetune.recipe import Recipe
-from finetune.tasks import text, usage
-from finetune.tasks.base import Mistake, Row, Task
+from finetune.tasks import pairs, text, usage
+from finetune.tasks.base import Labelled, Mistake, Row, Task
 from finetune.training import losses
 from finetune.training.job import Job
-
-if TYPE_CHECKING:
-    from finetune.data.corpus import Corpus
 
 KIND = "text2text-generation"
 # Rows of a batch that generates, as many as `finetune predict` takes.
@@ -85,16 +80,18 @@ class SequenceToSequence(Task):
         data.train = data.train.explode("label", ignore_index=True)
         config = configs.override(configs.load_config(recipe, checkpoint, {}), recipe)
         encoder_decoder.check(config, checkpoint)
-        tokenizer = _tokenizer(recipe, checkpoint, config, data)
+        tokenizer = pairs.tokenizer_of(recipe, checkpoint, config, data)
         config = encoder_decoder.complete(config, tokenizer, checkpoint)
         is_new = encoder_decoder.starts_new(config, checkpoint)
         _check_new(recipe, checkpoint, is_new)
         start = config.decoder_start_token_id
         splits = {
-            name: _encoded(getattr(data, name), tokenizer, recipe, start)
+            name: pairs.encoded(getattr(data, name), tokenizer, recipe, start)
             for name in ("train", "validation", "test")
         }
-        data.report["notes"] += [note for name in splits for note in _cut(splits, name, recipe)]
+        data.report["notes"] += [
+            note for name in splits for note in pairs.describe_cut(splits, name, recipe)
+        ]
         splits = {name: rows.remove_columns(["cut", "cut_target"]) for name, rows in splits.items()}
         base = pretrained.load(self.auto_model, checkpoint, config, recipe)
         encoder_decoder.set_generation(base, tokenizer, recipe, checkpoint)
@@ -152,6 +149,23 @@ class SequenceToSequence(Task):
 
     # --- prediction ----------------------------------------------------------------------------
 
+    def labelled(self, file: str, recipe: Recipe, data: Mapping[str, Any]) -> Labelled:
+        from finetune.evaluation import generation, intervals
+
+        frame, table = corpus.pairs_of(file, recipe.data)
+        expected = numpy.empty(len(frame), object)
+        expected[:] = [*map(generation.Expected, frame["source"], frame["label"])]
+        return Labelled(
+            content=corpus.PAIRS,
+            rows=frame[["source"]].to_dict(orient="records"),
+            frame=frame,
+            table=table.rows.loc[frame.index],
+            rejected=len(table.rejected),
+            labels=expected,
+            score=lambda texts, labels: generation.score(texts, labels, intervals.RESAMPLES),
+            values=_values,
+        )
+
     def read_rows(self, given: list[str], file: str | None, recipe: Recipe) -> list[Row]:
         single = replace(recipe.data, text=recipe.data.source, text_pair=None)
         rows = text.read_rows(given, file, replace(recipe, data=single))
@@ -172,10 +186,11 @@ class SequenceToSequence(Task):
     def join(self, parts: list[list[Any]]) -> list[numpy.ndarray]:
         return [tokens for (tokens,) in parts]
 
-    def decode(self, outputs: list[numpy.ndarray], processor: Any) -> list[str]:
-        return processor.batch_decode(outputs, skip_special_tokens=True)
+    def decode(self, outputs: list[numpy.ndarray], processor: Any) -> numpy.ndarray:
+        """Returns texts (N,), as an array of objects."""
+        return numpy.array(processor.batch_decode(outputs, skip_special_tokens=True), object)
 
-    def answers(self, outputs: list[str], data: Mapping[str, Any]) -> list[Row]:
+    def answers(self, outputs: Iterable[str], data: Mapping[str, Any]) -> list[Row]:
         return [{"prediction": written} for written in outputs]
 
     @torch.no_grad()
@@ -190,7 +205,7 @@ class SequenceToSequence(Task):
             for number, part in zip(numbers, self.forward(model, inputs), strict=True):
                 parts[number].append(part)
         model.train(training)
-        return self.decode(self.join(parts), tokenizer)
+        return self.decode(self.join(parts), tokenizer).tolist()
 
     # --- model card and report -----------------------------------------------------------------
 
@@ -264,91 +279,6 @@ def _check_new(recipe: Recipe, checkpoint: sources.Checkpoint, is_new: bool) -> 
         )
 
 
-def _tokenizer(recipe: Recipe, checkpoint: sources.Checkpoint, config: Any, data: "Corpus") -> Any:
-    """The checkpoint's tokenizer, or for a new model one trained on the training rows."""
-    most, model = positions.most_tokens(config), recipe.model
-    if model.max_target_length > most:
-        raise UserError(
-            f"{recipe.where('model.max_target_length')}: max_target_length "
-            f"{model.max_target_length} is more than the model's {most}"
-        )
-    if not checkpoint.is_new:
-        tokenizer = text.load_tokenizer(recipe, checkpoint, config)
-        encoder_decoder.set_languages(tokenizer, recipe)
-        return tokenizer
-    text.check_max_length(recipe, most)
-    given = [model.source_prefix, *data.train["source"].unique(), *data.train["label"]]
-    where = recipe.where("model.token_pattern")
-    tokenizer = pair_tokenizer.train(given, config.vocab_size, model.token_pattern, where)
-    encoder_decoder.set_languages(tokenizer, recipe)
-    config.vocab_size = len(tokenizer)
-    tokenizer.model_max_length = model.max_length
-    return tokenizer
-
-
-def _encoded(frame: pandas.DataFrame, tokenizer: Any, recipe: Recipe, start: int) -> Dataset:
-    """Rows as token ids, through the token cache.
-
-    Of each row ``input_ids``, ``attention_mask`` and ``labels``, ``length`` (of both), and whether
-    the source and the target were cut.
-    """
-    model, data = recipe.model, recipe.data
-
-    def encode(rows: dict[str, list[str]]) -> dict[str, list[Any]]:
-        texts = [model.source_prefix + source for source in rows["source"]]
-        made = text.encode({"text": texts}, tokenizer, model)
-        labels, cut = _targets(rows["target"], tokenizer, model.max_target_length, start)
-        lengths = zip(made["length"], labels, strict=True)
-        return {
-            "input_ids": [numpy.array(ids, numpy.int32) for ids in made["input_ids"]],
-            "attention_mask": [numpy.array(mask, numpy.int8) for mask in made["attention_mask"]],
-            "labels": [numpy.array(ids, numpy.int32) for ids in labels],
-            "length": [length + len(ids) for length, ids in lengths],
-            "cut": made["truncated"],
-            "cut_target": cut,
-        }
-
-    first = [label if isinstance(label, str) else label[0] for label in frame["label"]]
-    rows = frame[["id", "source"]].assign(target=first)
-    if not len(rows):
-        names = ("input_ids", "attention_mask", "labels", "length", "cut", "cut_target")
-        return Dataset.from_dict({name: [] for name in names})
-    keys = (model.max_length, model.truncation, model.head_share, model.max_target_length)
-    languages = (data.source_language, data.target_language)
-    return token_cache.once(
-        rows, "", tokenizer, encode, "pairs", *keys, model.source_prefix, *languages, start
-    )
-
-
-def _targets(
-    cells: list[str], tokenizer: Any, most: int, start: int
-) -> tuple[list[list[int]], list[bool]]:
-    """Returns the tokens to predict, the end included, and whether each target was cut."""
-    out, cut = [], []
-    for cell, ids in zip(cells, tokenizer(text_target=cells)["input_ids"], strict=True):
-        # BERT's [CLS], which the decoder starts with, is not predicted.
-        skip = int(ids[:1] == [start])
-        cut.append(len(ids) - skip > most)
-        if cut[-1]:
-            limit = most + skip
-            ids = tokenizer(text_target=cell, truncation=True, max_length=limit)["input_ids"]
-        out.append(ids[skip:])
-    return out, cut
-
-
-def _cut(splits: dict[str, Dataset], name: str, recipe: Recipe) -> Iterator[str]:
-    """Describes how many texts of a split were cut."""
-    rows, model = splits[name], recipe.model
-    for column, what, key, most in (
-        ("cut", "sources", "max_length", model.max_length),
-        ("cut_target", "targets", "max_target_length", model.max_target_length),
-    ):
-        if count := sum(rows[column]):
-            of = f"{count:,} of {len(rows):,} {name} {what}"
-            scored = ", for the loss only" if name != "train" and column == "cut_target" else ""
-            yield f"{of} cut to {key} {most}{scored}"
-
-
 def _shared(generate: Callable[[list[str]], list[str]], given: list[str]) -> list[str]:
     """Generates for all sources, of which each process has a part of its own."""
     state = PartialState()
@@ -358,6 +288,20 @@ def _shared(generate: Callable[[list[str]], list[str]], given: list[str]) -> lis
     parts = gather_object([texts]) if count > 1 else [texts]
     found = {number: written for part in parts for number, written in part.items()}
     return [found[number] for number in range(len(given))]
+
+
+def _values(rows: pandas.DataFrame) -> dict[str, numpy.ndarray]:
+    """Returns what `finetune evaluate` compares between new rows and those of the test."""
+    from finetune.evaluation import generation
+
+    def words(column: str) -> numpy.ndarray:
+        return rows[column].str.split().str.len().to_numpy(float)
+
+    return {
+        "chrF of a row": generation.sentences(rows["prediction"], rows["label"]),
+        "words of the source": words("source"),
+        "words written": words("prediction"),
+    }
 
 
 def _baselines(given: list[str]) -> dict[str, list[str]]:
