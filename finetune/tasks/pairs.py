@@ -1,6 +1,5 @@
 """Encodes sources with their targets, and trains the tokenizer of a new model on them."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -15,6 +14,9 @@ from finetune.tasks import text
 
 if TYPE_CHECKING:
     from finetune.data.corpus import Corpus
+
+# Columns that tell whether the source and the target were cut.
+CUT = ["cut", "cut_target"]
 
 
 def tokenizer_of(
@@ -44,8 +46,8 @@ def tokenizer_of(
 def encoded(frame: pandas.DataFrame, tokenizer: Any, recipe: Recipe, start: int) -> Dataset:
     """Rows as token ids, through the token cache.
 
-    Of each row ``input_ids``, ``attention_mask`` and ``labels``, ``length`` (of both), and whether
-    the source and the target were cut.
+    Each row has ``input_ids``, ``attention_mask`` and ``labels``, ``length`` (of both), and ``CUT``.
+    Where a row has several targets, they are those of the first.
     """
     model, data = recipe.model, recipe.data
 
@@ -66,7 +68,7 @@ def encoded(frame: pandas.DataFrame, tokenizer: Any, recipe: Recipe, start: int)
     first = [label if isinstance(label, str) else label[0] for label in frame["label"]]
     rows = frame[["id", "source"]].assign(target=first)
     if not len(rows):
-        names = ("input_ids", "attention_mask", "labels", "length", "cut", "cut_target")
+        names = ("input_ids", "attention_mask", "labels", "length", *CUT)
         return Dataset.from_dict({name: [] for name in names})
     keys = (model.max_length, model.truncation, model.head_share, model.max_target_length)
     languages = (data.source_language, data.target_language)
@@ -91,14 +93,17 @@ def _targets(
     return out, cut
 
 
-def describe_cut(splits: dict[str, Dataset], name: str, recipe: Recipe) -> Iterator[str]:
-    """Describes how many texts of a split were cut."""
-    rows, model = splits[name], recipe.model
-    for column, what, key, most in (
-        ("cut", "sources", "max_length", model.max_length),
-        ("cut_target", "targets", "max_target_length", model.max_target_length),
-    ):
-        if count := sum(rows[column]):
-            of = f"{count:,} of {len(rows):,} {name} {what}"
-            scored = ", for the loss only" if name != "train" and column == "cut_target" else ""
-            yield f"{of} cut to {key} {most}{scored}"
+def describe_cut(splits: dict[str, Dataset], recipe: Recipe) -> list[str]:
+    """Returns phrases that count the sources and targets that were cut, by split."""
+    model, found = recipe.model, []
+    limits = [
+        ("sources", f"max_length {model.max_length}"),
+        ("targets", f"max_target_length {model.max_target_length}"),
+    ]
+    for split, rows in splits.items():
+        for column, (what, limit) in zip(CUT, limits, strict=True):
+            if count := sum(rows[column]):
+                # Texts are scored against whole targets.
+                only = ", for the loss only" if split != "train" and what == "targets" else ""
+                found.append(f"{count:,} of {len(rows):,} {split} {what} cut to {limit}{only}")
+    return found

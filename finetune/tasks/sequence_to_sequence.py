@@ -89,10 +89,8 @@ class SequenceToSequence(Task):
             name: pairs.encoded(getattr(data, name), tokenizer, recipe, start)
             for name in ("train", "validation", "test")
         }
-        data.report["notes"] += [
-            note for name in splits for note in pairs.describe_cut(splits, name, recipe)
-        ]
-        splits = {name: rows.remove_columns(["cut", "cut_target"]) for name, rows in splits.items()}
+        data.report["notes"] += pairs.describe_cut(splits, recipe)
+        splits = {name: rows.remove_columns(pairs.CUT) for name, rows in splits.items()}
         base = pretrained.load(self.auto_model, checkpoint, config, recipe)
         encoder_decoder.set_generation(base, tokenizer, recipe, checkpoint)
         model = tuning.apply(base, recipe, checkpoint)
