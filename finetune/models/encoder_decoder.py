@@ -135,6 +135,8 @@ def set_generation(model: Any, tokenizer: Any, recipe: Recipe, checkpoint: Check
         made = GenerationConfig(**values | given)
         # A checkpoint's own settings may contradict each other; the user's may not.
         made.validate(strict=bool(given))
+        if made.num_return_sequences not in {None, 1} or made.return_dict_in_generate:
+            raise ValueError("one text for each source is written, and nothing else")
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from None
     model.generation_config = made

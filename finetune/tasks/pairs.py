@@ -46,7 +46,7 @@ def tokenizer_of(
 def encoded(frame: pandas.DataFrame, tokenizer: Any, recipe: Recipe, start: int) -> Dataset:
     """Rows as token ids, through the token cache.
 
-    Each row has ``input_ids``, ``attention_mask`` and ``labels``, ``length`` (of both), and ``CUT``.
+    Rows have ``input_ids``, ``attention_mask``, ``labels``, ``length`` (of both), and ``CUT``.
     Where a row has several targets, they are those of the first.
     """
     model, data = recipe.model, recipe.data

@@ -25,6 +25,7 @@ from transformers import (
 from finetune import cli, inference, recipe, run_directory, tasks
 from finetune.data import pair_tokenizer
 from finetune.errors import UserError
+from finetune.inference import evaluation as inference_evaluation
 from finetune.run_directory import Run
 from finetune.tasks.sequence_to_sequence import COPY, LEAD, TASK
 from finetune.training.job import Job
@@ -257,7 +258,8 @@ def test_adapters_load_to_the_last_bit(
     run, job = train_job(spelling, "--method", method)
     tasks_own = run.results()
     assert 0 < tasks_own["cost"]["trainable_parameters"] < tasks_own["cost"]["total_parameters"]
-    assert {s["before"] for s in tasks_own["samples"]} | {"x"}
+    assert all(set(sample) == {"given", "before", "after"} for sample in tasks_own["samples"])
+    assert tasks_own["samples"]
     assert "before training" in tasks_own["baselines"]
     loaded, _, _ = inference.load(run)
     batch = batch_of(job, 4)
@@ -405,7 +407,8 @@ def test_baselines_copy_the_source_and_take_its_first_sentences(spelling: Path) 
         (["--method", "lora"], "lora would not learn it; take full"),
         (["--token_pattern", "[a"], "is no regular expression"),
         (["--generation", "{num_beems: 2}"], "did you mean 'num_beams'"),
-        (["--generation", "{num_beams: -2}"], "num_beams"),
+        (["--generation", "{num_return_sequences: 3}"], "num_return_sequences"),
+        (["--generation", "{num_beams: 3, num_return_sequences: 2}"], "one text for each source"),
         (["--source_prefix", "x", "--truncation", "tail"], "would cut the source_prefix"),
         (["--target_language", "fr"], "write it into source_prefix"),
         (["--checkpoint", "new:bart", "--max_target_length", "5000"], "more than the model's"),
@@ -441,3 +444,35 @@ def test_the_headline_is_what_chooses_the_checkpoint(spelling: Path) -> None:
     values = [row["eval_token_error_rate"] for row in run.history() if "eval_chrf" in row]
     assert results["chosen"]["value"] == min(values)
     assert TASK is tasks.find("text2text-generation")
+
+
+def test_rows_labelled_later_are_evaluated(
+    spelling: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(spelling)
+    test = run.predictions()
+    rows = [(s, t) for s, label in zip(test["source"], test["label"], strict=True) for t in label]
+    new = [f"{s},{t},{'ab'[i % 2]}" for i, (s, t) in enumerate(rows)]
+    Path("new.csv").write_text("\n".join(["source,target,kind", *new]) + "\n", encoding="utf-8")
+    capsys.readouterr()
+    cli.main(["evaluate", str(run), "new.csv", "--by", "kind"])
+    shown = capsys.readouterr().out
+    assert "new.csv: 24 rows" in shown
+    found = inference_evaluation.evaluate(run, "new.csv", {}, "kind")
+    assert found["metrics"] == run.results()["metrics"]
+    assert found["overlap"] == {"rows": 0, "first": []}
+    assert [part["rows"] for part in found["slices"]] == [12, 12]
+    assert set(found["drift"]) == {"chrF of a row", "words of the source", "words written"}
+
+
+def test_check_shows_what_is_in_the_pairs(
+    spelling: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("rows.tsv").open("a", encoding="utf-8") as file:
+        file.write("alone\t \nsame\tsame\n")
+    with pytest.raises(SystemExit):
+        cli.main(["check", str(spelling)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "text2text-generation" in shown
+    assert "empty target" in shown
+    assert "target that equals its source" in shown
