@@ -23,6 +23,8 @@ def tokenizer_of(
     recipe: Recipe, checkpoint: sources.Checkpoint, config: Any, data: "Corpus"
 ) -> Any:
     """The checkpoint's tokenizer, or for a new model one trained on the training rows."""
+    # An encoder that serves twice has its config inside.
+    config = config.encoder if config.model_type == encoder_decoder.TWICE else config
     most, model = positions.most_tokens(config), recipe.model
     if model.max_target_length > most:
         raise UserError(

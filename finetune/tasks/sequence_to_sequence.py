@@ -142,7 +142,7 @@ class SequenceToSequence(Task):
             collect=collect,
             untuned=not is_new,
             samples=samples,
-            notes=configs.describe(recipe, config, checkpoint),
+            notes=[*configs.describe(recipe, config, checkpoint), _describe(base)],
         )
 
     # --- prediction ----------------------------------------------------------------------------
@@ -261,6 +261,15 @@ def _check(recipe: Recipe) -> None:
             f"{recipe.where('model.truncation')}: truncation tail would cut the source_prefix; "
             "take head, or head+tail"
         )
+
+
+def _describe(model: Any) -> str:
+    """Says how the model generates."""
+    settings = model.generation_config
+    beams = settings.num_beams or 1
+    how = f"with {beams} beams" if beams > 1 else "greedily"
+    how = "by sampling" if settings.do_sample else how
+    return f"generates at most {settings.max_new_tokens} tokens, {how}"
 
 
 def _check_new(recipe: Recipe, checkpoint: sources.Checkpoint, is_new: bool) -> None:

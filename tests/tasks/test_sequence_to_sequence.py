@@ -44,7 +44,7 @@ model:
   max_target_length: 10
 data: {{train: rows.tsv, holdout: 24, validation_size: 16}}
 training:
-  learning_rate: 1.0e-2
+  learning_rate: 5.0e-3
   per_device_train_batch_size: 16
   num_train_epochs: 2
   lr_scheduler_type: constant
@@ -133,8 +133,9 @@ def test_16_rows_are_learned_by_heart_and_predicted_the_same_everywhere(
     rows = [(word, word[::-1].upper()) for word in words(16, seed=2)]
     write(rows)
     data = ["--train", "rows.tsv", "--test", "rows.tsv", "--validation_size", "0"]
-    more = ["--allow_overlap", "true", "--num_train_epochs", "150"]
-    cli.main(["train", str(spelling), *data, *more, "--holdout", "0"])
+    more = ["--allow_overlap", "true", "--holdout", "0", "--num_train_epochs", "150"]
+    more += ["--lr_scheduler_type", "linear", "--output_dir", "runs/spelling/seed-0"]
+    cli.main(["train", str(spelling), *data, *more])
     run = run_directory.Run("runs/spelling/seed-0")
     results = run.results()
     assert results["metrics"]["exact_match"]["value"] == 1.0
@@ -157,11 +158,11 @@ def test_16_rows_are_learned_by_heart_and_predicted_the_same_everywhere(
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_shuffled_targets_give_chance(spelling: Path, shuffled: bool) -> None:
     given = words(400, seed=3)
-    targets = [word[0].upper() if word[0] in "abcd" else "X" for word in given]
+    targets = ["A" if "a" in word else "B" for word in given]
     if shuffled:
         random.Random(0).shuffle(targets)
     write(list(zip(given, targets, strict=True)))
-    run = train(spelling, "--num_train_epochs", "5", "--holdout", "120")
+    run = train(spelling, "--num_train_epochs", "6", "--holdout", "120")
     found = run.results()["metrics"]["exact_match"]
     most_frequent = max(map(targets.count, targets)) / len(targets)
     if shuffled:
@@ -201,7 +202,7 @@ def test_the_loss_is_that_of_the_model(spelling: Path, kind: str) -> None:
     labels = batch.pop("labels")
     model: Any = job.model.eval()
     with torch.no_grad():
-        ours = job.loss(model(**batch), labels, torch.tensor((labels != -100).sum()))
+        ours = job.loss(model(**batch), labels, (labels != -100).sum())
         batch.pop("decoder_input_ids")
         theirs = model(**batch, labels=labels).loss
     assert float(ours) == pytest.approx(float(theirs), abs=1e-6)
@@ -362,7 +363,7 @@ def test_languages_are_the_first_tokens(spelling: Path) -> None:
     assert batch["decoder_input_ids"][0, :2].tolist() == [2, french]
     assert GenerationConfig.from_pretrained(run.model).forced_bos_token_id == french
     assert AutoTokenizer.from_pretrained(run.model).src_lang == "eng_Latn"
-    for code, message in (("fra", "did you mean 'fra_Latn'"), ("xyz", "target_language 'xyz' is")):
+    for code, message in (("fra", "it can be deu_Latn, eng"), ("xyz", "target_language 'xyz' is")):
         with pytest.raises(UserError, match=message):
             TASK.build(recipe.load(spelling, [*flags[:2], "--target_language", code]))
 
@@ -405,7 +406,7 @@ def test_baselines_copy_the_source_and_take_its_first_sentences(spelling: Path) 
         (["--method", "head"], "no new head to train"),
         (["--method", "prompt_tuning"], "prompt_tuning is not offered"),
         (["--method", "lora"], "lora would not learn it; take full"),
-        (["--token_pattern", "[a"], "is no regular expression"),
+        (["--token_pattern", "(a"], "is no regular expression"),
         (["--generation", "{num_beems: 2}"], "did you mean 'num_beams'"),
         (["--generation", "{num_return_sequences: 3}"], "num_return_sequences"),
         (["--generation", "{num_beams: 3, num_return_sequences: 2}"], "one text for each source"),
