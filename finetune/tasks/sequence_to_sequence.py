@@ -19,7 +19,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
-from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from finetune.data import corpus, sources
 from finetune.errors import UserError
@@ -56,9 +55,9 @@ class Collator(DataCollatorForSeq2Seq):
         if "decoder_input_ids" not in batch:
             # Some models (M2M100, NLLB) only shift labels that they compute a loss of.
             config = self.model.config
-            batch["decoder_input_ids"] = shift_tokens_right(
-                batch["labels"], config.pad_token_id, config.decoder_start_token_id
-            )
+            shifted = batch["labels"].roll(1, dims=1)
+            shifted[:, 0] = config.decoder_start_token_id
+            batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, config.pad_token_id)
         return batch
 
 
