@@ -385,6 +385,9 @@ def test_a_prefix_stands_before_every_source(spelling: Path) -> None:
     row = job.splits["test"][0]
     source = job.data.test["source"].iloc[0]
     assert job.processor.decode(row["input_ids"], skip_special_tokens=True) == f"ab: {source}"
+    read = recipe.read(run.folder / "recipe.yaml")
+    _, inputs = next(TASK.batches([{"source": source}], job.processor, read, 4))
+    assert inputs["input_ids"][0].tolist() == row["input_ids"]
     assert "Every source begins with 'ab: '." in TASK.limits(
         recipe.read(run.folder / "recipe.yaml"), run.results()
     )
