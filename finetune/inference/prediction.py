@@ -148,7 +148,7 @@ def outputs(
     rows: list[dict[str, Any]],
     forward: Callable[..., list[Any]] | None = None,
 ) -> Any:
-    """Returns the model's outputs for N rows, in their order, as the task joins them.
+    """Returns the model's outputs for N rows, in their order, as the task joins and decodes them.
 
     For classifiers these are logits (N, K).
 
@@ -166,7 +166,7 @@ def outputs(
         inputs = {name: value.to(device) for name, value in batch.items()}
         for number, part in zip(numbers, (forward or task.forward)(model, inputs), strict=True):
             parts[number].append(part)
-    return task.join(parts, rows)
+    return task.decode(task.join(parts, rows), processor)
 
 
 def read_rows(

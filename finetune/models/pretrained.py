@@ -168,4 +168,7 @@ def _try_forward(
     """Runs one forward pass on the meta device; some methods fail only there."""
     if empty.main_input_name == "input_ids":
         ids = torch.ones(2, 8, dtype=torch.long)
-        tuning.or_user_error(lambda: model(input_ids=ids, attention_mask=ids), recipe, checkpoint)
+        inputs = {"input_ids": ids, "attention_mask": ids}
+        if empty.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids
+        tuning.or_user_error(lambda: model(**inputs), recipe, checkpoint)

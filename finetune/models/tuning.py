@@ -50,7 +50,7 @@ TOKENS_ONLY = "peft reads virtual tokens to predict only; start anew"
 
 
 def is_causal_lm(model: PreTrainedModel) -> bool:
-    """Returns whether the model predicts next tokens."""
+    """Returns whether the model predicts next tokens; encoder-decoders do."""
     return model.can_generate()
 
 
@@ -275,6 +275,8 @@ def _task_type(model: PreTrainedModel) -> str | None:
 
     peft 0.21 has QUESTION_ANS, but its model drops the token types that it is given.
     """
+    if model.config.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
     if is_causal_lm(model):
         return "CAUSAL_LM"
     if model.main_input_name != "input_ids" or "ForQuestionAnswering" in type(model).__name__:

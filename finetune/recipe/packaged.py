@@ -14,6 +14,7 @@ STARTS = {
     "question-answering": "your-data/questions",
     "text-generation": "your-data/text-corpus",
     "fill-mask": "imdb/minilm-mlm",
+    "text2text-generation": "your-data/translation",
     "masked-image-modeling": "mnist/vit-mae",
 }
 # The same for data with a column of this key.

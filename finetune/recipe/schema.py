@@ -65,6 +65,17 @@ class Model:
     max_answer_length: Annotated[int, Field(ge=1)] = key(
         30, "question answering: tokens that a predicted answer has at most"
     )
+    max_target_length: Annotated[int, Field(ge=2)] = key(
+        128, "encoder-decoders: tokens per target, special tokens included; also generated at most"
+    )
+    source_prefix: str = key("", "encoder-decoders: text before every source: 'summarize: '")
+    generation: dict[str, Any] = key(  # noqa: RUF009
+        dict, "encoder-decoders: values that replace the checkpoint's own generation_config.json"
+    )
+    token_pattern: str | None = key(
+        None,
+        "new encoder-decoders: a regular expression of a token; default: byte pairs are learned",
+    )
     padding_free: bool = key(
         True, "do not compute padding tokens, for models whose logits stay the same"
     )
@@ -101,6 +112,12 @@ class Data:
     messages: str = key("messages", "causal LMs: column of chats")
     prompt: str = key("prompt", "causal LMs: column of prompts, used with completion")
     completion: str = key("completion", "causal LMs: column of the completions to learn")
+    source: str = key("source", "encoder-decoders: column of the text to read")
+    target: str = key("target", "encoder-decoders: column of the text to write")
+    source_language: str | None = key(
+        None, "multilingual encoder-decoders: the tokenizer's code of the source's language"
+    )
+    target_language: str | None = key(None, "the same for the target")
     turns: Literal["together", "each"] = key(
         "together", "chats: learn all answers of a chat in one row, or each in a row of its own"
     )

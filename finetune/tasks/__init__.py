@@ -1,7 +1,7 @@
 """The tasks: ``base`` states the contract, each task is one module that fulfils it.
 
-``text``, ``images`` and ``classification`` hold what tasks of one kind share; no task imports
-another. May import every package but inference and report.
+``text``, ``images``, ``pairs`` and ``classification`` hold what tasks of one kind share; no task
+imports another. May import every package but inference and report.
 """
 
 from importlib import import_module
@@ -21,6 +21,7 @@ MODULES = {
     "question-answering": "finetune.tasks.question_answering",
     "text-generation": "finetune.tasks.causal_lm",
     "fill-mask": "finetune.tasks.masked_lm",
+    "text2text-generation": "finetune.tasks.sequence_to_sequence",
 }
 REGISTERED: dict[str, "Task"] = {}
 

@@ -181,12 +181,16 @@ class Task(ABC):
         """
         return numpy.stack([numpy.mean(part, axis=0) for part in parts])
 
+    def decode(self, outputs: Any, processor: Any) -> Any:
+        """Returns outputs as ``answers`` takes them: token ids, for example, become texts."""
+        return outputs
+
     @abstractmethod
     def answers(self, outputs: Any, data: Mapping[str, Any]) -> list[Row]:
         """Returns one dict a row with at least ``prediction``.
 
         Args:
-            outputs: of N rows, as ``join`` and the job's ``collect`` return them.
+            outputs: of N rows, as ``decode`` and the job's ``collect`` return them.
             data: the ``data`` section of the run's results.json: label names, problem type.
         """
 

@@ -90,6 +90,21 @@ def load(auto_model: str, auto_processor: str, results: dict[str, Any], folder: 
     )
 
 
+def generating(given: str, results: dict[str, Any], folder: str) -> str:
+    """Returns the section for an encoder-decoder, which has no pipeline in transformers 5.
+
+    Args:
+        given: a source, as code.
+    """
+    code = load("AutoModelForSeq2SeqLM", "AutoTokenizer", results, folder)
+    code += (
+        f'inputs = processor({given}, return_tensors="pt", return_token_type_ids=False)\n'
+        "written = model.eval().generate(**inputs)\n"
+        "print(processor.decode(written[0], skip_special_tokens=True))"
+    )
+    return section(code, results, [])
+
+
 def load_adapter(
     auto_model: str,
     auto_processor: str,
@@ -108,7 +123,7 @@ def load_adapter(
     # This import registers the one method that is not peft's own.
     imports = "import finetune.models.bottleneck\n" if results["method"] == "bottleneck" else ""
     names, stops = ["AutoConfig", auto_model, auto_processor], ""
-    if "CausalLM" in auto_model:
+    if "CausalLM" in auto_model or "Seq2SeqLM" in auto_model:
         # What ends an answer here need not be what ends one of the base.
         names.append("GenerationConfig")
         stops = "base.generation_config = GenerationConfig.from_pretrained(folder)\n"

@@ -168,10 +168,10 @@ def document_sums(
 
 @dataclass(frozen=True)
 class MaskedTokenLoss:
-    """The loss of a masked LM and of token classification: cross-entropy of tokens with a label.
+    """Cross-entropy of tokens at their own positions: masked, classified, or written by a decoder.
 
-    Labels (B, T) int are the masked tokens or the classes of tokens, or -100 for all others. Logits
-    are those of all tokens (B, T, V), or of the M labelled tokens only (1, M, V).
+    Labels (B, T) int are the tokens or the classes of tokens, or -100 for all others. Logits are
+    those of all tokens (B, T, V), or of the M labelled tokens only (1, M, V).
     """
 
     label_smoothing: float = 0.0

@@ -482,4 +482,17 @@ DEPENDENCIES = [
         "finetune.tasks.masked_image_modeling",
         "the first layer is initialized again",
     ),
+    # --- sacrebleu ----------------------------------------------------------------------------
+    Dependency(
+        "sacrebleu.metrics.base.Metric._extract_corpus_statistics",
+        "use",
+        "finetune.evaluation.generation",
+        "BLEU and chrF of resampled rows, without comparing texts again",
+    ),
+    Dependency(
+        "sacrebleu.metrics.base.Metric._compute_score_from_stats",
+        "use",
+        "finetune.evaluation.generation",
+        "as above",
+    ),
 ]

@@ -9,7 +9,7 @@ import numpy
 import pytest
 
 from finetune.errors import UserError
-from finetune.evaluation import baselines, built_in, metrics, scoring
+from finetune.evaluation import baselines, built_in, generation, metrics, scoring
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
@@ -36,6 +36,11 @@ def scored(kind: str, quality: float) -> dict[str, float]:
     elif kind == "fill-mask":
         sums = numpy.tile([30 * (2 - quality), 20, 20 * quality], (9, 1))
         return measured(scoring.masked(sums, 0))
+    elif kind == "text2text-generation":
+        target = [*"abcdefghijklmnopqrs"]
+        text = " ".join(word if draw.random() < quality else "x" for word in target)
+        expected = [generation.Expected("a", [" ".join(target)]), generation.Expected("b", ["b"])]
+        return measured(generation.score([text, "b" if quality > 0.5 else "a"], expected, 0))
     else:
         return measured(scoring.mean("explained_variance", numpy.full(9, quality), 0))
     found = measured(scores)
@@ -103,10 +108,10 @@ def test_a_metric_that_is_not_measured_is_an_error(name: str, message: str) -> N
 
 
 def test_a_metric_of_a_task_from_outside_is_chosen_once_it_is_in_the_table(monkeypatch) -> None:
-    with pytest.raises(UserError, match="'chrf' is unknown"):
-        metrics.chosen_by("eval_chrf", "chrf", {}, "r.yaml")
-    monkeypatch.setitem(metrics.METRICS, "chrf", metrics.MetricSpec("chrF"))
-    assert metrics.chosen_by("eval_chrf", "chrf", {}, "r.yaml").title == "chrF"
+    with pytest.raises(UserError, match="'comet' is unknown"):
+        metrics.chosen_by("eval_comet", "comet", {}, "r.yaml")
+    monkeypatch.setitem(metrics.METRICS, "comet", metrics.MetricSpec("COMET"))
+    assert metrics.chosen_by("eval_comet", "comet", {}, "r.yaml").title == "COMET"
 
 
 def test_titles_and_hub_names() -> None:
