@@ -123,6 +123,8 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
         UserError: invalid or misleading data; see the messages.
     """
     assert not labelled
+    if data.sample_seed is not None:
+        raise UserError("streaming: split_seed draws the training rows; leave sample_seed out")
     notes: list[str] = []
     found = named_splits.find(
         data, lambda files: _read(files, data, notes), lambda data: _dataset(data, notes)

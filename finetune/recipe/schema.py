@@ -126,6 +126,9 @@ class Data:
     split_seed: Annotated[int, Field(ge=0)] = key(
         0, "seed of the holdout and validation rows, independent of the training seed"
     )
+    sample_seed: Annotated[int | None, Field(ge=0)] = key(
+        None, "seed of the rows that max_train_samples uses; default: split_seed"
+    )
     max_train_samples: Annotated[int | None, Field(ge=1)] = key(
         None, "number of training rows to use (stratified)"
     )
