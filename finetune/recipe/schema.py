@@ -175,7 +175,9 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Tuning:
-    method: str = key("full", "full, head, bitfit, bottleneck, lora or another method of peft")
+    method: str = key(
+        "full", "full, head, bitfit, contrastive, bottleneck, lora or another method of peft"
+    )
     layer_decay: Annotated[float, Field(ge=0, le=1)] = key(
         1.0, "layer-wise learning rate decay: each layer's rate relative to the next one's"
     )

@@ -20,6 +20,7 @@ from finetune.errors import UserError
 from finetune.models import configs, pretrained, tuning
 from finetune.models.speed import padding_free
 from finetune.recipe import Augmentation, Recipe
+from finetune.recipe.methods import CONTRASTIVE
 from finetune.tasks import text
 from finetune.tasks.classification import Classifier, example, scored_by
 from finetune.tasks.usage import Example
@@ -45,8 +46,9 @@ class TextClassification(Classifier):
         from finetune.data import corpus
         from finetune.evaluation import baselines
         from finetune.models.speed import cached_features
+        from finetune.training import contrastive
 
-        tuning.check(recipe)
+        tuning.check(recipe, pairs=True)
         if recipe.augmentation != Augmentation():
             raise UserError(f"{recipe.name}: augmentation changes images; leave it out for texts")
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
@@ -92,17 +94,20 @@ class TextClassification(Classifier):
         if padding == "max_length":
             longest = recipe.model.max_length
         eval_rows = max(1, min(EVAL_ROWS, EVAL_TOKENS // longest))
+        parts = {**scored, "collator": collator, "training": {}}
+        if recipe.tuning.method == CONTRASTIVE:
+            assert isinstance(model, PreTrainedModel)
+            parts |= contrastive.parts(model, splits, collator, recipe, scored["loss"])
+        parts["training"]["per_device_eval_batch_size"] = eval_rows
         return Job(
             model=model,
             checkpoint=checkpoint,
             processor=tokenizer,
-            collator=collator,
             splits=splits,
             data=data,
-            **scored,
+            **parts,
             baselines=lambda: baselines.for_texts(data),
             answers=self.answers,
-            training={"per_device_eval_batch_size": eval_rows},
             notes=notes,
         )
 

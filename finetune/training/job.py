@@ -49,6 +49,8 @@ class Job:
         difference: (outputs, others' outputs, labels) -> the difference in the headline metric.
         extra_metrics: further metrics that the recipe names, by name.
         for_metrics: (outputs, labels) -> predictions and references for ``extra_metrics``.
+        before_evaluation: sets weights that training leaves alone; called before each evaluation
+            and the test.
         training: ``TrainingArguments`` that the task needs where a recipe does not set them.
         images: draws PNG files for the report, by caption.
         notes: printed when training starts.
@@ -73,6 +75,7 @@ class Job:
     difference: Callable[[Any, Any, Any], Metric]
     reduce: Callable[..., Any] | None = None
     collect: Callable[[Any, Any, str], tuple[Any, Any]] = as_predicted
+    before_evaluation: Callable[[], None] | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     images: Callable[[], dict[str, bytes]] = dict
     notes: list[str] = dataclasses.field(default_factory=list)

@@ -53,7 +53,7 @@ try:
 except UserError as error:
     Path("refused.txt").write_text(str(error))
 """
-METHODS = ("full", "lora", "bottleneck")
+METHODS = ("full", "lora", "bottleneck", "contrastive")
 
 
 def test_two_processes_give_the_losses_of_one(tiny_recipe: Path) -> None:
@@ -82,7 +82,7 @@ def test_two_processes_give_the_losses_of_one(tiny_recipe: Path) -> None:
         ids = list(two.predictions()["id"])
         assert ids == list(one.predictions()["id"])
         assert len(ids) == len(set(ids)) == two.results()["metrics"]["accuracy"]["n"]
-        seen = "rows_seen" if name == "image" else "tokens_seen"
+        seen = "rows_seen" if name in {"image", "contrastive"} else "tokens_seen"
         assert two.results()["cost"][seen] == one.results()["cost"][seen]
         did = two.results()["accelerate"]
         assert (did["distributed_type"], did["processes"]) == ("MULTI_CPU", 2)
