@@ -39,6 +39,8 @@ MAKE = {
     "gpt": "finetune train recipes/reviews/smollm2-lora.yaml",
     "mnist": "finetune compare runs/mnist/cnn-tutorial runs/mnist/cnn",
     "few-labels": "finetune compare runs/few-labels/",
+    "fewshot": "finetune compare runs/fewshot/",
+    "r8": "finetune compare runs/reuters/",
     "dropout": "finetune compare runs/dropout/",
     "adapters": "benchmarks/adapters.py",
     "bench": "benchmarks/speed.py",
