@@ -64,11 +64,13 @@ fewshot: .venv/.installed
 
 # The words of a run's folder: data, way, seed.
 WORDS = $(subst /, ,$(subst seed-,,$*))
+SIZE_imdb := --max_length 96 --max_test_samples 500
+SIZE_rotten_tomatoes := --max_length 64 --max_test_samples 1000
 OF_contrastive := minilm-contrastive.yaml
 OF_full := minilm.yaml --learning_rate 1e-4 --num_train_epochs 25
 OF_head := minilm-head.yaml --num_train_epochs 100
 runs/fewshot/%/results.json:
-	$(call train,recipes/$(word 1,$(WORDS))/$(OF_$(word 2,$(WORDS))),$(@D),--seed $(word 3,$(WORDS)) --sample_seed $(word 3,$(WORDS)) --max_train_samples 16 --validation_size 0 --per_device_train_batch_size 8 --max_length $(if $(filter imdb,$(WORDS)),128,64) --max_test_samples 1000 $(ARGS))
+	$(call train,recipes/$(word 1,$(WORDS))/$(OF_$(word 2,$(WORDS))),$(@D),--seed $(word 3,$(WORDS)) --sample_seed $(word 3,$(WORDS)) --max_train_samples 16 --validation_size 0 --per_device_train_batch_size 8 $(SIZE_$(word 1,$(WORDS))) $(ARGS))
 
 # The published splits of Reuters' news.
 r8: .venv/.installed
