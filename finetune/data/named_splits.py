@@ -23,8 +23,8 @@ MOST_FILES = 3
 class Found:
     """What the recipe names: a table for train and, where they exist, validation and test.
 
-    ``commit`` is that of the hub dataset, if it is one. ``test_is`` says whether a
-    test is the hub dataset's own, see ``splits.Chosen``.
+    ``commit`` is that of the hub dataset, if it is one. ``test_is`` says whether a test is the hub
+    or embedded dataset's own, see ``splits.Chosen``.
     """
 
     tables: dict[str, Any]
@@ -79,7 +79,8 @@ def find(
         raise readers.unknown_name(data.dataset, "split", "train", list(known), "train")
     tables = {split: tables[split] for split in SPLITS if split in tables}
     test_is = "given"
-    if commit and "test" in parts:
+    published = commit or data.dataset.startswith("embedded:")
+    if published and "test" in parts:
         base, places = parts["test"]
         whole = len(places) == len(_rows_of(known[base]))
         test_is = "official" if whole else SAMPLE

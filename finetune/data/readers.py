@@ -7,7 +7,16 @@ from typing import Any
 
 import pandas
 
-from finetune.data import conll, delimited, dialects, excel, json_tables, sources, table_files
+from finetune.data import (
+    conll,
+    delimited,
+    dialects,
+    excel,
+    json_tables,
+    orange_tables,
+    sources,
+    table_files,
+)
 from finetune.data.pronunciations import read_dictionary
 from finetune.data.table_files import SUFFIXES as SUFFIXES
 from finetune.data.table_files import split_files as split_files
@@ -285,7 +294,7 @@ def dataset(
     """
     name = str(data.dataset)
     if name.startswith("embedded:"):
-        return {"train": _embedded(name)}, None
+        return _embedded(name), None
     folder = Path(name)
     if folder.is_file():
         raise UserError(
@@ -305,18 +314,20 @@ def dataset(
     return _from_datasets(splits, name, data), commit.name
 
 
-def _embedded(name: str) -> Table:
+def _embedded(name: str) -> dict[str, Table]:
     short = name.removeprefix("embedded:")
     file = sources.embedded(short, sources.EMBEDDED_DATASETS, "dataset")
     if file.suffix == ".txt":
         table = Table(pandas.DataFrame(), name)
         table.rows = _read_file(file, ".conll", Data(), table, True)
-        return table
+        return {"train": table}
     if file.suffix == ".dict":
-        return read_dictionary(file, name)
+        return {"train": read_dictionary(file, name)}
+    if file.suffix == ".tab":
+        return orange_tables.splits(file, name)
     if table_files.kind(file) != ".csv" or file.suffix == ".gz":
         raise UserError(f"{name}: has images, not texts; embedded:imdb has texts")
     table = read_table(file)
     rows = table.rows.loc[table.rows["source"] == short].drop(columns="source")
     rows["label"] = rows["label"].astype(int)
-    return Table(rows, name, label_names=["negative", "positive"])
+    return {"train": Table(rows, name, label_names=["negative", "positive"])}

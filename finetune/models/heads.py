@@ -1,4 +1,4 @@
-"""The head of a checkpoint that is a classifier already, for data with the same labels."""
+"""The head of a classifier: its last layer, and that of a checkpoint with the same labels."""
 
 from collections.abc import Sequence
 
@@ -20,6 +20,24 @@ def order(before: Sequence[str], names: Sequence[str]) -> list[int] | None:
     return [theirs.index(name) for name in ours]
 
 
+def output_layers(model: PreTrainedModel) -> list[nn.Linear]:
+    """Returns the last linear layer of each part of a classifier's head, one in most models.
+
+    Raises:
+        UserError: no layer of the head has an output for each class.
+    """
+    last, count = [], model.config.num_labels
+    for name, child in model.named_children():
+        if name != model.base_model_prefix:
+            layers = [m for m in child.modules() if isinstance(m, nn.Linear)]
+            last += [layer for layer in layers if layer.out_features == count][-1:]
+    if not last:
+        raise UserError(
+            f"{model.config.model_type}: its head has no linear layer with {count} outputs"
+        )
+    return last
+
+
 @torch.no_grad()
 def reorder(model: PreTrainedModel, rows: list[int]) -> None:
     """Puts the classes of a model's head in another order, in place.
@@ -30,17 +48,14 @@ def reorder(model: PreTrainedModel, rows: list[int]) -> None:
     Raises:
         UserError: no layer of the head has an output for each class.
     """
-    last = []
-    for name, child in model.named_children():
-        if name != model.base_model_prefix:
-            layers = [m for m in child.modules() if isinstance(m, nn.Linear)]
-            last += [layer for layer in layers if layer.out_features == len(rows)][-1:]
-    if not last:
+    try:
+        layers = output_layers(model)
+    except UserError as error:
         raise UserError(
-            f"{model.config.model_type}: its head has no linear layer with {len(rows)} outputs, so "
-            "it cannot follow the labels' order; name the labels in the checkpoint's order"
-        )
-    for layer in last:
+            f"{error}, so it cannot follow the labels' order; name the labels in the checkpoint's "
+            "order"
+        ) from None
+    for layer in layers:
         layer.weight.copy_(layer.weight[rows].clone())
         if layer.bias is not None:
             layer.bias.copy_(layer.bias[rows].clone())

@@ -1,4 +1,4 @@
-"""Applies a tuning method to a model: full, head, bitfit, or an adapter by peft.
+"""Applies a tuning method to a model: full, head, bitfit, contrastive, or an adapter by peft.
 
 - ``check`` rejects unknown methods and options before any weight is read.
 - ``apply`` freezes what the method does not train, or wraps the model by peft, with this project's
@@ -24,7 +24,7 @@ from finetune.errors import UserError
 from finetune.models import changed_base, configs, prompt_cache
 from finetune.models import heads as head_rows
 from finetune.recipe import Recipe
-from finetune.recipe.methods import PLAIN_METHODS
+from finetune.recipe.methods import CONTRASTIVE, PLAIN_METHODS
 
 # Over peft's own defaults, by its own option names; a recipe's options go over both. Methods that
 # are not listed adapt every linear layer, where they take target modules at all.
@@ -94,13 +94,21 @@ def before_training(model: nn.Module, checkpoint: Checkpoint) -> AbstractContext
     return nullcontext()
 
 
-def check(recipe: Recipe) -> None:
-    """Checks, before any weight is read, that quantized weights can be trained here.
+def check(recipe: Recipe, pairs: bool = False) -> None:
+    """Checks, before any weight is read, that the method fits the task and quantized weights.
+
+    Args:
+        pairs: whether the task can pair its rows by class.
 
     Raises:
-        UserError: the method trains the quantized weights, or bitsandbytes is not installed.
+        UserError: it does not, or bitsandbytes is not installed.
     """
     method, kind = recipe.tuning.method, recipe.model.quantization
+    if method == CONTRASTIVE and not pairs:
+        raise UserError(
+            f"{recipe.where('tuning.method')}: contrastive pairs texts by their class; use it with "
+            "task: text-classification"
+        )
     if kind and method in PLAIN_METHODS:
         raise UserError(
             f"{recipe.where('model.quantization')}: weights in {kind} cannot be trained; use an "
@@ -132,7 +140,7 @@ def apply(model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint) -> nn.
         UserError: the method does not fit the model, with peft's message.
     """
     method = recipe.tuning.method
-    if method == "full":
+    if method in {"full", CONTRASTIVE}:
         return model
     added = configs.added_tokens(model.config, checkpoint)
     heads = head_modules(model)

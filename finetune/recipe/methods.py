@@ -5,11 +5,12 @@ the methods without an adapter, the ones it does not offer, and the default lear
 """
 
 # Methods that save a plain checkpoint; the others save an adapter folder.
-PLAIN_METHODS = ["full", "head", "bitfit"]
+CONTRASTIVE = "contrastive"
+PLAIN_METHODS = ["full", "head", "bitfit", CONTRASTIVE]
 # Used when a recipe sets no learning rate. For adapters see recipes/rotten_tomatoes/README.md.
 ADAPTER_LEARNING_RATE = 1e-3
 LEARNING_RATES = {
-    **{"full": 5e-5, "head": 3e-3, "bitfit": 1e-3},
+    **{"full": 5e-5, "head": 3e-3, "bitfit": 1e-3, CONTRASTIVE: 5e-5},
     **{"ia3": 1e-2, "vera": 1e-2, "prefix_tuning": 1e-2, "prompt_tuning": 1e-2},
 }
 # Methods of peft that are not offered, and why. All others are, including those of later releases.

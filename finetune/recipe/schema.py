@@ -172,6 +172,9 @@ class Data:
     split_seed: Annotated[int, Field(ge=0)] = key(
         0, "seed of the holdout and validation rows, independent of the training seed"
     )
+    sample_seed: Annotated[int | None, Field(ge=0)] = key(
+        None, "seed of the rows that max_train_samples uses; default: split_seed"
+    )
     max_train_samples: Annotated[int | None, Field(ge=1)] = key(
         None, "number of training rows to use (stratified)"
     )
@@ -237,7 +240,9 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Tuning:
-    method: str = key("full", "full, head, bitfit, bottleneck, lora or another method of peft")
+    method: str = key(
+        "full", "full, head, bitfit, contrastive, bottleneck, lora or another method of peft"
+    )
     layer_decay: Annotated[float, Field(ge=0, le=1)] = key(
         1.0, "layer-wise learning rate decay: each layer's rate relative to the next one's"
     )

@@ -184,14 +184,19 @@ def without_seed(text: str) -> dict[str, Any]:
     """Returns the settings of a recipe's YAML without name, seed and folder."""
     settings, dropped = yaml.safe_load(text), {"seed", "output_dir"}
     settings.pop("name", None)
+    data, seed = settings["data"], settings["training"].get("seed")
+    if data.get("sample_seed") == seed:
+        # Each seed has training rows of its own.
+        data = {key: value for key, value in data.items() if key != "sample_seed"}
     training = {k: v for k, v in settings["training"].items() if k not in dropped}
-    return settings | {"training": training}
+    return settings | {"data": data, "training": training}
 
 
 def _over_seeds(group: list[Read]) -> list[str]:
     """One line per recipe with several seeds, best first, with its difference from the best.
 
-    The difference is paired over the seeds that both have.
+    The difference is paired over the seeds that both have. The linear baseline has a line of its
+    own where each seed has other training rows.
     """
     headline = group[0][1]["headline"]
     found: list[tuple[run_directory.Run, str, dict[str, Any], dict[int, float]]] = []
@@ -210,6 +215,7 @@ def _over_seeds(group: list[Read]) -> list[str]:
         for run, name, _, values in found
         if len(values) > 1
     ]
+    several += _linear_over_seeds(group)
     several.sort(key=lambda item: wording.sort_key(headline, _mean(item[1])))
     lines = []
     for name, values in several:
@@ -224,6 +230,16 @@ def _over_seeds(group: list[Read]) -> list[str]:
             line += f"over {len(shared)} shared seeds"
         lines.append(wording.plain(line))
     return lines
+
+
+def _linear_over_seeds(group: list[Read]) -> list[tuple[str, dict[int, float]]]:
+    """The linear baseline's value by seed, if its training rows differ between seeds."""
+    found: dict[str, dict[int, float]] = {}
+    for _, results in group:
+        if name := wording.linear(results["baselines"]):
+            value = results["baselines"][name][results["headline"]]["value"]
+            found.setdefault(name, {}).setdefault(results["seed"], value)
+    return [(name, values) for name, values in found.items() if len(set(values.values())) > 1]
 
 
 def _mean(values: dict[int, float]) -> float:

@@ -18,6 +18,7 @@ from finetune.data import row_checks, sources
 from finetune.models import configs, pretrained, pruning, tuning
 from finetune.models.speed import padding_free
 from finetune.recipe import Recipe
+from finetune.recipe.methods import CONTRASTIVE
 from finetune.tasks import text
 from finetune.tasks.classification import Classifier, example, scored_by
 from finetune.tasks.usage import Example
@@ -40,8 +41,9 @@ class TextClassification(Classifier):
         from finetune.data import corpus
         from finetune.evaluation import baselines
         from finetune.models.speed import cached_features
+        from finetune.training import contrastive
 
-        tuning.check(recipe)
+        tuning.check(recipe, pairs=True)
         text.refuse_augmentation(recipe)
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         data = corpus.load(recipe.data)
@@ -75,17 +77,20 @@ class TextClassification(Classifier):
             else:
                 collator = cached_features.collate
                 notes.append("the encoder's features computed once, without its dropout")
+        parts = {**scored, "collator": collator, "training": {}}
+        if recipe.tuning.method == CONTRASTIVE:
+            assert isinstance(model, PreTrainedModel)
+            parts |= contrastive.parts(model, splits, collator, recipe, scored["loss"])
+        parts["training"]["per_device_eval_batch_size"] = text.eval_rows(splits, recipe)
         return Job(
             model=model,
             checkpoint=checkpoint,
             processor=tokenizer,
-            collator=collator,
             splits=splits,
             data=data,
-            **scored,
+            **parts,
             baselines=lambda: baselines.for_texts(data),
             answers=self.answers,
-            training={"per_device_eval_batch_size": text.eval_rows(splits, recipe)},
             notes=notes,
             encode=encode,
         )

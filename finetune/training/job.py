@@ -53,6 +53,8 @@ class Job:
         for_metrics: (outputs, labels) -> predictions and references for ``extra_metrics``.
         encode: encodes further labelled rows, with the columns of the data's, as those of
             ``splits``; None where rows cannot be added.
+        before_evaluation: sets weights that training leaves alone; called before each evaluation
+            and the test.
         training: ``TrainingArguments`` that the task needs where a recipe does not set them.
         images: draws PNG files for the report, by caption.
         notes: printed when training starts.
@@ -79,6 +81,7 @@ class Job:
     difference: Callable[[Any, Any, Any], Metric]
     reduce: Callable[..., Any] | None = None
     collect: Callable[[Any, Any, str], tuple[Any, Any]] = as_predicted
+    before_evaluation: Callable[[], None] | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     images: Callable[[], dict[str, bytes]] = dict
     notes: list[str] = dataclasses.field(default_factory=list)

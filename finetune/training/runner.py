@@ -254,6 +254,7 @@ def new_trainer(
         ema_decay=recipe.tuning.ema_decay,
         skip_non_finite=recipe.tuning.skip_non_finite,
         name_rows=job.name_rows,
+        before_evaluation=job.before_evaluation,
         model=job.model,
         args=args,
         data_collator=job.collator,

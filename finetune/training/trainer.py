@@ -41,6 +41,7 @@ class StepTrainer(ResumableTrainer):
     Args:
         skip_non_finite: number of steps that are not finite to skip, before one ends the training.
         name_rows: describes training rows, given by number, for an error message.
+        before_evaluation: called before every evaluation and prediction.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class StepTrainer(ResumableTrainer):
         ema_decay: float,
         skip_non_finite: int = 0,
         name_rows: Callable[[numpy.ndarray], str] = str,
+        before_evaluation: Callable[[], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -62,6 +64,7 @@ class StepTrainer(ResumableTrainer):
         # Steps of each epoch that are trained; all unless set.
         self.only_steps: list[int] | None = None
         self.skip_limit, self.name_rows = skip_non_finite, name_rows
+        self.before_evaluation = before_evaluation
         self.counters = {"skipped": []}
         self.step_loss: torch.Tensor | None = None
 
@@ -282,6 +285,8 @@ class StepTrainer(ResumableTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         with self._explain_out_of_memory("eval", 0):
+            if self.before_evaluation:
+                self.before_evaluation()
             return super().evaluation_loop(*args, **kwargs)
 
     @contextmanager

@@ -397,6 +397,12 @@ def test_samples_are_stratified_and_leave_the_test_rows_alone(here):
     assert texts(some.train) < texts(whole.train)
     assert (some.train["label"] == 0).sum() == 30
     assert (some.test["label"] == 0).sum() == 15
+    draws = [
+        corpus.load(Data(train=train, holdout=80, max_train_samples=16, sample_seed=seed)).train
+        for seed in range(3)
+    ]
+    assert [(draw["label"] == 0).sum() for draw in draws] == [12, 12, 12]
+    assert len({frozenset(texts(draw)) for draw in draws}) == 3
 
 
 def test_given_splits_are_taken_as_they_are(here):

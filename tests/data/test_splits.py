@@ -150,6 +150,20 @@ def test_a_sample_leaves_the_other_splits_alone(load: Load) -> None:
     assert texts(some.validation) == texts(whole.validation)
 
 
+def test_a_sample_seed_draws_other_training_rows_and_the_same_test(workdir: Path) -> None:
+    train = table("train.jsonl", numbered("train", 100))
+    sizes = {"max_train_samples": 9, "max_test_samples": 5}
+    some, same, other = (
+        corpus.load(Data(train=train, sample_seed=seed, **sizes), labelled=False)
+        for seed in (None, 0, 1)
+    )
+    assert texts(same.train) == texts(some.train) != texts(other.train)
+    assert texts(other.test) == texts(some.test)
+    assert not set(texts(other.train)) & {*texts(other.test), *texts(other.validation)}
+    with pytest.raises(UserError, match="split_seed draws the training rows"):
+        streaming.load(Data(train=train, sample_seed=1))
+
+
 def test_a_given_test_is_sampled_alike_in_memory_and_on_disk(workdir: Path) -> None:
     train = table("train.jsonl", numbered("train", 40))
     data = Data(train=train, test=table("test.jsonl", numbered("test", 50)), max_test_samples=9)

@@ -432,6 +432,29 @@ def test_compare_gives_the_paired_difference_from_the_best_recipe(write) -> None
     assert text.count("difference from ") == 1
 
 
+def test_compare_pairs_draws_of_training_rows_with_each_other_and_the_linear_baseline(
+    write,
+) -> None:
+    linear = "TF-IDF + logistic regression"
+    runs = []
+    for name, values in (("a/b", [0.70, 0.75, 0.71]), ("imdb/minilm", [0.80, 0.84, 0.82])):
+        for seed, value in enumerate(values):
+            found = scored(value, seed=seed, name=name)
+            found["baselines"][linear]["accuracy"] = {"value": 0.6 + 0.01 * seed}
+            found["baselines"][linear]["accuracy"] |= {"low": 0.5, "high": 0.7, "n": 4}
+            text = RECIPE.replace("data: {", f"data: {{sample_seed: {seed}, ")
+            runs.append(write(found, text=text))
+    shown = " ".join(comparison.compare(runs).split())
+    assert "difference from imdb/minilm -10.0 [-12.5, -7.5] over 3 shared seeds" in shown
+    # Differences -20, -23, -20: mean -21, reach 4.3027 * 1.732 / sqrt(3) = 4.30.
+    assert f"{linear}: mean 61.0 %" in shown
+    assert "difference from imdb/minilm -21.0 [-25.3, -16.7] over 3 shared seeds" in shown
+    # One draw with several seeds is another recipe, and no draw has two seeds.
+    text = RECIPE.replace("data: {", "data: {sample_seed: 7, ")
+    runs += [write(scored(0.9, seed=seed), f"runs/c/{seed}", text=text) for seed in (0, 1)]
+    assert "runs/c: mean 90.0 %" in " ".join(comparison.compare(runs).split())
+
+
 def test_compare_names_the_folder_of_runs_of_one_recipe_with_other_flags(write) -> None:
     ours = [write(scored(v, seed=i), f"runs/a/{i}") for i, v in enumerate([0.80, 0.84])]
     text = RECIPE.replace("1.0e-4", "5.0e-5")

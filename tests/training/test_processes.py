@@ -54,7 +54,7 @@ try:
 except UserError as error:
     Path("refused.txt").write_text(str(error))
 """
-METHODS = ("full", "lora", "bottleneck")
+METHODS = ("full", "lora", "bottleneck", "contrastive")
 
 
 def test_two_processes_give_the_losses_of_one(tiny_recipe: Path, tiny_bert: Path) -> None:
@@ -90,7 +90,7 @@ def test_two_processes_give_the_losses_of_one(tiny_recipe: Path, tiny_bert: Path
         found, expected = (r.results()["metrics"][r.results()["headline"]] for r in (two, one))
         assert len(ids) == len(set(ids)) == found["n"]
         assert found == pytest.approx(expected, abs=1e-5)
-        seen = "rows_seen" if name == "image" else "tokens_seen"
+        seen = "rows_seen" if name in {"image", "contrastive"} else "tokens_seen"
         assert two.results()["cost"][seen] == one.results()["cost"][seen]
         did = two.results()["accelerate"]
         assert (did["distributed_type"], did["processes"]) == ("MULTI_CPU", 2)
