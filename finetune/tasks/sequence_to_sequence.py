@@ -180,7 +180,7 @@ class SequenceToSequence(Task):
         made = generate(**{name: inputs[name] for name in ("input_ids", "attention_mask")})
         return list(made.cpu().numpy())
 
-    def join(self, parts: list[list[Any]]) -> list[numpy.ndarray]:
+    def join(self, parts: list[list[Any]], rows: list[Row]) -> list[numpy.ndarray]:
         return [tokens for (tokens,) in parts]
 
     def decode(self, outputs: list[numpy.ndarray], processor: Any) -> numpy.ndarray:
@@ -202,7 +202,7 @@ class SequenceToSequence(Task):
             for number, part in zip(numbers, self.forward(model, inputs), strict=True):
                 parts[number].append(part)
         model.train(training)
-        return self.decode(self.join(parts), tokenizer).tolist()
+        return self.decode(self.join(parts, rows), tokenizer).tolist()
 
     # --- model card and report -----------------------------------------------------------------
 

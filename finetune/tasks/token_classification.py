@@ -101,7 +101,7 @@ class TokenClassification(Task):
                 outputs, rows["row"], *(rows[name] for name in WORD_COLUMNS), strict=True
             ):
                 parts[row].append(_tagged(logits, *map(numpy.array, columns)))
-            return self.join(parts), truth[split]
+            return _joined(parts), truth[split]
 
         return Job(
             model=model,
@@ -176,14 +176,8 @@ class TokenClassification(Task):
         columns = [inputs[name].cpu().numpy() for name in WORD_COLUMNS]
         return [_tagged(*row) for row in zip(logits, *columns, strict=True)]
 
-    def join(self, parts: list[list[TaggedWords]]) -> Any:
-        out = []
-        for part in parts:
-            places = numpy.concatenate([words.places for words in part])
-            order = numpy.argsort(places[:, 0], kind="stable")
-            logits = numpy.concatenate([words.logits for words in part])
-            out.append(TaggedWords(places[order], logits[order]))
-        return as_rows(out)
+    def join(self, parts: list[list[TaggedWords]], rows: list[dict[str, Any]]) -> Any:
+        return _joined(parts)
 
     def answers(self, outputs: Any, data: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [{"prediction": _predicted(words, data["label_names"])} for words in outputs]
@@ -255,6 +249,17 @@ def _encoded(
                 labels[place] = int(codes[row][number])
         out["labels"].append(labels)
     return Dataset.from_dict(out)
+
+
+def _joined(parts: list[list[TaggedWords]]) -> Any:
+    """Returns the words of each text, given those of each of its windows."""
+    out = []
+    for part in parts:
+        places = numpy.concatenate([words.places for words in part])
+        order = numpy.argsort(places[:, 0], kind="stable")
+        logits = numpy.concatenate([words.logits for words in part])
+        out.append(TaggedWords(places[order], logits[order]))
+    return as_rows(out)
 
 
 def _tagged(
