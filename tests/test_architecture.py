@@ -136,7 +136,7 @@ def test_there_is_one_trainer() -> None:
     assert sources_with("(Trainer)") == ["finetune.training.hooks"]
 
 
-def test_peft_is_imported_in_four_places() -> None:
+def test_peft_is_imported_in_five_places() -> None:
     importers = []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -148,6 +148,7 @@ def test_peft_is_imported_in_four_places() -> None:
     assert set(importers) == {
         "finetune.recipe.adapters",
         "finetune.models.tuning",
+        "finetune.models.adapters",
         "finetune.models.bottleneck",
         "finetune.models.speed.merged_lora",
     }

@@ -14,7 +14,7 @@ from finetune import run_directory, tasks
 from finetune.data import sources
 from finetune.errors import UserError
 from finetune.export import engine
-from finetune.models import devices, pretrained, tuning
+from finetune.models import adapters, devices, pretrained
 from finetune.recipe import Recipe
 from finetune.recipe.methods import PLAIN_METHODS
 
@@ -65,7 +65,7 @@ def whole(
     if method not in PLAIN_METHODS:
         if kind:
             raise UserError(_QUANTIZED.format(run=run, kind=kind))
-        model = tuning.merge(model, method, inside=True)
+        model = adapters.merge(model, method, inside=True)
     return model.eval(), processor, recipe
 
 
@@ -89,7 +89,7 @@ def _load(run: run_directory.Run, base: PreTrainedModel | None, base_folder: str
             base = pretrained.with_shared_base(base, task.auto_model, config)
         if (run.model / "generation_config.json").is_file():
             base.generation_config = GenerationConfig.from_pretrained(run.model)
-        model = tuning.load_adapter(base, run.model)
+        model = adapters.load_adapter(base, run.model)
     return model, processor, recipe
 
 
@@ -272,6 +272,6 @@ def merge(run: run_directory.Run, folder: Path, base_folder: str | None = None) 
     if kind:
         raise UserError(_QUANTIZED.format(run=run, kind=kind))
     model, processor, _ = load(run, base_folder=base_folder)
-    tuning.merge(model, method).save_pretrained(folder)
+    adapters.merge(model, method).save_pretrained(folder)
     processor.save_pretrained(folder)
     run_directory.apply_umask(folder)

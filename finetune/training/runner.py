@@ -23,12 +23,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from finetune import run_directory
-from finetune.data import findings
 from finetune.errors import TrainingError, UserError
-from finetune.models import changed_base, parameters, tuning
+from finetune.models import changed_base, tuning
 from finetune.models.speed import cpu
 from finetune.recipe import Recipe, read
-from finetune.training import adalora, checkpoints, memory, processes, run_results
+from finetune.training import adalora, checkpoints, memory, opening, processes, run_results
 from finetune.training.arguments import training_arguments
 from finetune.training.callbacks import EarlyStopping, History, Progress, TimeLimit
 from finetune.training.job import Job
@@ -114,7 +113,7 @@ def train(
                 raise UserError(f"{run}: {small}")
             run.begin(text, resume=last is not None)
             run.write_rejected(job.data.rejected)
-            print(_opening(recipe, job, run), file=sys.stderr)
+            print(opening.describe(recipe, job, run), file=sys.stderr)
             for note in filter(None, [other_gpus, unused, chosen]):
                 print(f"finetune: {note}", file=sys.stderr)
         processes.wait()
@@ -335,19 +334,3 @@ def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
                 part.generation_config.save_pretrained(run.model)
                 break
         run_directory.apply_umask(run.model)
-
-
-def _opening(recipe: Recipe, job: Job, run: run_directory.Run) -> str:
-    data, count = job.data, parameters.count_parameters(job.model)
-    notes = [*job.notes, *changed_base.describe(job.model), *findings.describe(data.report)]
-    if data.rejected:
-        notes.append(f"rejected rows are listed in {run_directory.REJECTED}")
-    lines = [
-        f"{recipe.model.checkpoint} on {data.source}: {len(data.train)} train, "
-        f"{len(data.validation)} validation, {len(data.test)} test ({data.test_is})",
-        *notes,
-        f"{recipe.tuning.method} trains {count['trainable_parameters']:,} of "
-        f"{count['total_parameters']:,} parameters",
-        f"-> {run}",
-    ]
-    return "\n".join(lines)

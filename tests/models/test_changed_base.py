@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import inference
-from finetune.models import tuning
+from finetune.models import adapters
 from tests.conftest import WORDS, make_writer, train, train_job
 
 ROWS = [{"text": "the film was good"}, {"text": "a poor plot"}]
@@ -41,7 +41,9 @@ def test_the_saved_adapter_is_a_plain_lora_of_the_checkpoint(
     own = f"base_model.model.bert.{name}".replace(".weight", ".base_layer.weight")
     assert torch.equal(dict(model.named_parameters())[own].cpu(), base[name])
     assert not torch.equal(dict(job.model.named_parameters())[own].cpu(), base[name])
-    trained, again = (dict(tuning.merge(m, "lora").named_parameters()) for m in (job.model, model))
+    trained, again = (
+        dict(adapters.merge(m, "lora").named_parameters()) for m in (job.model, model)
+    )
     assert (trained[f"bert.{name}"] - base[name]).abs().max() > 0.01
     assert trained.keys() == again.keys()
     for key, weight in trained.items():
