@@ -42,9 +42,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "forecast": {
         *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training"),
-        "distillation",
+        *("distillation", "report"),
     },
-    "report": {"errors", "recipe", "run_directory", "data", "evaluation", "tasks", "forecast"},
+    "report": {"errors", "recipe", "run_directory", "data", "evaluation", "tasks"},
     "checks": {"errors", "recipe", "data", "models", "evaluation", "tasks", "report"},
     "serving": {
         *("errors", "recipe", "run_directory", "data", "models", "tasks", "inference"),

@@ -19,14 +19,13 @@ def _forecast(options: argparse.Namespace) -> None:
     read = recipe.read(options.recipe, options.overrides)
     sources.checkpoint(read.model.checkpoint, read.model.revision)
 
-    from finetune.forecast import hardware, measuring
-    from finetune.report import forecast as shown
+    from finetune.forecast import hardware, measuring, rendering
 
     cards = [hardware.card(name) for name in options.gpu]
     resolved = recipe.resolve(read)
     found = measuring.measure(resolved)
     half = bool(resolved.training.get("bf16") or resolved.training.get("fp16"))
-    print(shown.text(found, [hardware.estimate(found, card, half) for card in cards]))
+    print(rendering.text(found, [hardware.estimate(found, card, half) for card in cards]))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
 """What a run will cost: measured on this machine, by formula on others.
 
-May import every package but inference and report.
+May import every package but export, serving and checks.
 """

@@ -1,7 +1,7 @@
 """What a recipe can contain: its sections, their types and ranges, and the resolved dump.
 
-The help text of a key is written here once; ``--help`` and error messages show it. It is one file
-because the keys are one list.
+The help text of a key is written here once; ``--help`` and error messages show it.
+It is one file because the keys are one list.
 """
 
 from dataclasses import dataclass, field, fields

@@ -12,9 +12,8 @@ from torch.nn import functional
 
 from finetune import cli, recipe
 from finetune.errors import UserError
-from finetune.forecast import hardware, measuring
+from finetune.forecast import hardware, measuring, rendering
 from finetune.forecast.counting import Counts, StepCounter
-from finetune.report import forecast as shown
 from finetune.training.sampling import StepSampler
 from tests.conftest import train_job
 
@@ -161,12 +160,12 @@ def test_a_card_is_estimated_from_what_a_step_computes() -> None:
 
 def test_the_forecast_fits_80_columns() -> None:
     cards = [hardware.estimate(FORECAST, card, half=True) for card in hardware.CARDS.values()]
-    text = shown.text(FORECAST, cards)
+    text = rendering.text(FORECAST, cards)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "1 h 1 min [55 min 0 s, 1 h 8 min]" in text
     assert "100 steps of 36.0 s, 2 evaluations of 50.0 s" in text
     assert next(line for line in text.splitlines() if line.startswith("T4")).endswith("not fit")
-    assert "by formula" not in shown.text(FORECAST, [])
+    assert "by formula" not in rendering.text(FORECAST, [])
 
 
 def test_the_command_trains_nothing_and_prints_the_forecast(

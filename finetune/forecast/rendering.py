@@ -1,17 +1,13 @@
 """Shows a forecast as plain text, at most 80 columns wide."""
 
-from typing import TYPE_CHECKING
-
 from rich.table import Table
 
+from finetune.forecast.hardware import Estimate
+from finetune.forecast.measuring import Forecast
 from finetune.report import tables, wording
 
-if TYPE_CHECKING:
-    from finetune.forecast.hardware import Estimate
-    from finetune.forecast.measuring import Forecast
 
-
-def text(forecast: "Forecast", estimates: "list[Estimate]") -> str:
+def text(forecast: Forecast, estimates: list[Estimate]) -> str:
     """Returns the forecast for this machine, and a table of other cards where there are any."""
     seconds = forecast.train_seconds
     low, high = (wording.duration(max(seconds[key], 0.0)) for key in ("low", "high"))
