@@ -45,7 +45,7 @@ Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
   finetune predict runs/imdb/minilm "A waste of two hours."
   finetune evaluate runs/imdb/minilm new.csv    scores rows labelled later
   finetune generate runs/reviews/smollm2-lora "This film"
-  finetune export runs/imdb/minilm --to onnx    for ONNX Runtime, checked against the run
+  finetune export runs/imdb/minilm --to onnx    for ONNX Runtime, checked
   finetune serve runs/imdb/minilm               answers over HTTP
   finetune compare runs/imdb/*
   finetune recipes

@@ -178,6 +178,7 @@ def test_predict_takes_options_between_texts_and_texts_that_start_with_a_minus(m
 
     monkeypatch.setattr(run_directory, "one", run_directory.Run)
     monkeypatch.setattr(inference, "read_rows", read_rows)
+    monkeypatch.setattr(inference, "printed", lambda rows, run: rows)
     monkeypatch.setattr(inference, "predict", lambda run, rows, *bases: [{"prediction": "x"}] * 5)
     cli.main(["predict", "runs/a", "a", "--format", "csv", "b", "-5", "--", "--x", "- c"])
     assert given == [("runs/a", ["a", "b", "-5", "--x", "- c"])]
