@@ -14,12 +14,12 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from finetune.serving.generated import Generated
 from finetune.serving.generating import (
     MOST_SEED,
     MOST_TOKENS,
     Answer,
     Answers,
-    Generated,
     Prompt,
     stream,
 )

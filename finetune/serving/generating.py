@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
 from finetune.serving.batching import Batcher, Busy
+from finetune.serving.generated import Generated
 from finetune.serving.guards import Text
 from finetune.serving.limits import Limits
 from finetune.serving.metrics import Metrics
@@ -26,15 +27,6 @@ Prompt = str | list[dict[str, str]]
 MOST_TOKENS, MOST_SEED = 1_000_000, 2**32 - 1
 # The part of a request's deadline in which text is generated: what there is then is the answer.
 SHARE = 0.9
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Tokens of the prompt and of the answer; why it ended, ``stop`` or ``length``."""
-
-    prompt_tokens: int
-    tokens: int
-    reason: str
 
 
 @dataclass(frozen=True)

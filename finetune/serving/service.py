@@ -14,7 +14,7 @@ from finetune.export.engine import Engine
 from finetune.models import devices
 from finetune.run_directory import Run
 from finetune.serving import engines
-from finetune.serving.generating import Generated
+from finetune.serving.generated import Generated
 
 # Files with weights: of safetensors, ONNX and OpenVINO.
 WEIGHTS = {".safetensors", ".onnx", ".data", ".bin"}

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from finetune.errors import UserError
 from finetune.serving.app import DEFAULTS, create_app
-from finetune.serving.generating import Generated
+from finetune.serving.generated import Generated
 from finetune.serving.limits import Limits
 
 # A prompt whose answer ends only when it is stopped.
