@@ -2,15 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
 from finetune import inference
 from finetune.run_directory import Run
-from finetune.serving.generating import _until
+from finetune.serving.generating import _until, stream
 from finetune.serving.limits import Limits
 from tests.serving.conftest import LOOPBACK
 from tests.serving.stub import ENDLESS, Stub, app_of
@@ -112,8 +113,8 @@ def test_an_answer_ends_before_its_deadline() -> None:
 def test_what_cannot_be_done_is_an_error(
     chatter: Run, serve: Callable[..., TestClient], change: dict, wrong: str
 ) -> None:
-    for stream in (False, True):
-        asked = {"messages": [QUESTION], "stream": stream, **change}
+    for streamed in (False, True):
+        asked = {"messages": [QUESTION], "stream": streamed, **change}
         answer = serve(chatter).post("/v1/chat/completions", json=asked)
         assert answer.status_code == 422
         assert wrong in answer.json()["error"]["message"]
@@ -129,24 +130,48 @@ def test_a_model_of_texts_knows_no_chats(writer: Run, serve: Callable[..., TestC
 
 def test_a_client_that_leaves_a_stream_frees_the_model() -> None:
     async def whole() -> tuple[bool, int]:
-        stub = Stub({}, generates=True)
-        app = app_of(stub)
+        app = app_of(Stub({}, generates=True), Limits(deadline=60))
         async with app.router.lifespan_context(app):
             begun = asyncio.Event()
-            stub.hold.clear()
-            leaving = asyncio.create_task(request(app, {"prompt": "a b c d"}, begun))
-            await asyncio.sleep(0.05)
-            stub.hold.set()
+            leaving = asyncio.create_task(request(app, {"prompt": ENDLESS}, begun))
             await begun.wait()
-            stub.hold.clear()
             leaving.cancel()
-            await asyncio.sleep(0.05)
-            stub.hold.set()
             await asyncio.wait([leaving])
-            sent = await request(app, {"prompt": "one two"}, begun)
-            return leaving.cancelled(), len(sent)
+            asked = request(app, {"prompt": "one two"}, asyncio.Event())
+            return leaving.cancelled(), len(await asyncio.wait_for(asked, 20))
 
+    # A head, two words, how it ended, and the end.
     assert asyncio.run(whole()) == (True, 5)
+
+
+def test_events_end_with_their_response() -> None:
+    async def whole() -> list[str]:
+        ended = []
+
+        async def events() -> AsyncGenerator[str, None]:
+            try:
+                while True:
+                    yield "on"
+            finally:
+                ended.append("ended")
+
+        async def receive() -> Any:
+            await asyncio.sleep(3600)
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                raise OSError
+
+        # Held here, so that it is not ended by the garbage collector.
+        made = events()
+        response = await stream(made)
+        scope: Any = {"type": "http", "asgi": {"spec_version": "2.4"}}
+        with pytest.raises(ClientDisconnect):
+            await response(scope, receive, send)
+        # The event loop ends what is left when it closes.
+        return list(ended)
+
+    assert asyncio.run(whole()) == ["ended"]
 
 
 async def request(app: Any, body: dict[str, Any], begun: asyncio.Event) -> list[Any]:
