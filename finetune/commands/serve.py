@@ -16,7 +16,7 @@ accepted and ends.
 
 
 def _serve(options: argparse.Namespace) -> None:
-    run = run_directory.one(options.run)
+    run = run_directory.one_or_export(options.run)
     if options.dockerfile:
         from finetune.serving import container
 
@@ -46,7 +46,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("run", metavar="RUN", help="a run directory, or an export of one")
     parser.add_argument(
         "--host",
         default="127.0.0.1",

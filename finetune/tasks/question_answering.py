@@ -158,6 +158,9 @@ class QuestionAnswering(Task):
         # Many questions may be about one long context.
         return {name: cell for name, cell in row.items() if name != "context"}
 
+    def fields(self, recipe: Recipe) -> dict[str, type]:
+        return {"question": str, "context": str}
+
     def batches(
         self, rows: list[dict[str, Any]], processor: Any, recipe: Recipe, size: int
     ) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:

@@ -168,6 +168,9 @@ class SequenceToSequence(Task):
         rows = text.read_rows(given, file, replace(recipe, data=single))
         return [{"source": row["text"]} for row in rows]
 
+    def fields(self, recipe: Recipe) -> dict[str, type]:
+        return {"source": str}
+
     def batches(
         self, rows: list[Row], processor: Any, recipe: Recipe, size: int
     ) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:

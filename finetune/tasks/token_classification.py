@@ -155,6 +155,9 @@ class TokenClassification(Task):
             values=_values,
         )
 
+    def fields(self, recipe: Recipe) -> dict[str, type]:
+        return {"text": str}
+
     def batches(
         self, rows: list[dict[str, Any]], processor: Any, recipe: Recipe, size: int
     ) -> Iterator[tuple[numpy.ndarray, dict[str, torch.Tensor]]]:
