@@ -5,7 +5,8 @@
 
 The run is exported first where an export is missing. Each way is a process of its own that loads
 the model and then labels all test texts, tokenizing included; in each round all ways run in turn.
-Accuracy is compared with torch's by row. Writes benchmarks/results/export.json.
+Accuracy is compared with torch's by row. Writes benchmarks/results/export.json, unless --reviews
+limits the texts.
 """
 
 import argparse
@@ -43,14 +44,14 @@ def exported(run: run_directory.Run, way: str) -> Path:
     return run.folder / run_directory.EXPORTS / "-".join(EXPORTS[way])
 
 
-def measure(run: run_directory.Run, way: str) -> dict[str, Any]:
+def measure(run: run_directory.Run, way: str, count: int | None) -> dict[str, Any]:
     """Returns the seconds to label the test texts, and the labels."""
     import torch
     from transformers import pipeline
 
     from finetune import inference, tasks
 
-    texts = run.predictions()["text"].tolist()
+    texts = run.predictions()["text"].tolist()[:count]
     if way == PIPELINE:
         length = inference.load(run)[2].model.max_length
         ask = pipeline("text-classification", model=str(run.model), device="cpu")
@@ -74,7 +75,7 @@ def summary(
     """Returns speed, accuracy and size of every way, and the ratio of the fastest that holds."""
     from finetune.evaluation import intervals
 
-    truth = run.predictions()["label"].to_numpy(str)
+    truth = run.predictions()["label"].to_numpy(str)[: len(found[TORCH][0]["labels"])]
     right = {way: truth == numpy.array(rows[0]["labels"]) for way, rows in found.items()}
     ways: dict[str, Any] = {}
     for way, rows in found.items():
@@ -118,11 +119,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("run", help="a run of text classification")
     parser.add_argument("--rounds", type=int, default=3, help="how often to run all ways")
+    parser.add_argument("--reviews", type=int, help="only so many of the test texts")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     run = run_directory.one(options.run)
     if options.way:
-        print(json.dumps(measure(run, options.way)))
+        print(json.dumps(measure(run, options.way, options.reviews)))
         return
     for way, (to, precision) in EXPORTS.items():
         if not exported(run, way).is_dir():
@@ -131,14 +133,16 @@ def main() -> None:
     for turn in range(options.rounds):
         for way in WAYS:
             words = [sys.executable, __file__, str(run), "--way", way]
+            words += ["--reviews", str(options.reviews)] if options.reviews else []
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{way}: {done.stderr}")
             found[way].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{turn + 1}/{options.rounds}  {way:24} {found[way][-1]['seconds']:.1f} s")
     results = summary(run, found, found[TORCH][0]["threads"])
-    NUMBERS.parent.mkdir(parents=True, exist_ok=True)
-    NUMBERS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if not options.reviews:
+        NUMBERS.parent.mkdir(parents=True, exist_ok=True)
+        NUMBERS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for way, row in results["ways"].items():
         speed, accuracy = row["reviews_per_second"], row["accuracy"]
         print(

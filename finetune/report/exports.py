@@ -69,9 +69,7 @@ def readme(manifest: Manifest, recipe: Recipe) -> str:
 
 NOTE = (
     "Brackets hold 95 % intervals over the run's test rows; differences are paired by row. Speed "
-    "is that of the machine that exported, on the same batches and threads. In int8 and fp16 "
-    "OpenVINO computes what is not quantized in bf16 where the processor can, so its numbers may "
-    "change with the processor."
+    "is that of the machine that exported, on the same batches and threads."
 )
 
 
@@ -99,7 +97,8 @@ def _code(manifest: Manifest, task: Any) -> str:
                 'logits = session.run(["logits"], {name: inputs[name] for name in names})[0]',
             ]
         )
-    hint = "{}" if manifest["precision"] != "fp32" else '{"INFERENCE_PRECISION_HINT": "f32"}'
+    # Without it OpenVINO computes in bf16 on some processors.
+    hint = '{"INFERENCE_PRECISION_HINT": "f32"}'
     return "\n".join(
         [
             "import openvino",

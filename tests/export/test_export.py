@@ -118,7 +118,9 @@ def error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_an_export_predicts_as_its_run_wherever_it_is_moved(
     workdir: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(of_texts(workdir, tiny_bert))
+    run = train(of_texts(workdir, tiny_bert), "--max_steps", "40", "--learning_rate", "5e-3")
+    # Otherwise the order of the rows would not show.
+    assert run.predictions()["prediction"].nunique() == 2
     made = export(run, "--to", "onnx")
     assert "torch" in capsys.readouterr().out
 
