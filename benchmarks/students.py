@@ -107,11 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", default="runs/imdb/minilm", metavar="RUN")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--flags", default="", help="further flags of every student")
     options = parser.parse_args()
     teacher = run_directory.one(options.teacher)
     runs = {arm: [] for arm in ("alone", *(arm for arm in options.arms if arm != "alone"))}
-    for seed in SEEDS:
+    for seed in options.seeds:
         for arm, made in runs.items():
             made.append(train(arm, seed, teacher, options.flags))
     rates = speed({"teacher": teacher, "student": runs["alone"][0]})
