@@ -10,7 +10,7 @@ with its recipe, for two epochs without validation, and scores the same test row
 
 Speed is rows a second of prediction, tokenizing included, on the first 200 test rows: teacher and
 student in turn, the median of five rounds. Finished runs are kept, so that arms can be added.
-Writes benchmarks/results/students.json and prints the table of recipes/imdb/README.md.
+Writes benchmarks/results/students.json and prints a table for recipes/imdb/README.md.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def speed(runs: dict[str, run_directory.Run]) -> dict[str, dict[str, float]]:
 
 
 def table(arms: dict[str, dict[str, Any]], ratio: float) -> str:
-    """Returns the README's table."""
+    """Returns a Markdown table."""
     lines = ["| student | accuracy | minus its teacher, points | minus alone, points |"]
     lines.append("|---|---|---|---|")
     for arm, found in arms.items():
@@ -107,11 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", default="runs/imdb/minilm", metavar="RUN")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--flags", default="", help="further flags of every student")
     options = parser.parse_args()
     teacher = run_directory.one(options.teacher)
     runs = {arm: [] for arm in ("alone", *(arm for arm in options.arms if arm != "alone"))}
-    for seed in SEEDS:
+    for seed in options.seeds:
         for arm, made in runs.items():
             made.append(train(arm, seed, teacher, options.flags))
     rates = speed({"teacher": teacher, "student": runs["alone"][0]})

@@ -447,9 +447,8 @@ def test_merge(command: str, finished: Callable[[str], None], clone: Path) -> No
 def test_smaller(command: str, finished: Callable[[str], None], clone: Path) -> None:
     words = shlex.split(command)
     finished(words[2].removeprefix("runs/"))
-    cli.main([*words[1:], *SMALL])
-    (results,) = clone.glob(f"{words[2]}-*/seed-0/results.json")
-    read = json.loads(results.read_text(encoding="utf-8"))
+    cli.main([*words[1:], *SMALL, "--output_dir", "smaller"])
+    read = json.loads((clone / "smaller" / "results.json").read_text(encoding="utf-8"))
     assert f"teacher ({words[2]}/seed-0)" in read["baselines"]
     assert read["cost"]["total_parameters"] < 22_000_000
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import recipe, run_directory
+from finetune import distillation, recipe, run_directory
 from finetune.errors import UserError
 from finetune.tasks import text_classification
 from finetune.training import runner
@@ -63,6 +63,10 @@ def test_two_processes_give_the_losses_of_one(tiny_recipe: Path, tiny_bert: Path
         m: train(tiny_recipe, "--method", m, rows, "14", "--output_dir", f"one/{m}")
         for m in METHODS
     }
+    taught = ["--teacher", "one/full", "--layers", "1", "--hidden_weight", "1"]
+    build = distillation.builder(recipe.load(tiny_recipe, taught))
+    flags = [*taught, rows, "14", "--output_dir", "one/student"]
+    alone["student"] = train(tiny_recipe, *flags, build=build)
     # The mask token of DINOv2 gets no gradient.
     paint(Path("photos"), 12)
     save(ARCHITECTURES["dinov2"], Path("dinov2"))
@@ -76,6 +80,7 @@ def test_two_processes_give_the_losses_of_one(tiny_recipe: Path, tiny_bert: Path
     alone["asked"] = train(asked, rows, "14", "--max_steps", "7", "--method", "lora")
 
     runs = [["tiny.yaml", "--method", m, rows, "7", "--output_dir", f"two/{m}"] for m in METHODS]
+    runs.append(["tiny.yaml", *taught, rows, "7", "--output_dir", "two/student"])
     runs.append(["images.yaml", rows, "4", "--max_steps", "3", "--output_dir", "two/image"])
     runs.append(["asked.yaml", rows, "7", "--max_steps", "7", "--method", "lora"])
     runs[-1] += ["--output_dir", "two/asked"]
