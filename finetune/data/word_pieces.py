@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
+from tokenizers.models import BPE, WordPiece
 
 # Neighbouring windows share this part of their tokens.
 OVERLAP = 0.25
@@ -51,19 +52,21 @@ def encode(
     names = [name for name in encoded if name in tokenizer.model_input_names]
     columns = (*names, "length", "row", "number", *WORD_COLUMNS)
     out: dict[str, list[Any]] = {name: [] for name in columns}
-    for row, content in enumerate(texts):
+    for row, (content, known) in enumerate(zip(texts, rows["words"], strict=True)):
         at = [i for i, part in enumerate(encoded.sequence_ids(row)) if part is not None]
         ids = encoded["input_ids"][row]
         special = len(ids) - len(at)
         head = at[0] if at else special
-        places = numpy.array([encoded["offset_mapping"][row][i] for i in at]).reshape(-1, 2)
-        if known := list(rows["words"])[row]:
+        places = numpy.array([encoded["offset_mapping"][row][i] for i in at], int).reshape(-1, 2)
+        if known:
             words = numpy.array(json.loads(known))
             pieces = first_pieces(words, places)
         else:
             own = tokenizer.convert_ids_to_tokens([ids[i] for i in at])
             pieces = pipeline_words(own, places, content, tokenizer)
-            words = numpy.stack([places[pieces, 0], places[[*(pieces[1:] - 1), -1], 1]], 1)
+            # A word ends before the next one begins.
+            last = numpy.append(pieces[1:] - 1, len(at) - 1)[: len(pieces)]
+            words = numpy.stack([places[pieces, 0], places[last, 1]], 1)
         # A word without a piece is in the window of the word before it.
         owner = numpy.maximum.accumulate(numpy.maximum(pieces, 0)) if len(pieces) else pieces
         for window, predicted in windows(len(at), max_length - special):
@@ -104,7 +107,8 @@ def pipeline_words(
     The rules of ``TokenClassificationPipeline.gather_pre_entities``: a piece continues a word if
     its token is longer than its text ("##ing"), or without such tokens, if no blank is before it.
     """
-    by_prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None)
+    model = tokenizer.backend_tokenizer.model
+    by_prefix = isinstance(model, WordPiece | BPE) and bool(model.continuing_subword_prefix)
     begins = []
     for number, (piece, (start, end)) in enumerate(zip(pieces, places.tolist(), strict=True)):
         if by_prefix:
