@@ -80,7 +80,7 @@ def usable(
         # The table finds a column whose name is written in another way.
         names = _names(data, content)
         parts = document_columns.Layout({key: (name,) for key, name in names.items()})
-        columns = {name: table.column(name, key).tolist() for key, name in names.items()}
+        columns = {name: _cells(table, name, key).tolist() for key, name in names.items()}
     frame = pandas.DataFrame(parts.documents(columns), index=rows.index, dtype=object)
     if labelled:
         frame["label"] = label_cells.column(table, data, split)
@@ -106,6 +106,15 @@ def usable(
         frame["label"] = pandas.Series(labels, index=frame.index, dtype=object)
     frame.insert(0, "id", [f"{split}-{line}" for line in frame.index])
     return frame
+
+
+def _cells(table: readers.Table, name: str, key: str) -> pandas.Series:
+    """Returns a column, or a part of its objects: of ``translation.en`` those of the key en."""
+    known, (column, dot, part) = [str(c) for c in table.rows.columns], name.partition(".")
+    if not dot or name in known or column not in known:
+        return table.column(name, key)
+    cells = table.column(column, key)
+    return cells.map(lambda cell: cell.get(part) if isinstance(cell, dict) else None)
 
 
 def most_rejected(read: int, data: Data) -> float:
