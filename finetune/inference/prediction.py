@@ -111,14 +111,8 @@ def outputs(
 
     For classifiers these are logits (N, K).
     """
-    device, task = devices.current(), tasks.find(recipe.task)
-    model = model.to(device)
-    parts: list[list[Any]] = [[] for _ in rows]
-    for numbers, batch in task.batches(rows, processor, recipe, BATCH):
-        inputs = {name: value.to(device) for name, value in batch.items()}
-        for number, part in zip(numbers, task.forward(model, inputs), strict=True):
-            parts[number].append(part)
-    return task.decode(task.join(parts), processor)
+    model = model.to(devices.current())
+    return tasks.find(recipe.task).outputs(model, processor, recipe, rows, BATCH)
 
 
 def read_rows(

@@ -138,6 +138,22 @@ class Task(ABC):
         """
         raise NotImplementedError
 
+    def outputs(
+        self, model: torch.nn.Module, processor: Any, recipe: Recipe, rows: list[Row], size: int
+    ) -> Any:
+        """Returns the model's outputs for N rows, in their order, as ``answers`` takes them.
+
+        Args:
+            size: of batches, as ``batches`` takes it.
+        """
+        device = next(model.parameters()).device
+        parts: list[list[Any]] = [[] for _ in rows]
+        for numbers, batch in self.batches(rows, processor, recipe, size):
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            for number, part in zip(numbers, self.forward(model, inputs), strict=True):
+                parts[number].append(part)
+        return self.decode(self.join(parts), processor)
+
     def forward(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[Any]:
         """Returns the model's output for each of the B entries of a batch."""
         return list(model(**inputs).logits.float().cpu().numpy())
