@@ -120,7 +120,7 @@ def _cells(
         # The table finds a column whose name is written in another way.
         names = _names(data, content)
         parts = document_columns.Layout({key: (name,) for key, name in names.items()})
-        columns = {name: table.column(name, key).tolist() for key, name in names.items()}
+        columns = {name: _cells(table, name, key).tolist() for key, name in names.items()}
     frame = pandas.DataFrame(parts.documents(columns), index=rows.index, dtype=object)
     if labelled:
         frame["label"] = label_cells.column(table, data, split)
@@ -133,6 +133,15 @@ def _cells(
     elif content == DOCUMENTS:
         frame = _documents(frame, table, parts)
     return frame
+
+
+def _cells(table: readers.Table, name: str, key: str) -> pandas.Series:
+    """Returns a column, or a part of its objects: of ``translation.en`` those of the key en."""
+    known, (column, dot, part) = [str(c) for c in table.rows.columns], name.partition(".")
+    if not dot or name in known or column not in known:
+        return table.column(name, key)
+    cells = table.column(column, key)
+    return cells.map(lambda cell: cell.get(part) if isinstance(cell, dict) else None)
 
 
 def most_rejected(read: int, data: Data) -> float:

@@ -161,12 +161,7 @@ def outputs(
         device = torch.device("cpu")
     else:
         model = model.to(device)
-    parts: list[list[Any]] = [[] for _ in rows]
-    for numbers, batch in task.batches(rows, processor, recipe, BATCH):
-        inputs = {name: value.to(device) for name, value in batch.items()}
-        for number, part in zip(numbers, (forward or task.forward)(model, inputs), strict=True):
-            parts[number].append(part)
-    return task.decode(task.join(parts, rows), processor)
+    return task.outputs(model, processor, recipe, rows, BATCH, device, forward)
 
 
 def read_rows(

@@ -113,7 +113,9 @@ class Data:
     messages: str = key("messages", "causal LMs: column of chats")
     prompt: str = key("prompt", "causal LMs: column of prompts, used with completion")
     completion: str = key("completion", "causal LMs: column of the completions to learn")
-    source: str = key("source", "encoder-decoders: column of the text to read")
+    source: str = key(
+        "source", "encoder-decoders: column of the text to read, or a part of it: translation.en"
+    )
     target: str = key("target", "encoder-decoders: column of the text to write")
     source_language: str | None = key(
         None, "multilingual encoder-decoders: the tokenizer's code of the source's language"

@@ -167,6 +167,31 @@ class Task(ABC):
         """
         raise NotImplementedError
 
+    def outputs(
+        self,
+        model: Any,
+        processor: Any,
+        recipe: Recipe,
+        rows: list[Row],
+        size: int,
+        device: torch.device,
+        forward: Callable[..., list[Any]] | None = None,
+    ) -> Any:
+        """Returns the model's outputs for N rows, in their order, as ``answers`` takes them.
+
+        Args:
+            model: a model, or an exported one.
+            size: of batches, as ``batches`` takes it.
+            device: which the model takes its inputs on.
+            forward: (model, inputs of a batch) -> an output for each entry, instead of the task's.
+        """
+        parts: list[list[Any]] = [[] for _ in rows]
+        for numbers, batch in self.batches(rows, processor, recipe, size):
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            for number, part in zip(numbers, (forward or self.forward)(model, inputs), strict=True):
+                parts[number].append(part)
+        return self.decode(self.join(parts, rows), processor)
+
     def forward(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[Any]:
         """Returns the model's output for each of the B entries of a batch."""
         return list(model(**inputs).logits.float().cpu().numpy())

@@ -196,16 +196,13 @@ class SequenceToSequence(Task):
     @torch.no_grad()
     def _texts(self, model: Any, tokenizer: Any, recipe: Recipe, given: list[str]) -> list[str]:
         """Generates a text for each source, in the batches of `finetune predict`."""
-        training, device = model.training, next(model.parameters()).device
-        model.eval()
-        parts: list[list[Any]] = [[] for _ in given]
+        if not given:
+            return []
+        training = model.training
         rows = [{"source": source} for source in given]
-        for numbers, batch in self.batches(rows, tokenizer, recipe, BATCH) if rows else ():
-            inputs = {name: value.to(device) for name, value in batch.items()}
-            for number, part in zip(numbers, self.forward(model, inputs), strict=True):
-                parts[number].append(part)
+        texts = self.outputs(model.eval(), tokenizer, recipe, rows, BATCH, model.device)
         model.train(training)
-        return self.decode(self.join(parts, rows), tokenizer).tolist()
+        return texts.tolist()
 
     # --- model card and report -----------------------------------------------------------------
 

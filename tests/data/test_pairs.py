@@ -1,5 +1,6 @@
 """Sources with targets: what is joined, counted, left out and rejected; CMUdict; the tokenizer."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_a_row_without_source_or_target_is_left_out(
 def test_a_missing_column_names_the_key(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no column 'summary'.*set `target:`"):
         load(tmp_path, [], target="summary")
+
+
+def test_both_may_be_parts_of_one_column(tmp_path: Path) -> None:
+    rows = [{"translation": {"en": f"word {i}", "de": f"Wort {i}"}} for i in range(12)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    given = {"source": "translation.en", "target": "translation.de", "holdout": 2}
+    data = Data(train=str(file), validation_size=2, **given)  # type: ignore[arg-type]
+    found = every(corpus.load(data, corpus.PAIRS, labelled=False))
+    assert found == {f"word {i}": [f"Wort {i}"] for i in range(12)}
 
 
 def test_sources_of_train_are_not_tested(tmp_path: Path) -> None:
