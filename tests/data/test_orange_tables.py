@@ -8,15 +8,15 @@ import pytest
 from finetune.data import corpus, orange_tables, readers
 from finetune.recipe import Data
 
-ROWS = 'Category\tText\nd\tstring\nclass\t\n\t\nearn\tprofit "rose\ntea\tn a\n'
+ROWS = 'Category\tText\nd\tstring\nclass\t\n\t\nearn\t"profit rose\ntea\tn a\n'
 
 
 def test_rows_have_their_lines_and_nothing_is_quoted_or_missing(tmp_path: Path) -> None:
     (tmp_path / "some-train.tab").write_text(ROWS, encoding="utf-8")
-    (tmp_path / "some-test.tab").write_text(ROWS.replace('profit "rose', "NA"), encoding="utf-8")
+    (tmp_path / "some-test.tab").write_text(ROWS.replace('"profit rose', "NA"), encoding="utf-8")
     found = orange_tables.splits(tmp_path / "some-train.tab", "some")
     train, test = found["train"].rows, found["test"].rows
-    assert list(train["text"]) == ['profit "rose', "n a"]
+    assert list(train["text"]) == ['"profit rose', "n a"]
     assert list(train["label"]) == ["earn", "tea"]
     assert list(train.index) == [5, 6]
     assert list(test["text"]) == ["NA", "n a"]

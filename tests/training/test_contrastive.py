@@ -1,5 +1,6 @@
 """Contrastive tuning: pairs, the fitted head, and runs that train, stop and load like others."""
 
+import copy
 import json
 import random
 import signal
@@ -10,10 +11,15 @@ import numpy
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, default_data_collator
 
+from finetune import recipe
 from finetune.errors import UserError
-from finetune.training.contrastive import TripletCollator, contrastive_loss, fit
+from finetune.models import heads
+from finetune.training.contrastive import TripletCollator, contrastive_loss, fit, parts
+from finetune.training.losses import classification_loss
 from tests.conftest import sentences, train, train_job, write_csv
+from tests.models.test_tuning import ARCHITECTURES
 from tests.training.test_resume import assert_same, end, stop_and_resume
 
 METHOD = ["--method", "contrastive"]
@@ -77,13 +83,16 @@ def test_sixteen_rows_are_learned_and_the_folder_is_a_plain_classifier(tiny_reci
     assert numpy.mean(losses[-5:]) < 0.1 * losses[0]
 
 
-def test_shuffled_labels_give_chance(tiny_recipe: Path) -> None:
+def test_labels_are_learned_and_shuffled_ones_give_chance(tiny_recipe: Path) -> None:
     texts, labels = zip(*sentences(336), strict=True)
     shuffled = random.Random(0).sample(labels, len(labels))
-    write_csv(Path("shuffled.csv"), list(zip(texts, shuffled, strict=True)))
-    run = train(tiny_recipe, *METHOD, "--train", "shuffled.csv", "--holdout", "200")
-    accuracy = run.results()["metrics"]["accuracy"]
-    assert accuracy["low"] < 0.5 < accuracy["high"]
+    rows = ["--holdout", "200", "--validation_size", "0", "--num_train_epochs", "8"]
+    for name, given in (("true", labels), ("shuffled", shuffled)):
+        write_csv(Path(f"{name}.csv"), list(zip(texts, given, strict=True)))
+        run = train(tiny_recipe, *METHOD, "--train", f"{name}.csv", *rows, "--output_dir", name)
+        accuracy = run.results()["metrics"]["accuracy"]
+        assert (accuracy["low"] > 0.8) == (name == "true")
+        assert (accuracy["low"] < 0.5 < accuracy["high"]) == (name == "shuffled")
 
 
 def test_the_head_is_the_logistic_regression_and_leaves_absent_classes_out(
@@ -129,6 +138,7 @@ def test_a_stopped_and_resumed_run_ends_like_an_uninterrupted_one(
     [
         (["--problem_type", "regression", "--label", "stars"], "needs one label a row"),
         (["--label_smoothing_factor", "0.1"], "label_smoothing_factor needs classes"),
+        (["--max_train_samples", "1"], "needs training rows of two classes"),
         (["--quantization", "nf4"], "weights in nf4 cannot be trained"),
     ],
 )
@@ -151,3 +161,39 @@ def test_other_tasks_have_no_pairs(workdir: Path) -> None:
     )
     with pytest.raises(UserError, match=r"writer.yaml:4: contrastive pairs texts by their class"):
         train(Path("writer.yaml"))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_family_learns_from_what_its_last_layer_reads(name: str, tiny_recipe: Path) -> None:
+    torch.manual_seed(0)
+    config: Any = copy.deepcopy(ARCHITECTURES[name])
+    config.num_labels, config.pad_token_id = 2, 0
+    model = AutoModelForSequenceClassification.from_config(config)
+    ids = torch.randint(5, 50, (12, 6)).tolist()
+    labels = [i % 2 for i in range(12)]
+    rows = Dataset.from_dict(
+        {"input_ids": ids, "attention_mask": [[1] * 6] * 12, "labels": labels, "length": [6] * 12}
+    )
+    splits = {"train": rows}
+    loss = classification_loss("single_label_classification")
+    read = recipe.load(tiny_recipe, METHOD)
+    found = parts(model, splits, default_data_collator, read, loss)
+    model.train()
+    batch = found["collator"](splits["train"].__getitems__([0, 1, 2]))
+    counted = batch.pop("labels")
+    outputs = model(**batch)
+    (layer,) = heads.output_layers(model)
+    assert outputs.logits.shape == (9, layer.in_features)
+    found["loss"](outputs, counted, num_items_in_batch=torch.tensor(3)).backward()
+    assert layer.weight.grad is None
+    learned = [p for p in model.base_model.parameters() if p.grad is not None and p.grad.any()]
+    assert len(learned) >= 0.8 * len([*model.base_model.parameters()])
+    found["before_evaluation"]()
+    assert model.training
+    model.eval()
+    batch = {k: torch.tensor(rows[k][:]) for k in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        logits = model(**batch).logits
+    assert logits.shape == (12, 2)
+    expected = loss({"logits": logits}, torch.tensor(labels))
+    assert expected < 0.69
