@@ -16,24 +16,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
-from transformers.exporters import (
+from transformers.exporters.configs import OnnxConfig, OpenVINOConfig
+from transformers.exporters.exporter_onnx import OnnxExporter
+from transformers.exporters.exporter_openvino import OpenVINOExporter
+from transformers.exporters.quantizers.quantizer_nncf import (
     NNCFOpenVINOQuantizer,
     NNCFQuantizationConfig,
-    OnnxConfig,
-    OnnxExporter,
+)
+from transformers.exporters.quantizers.quantizer_onnxruntime import (
     OnnxRuntimeDynamicConfig,
     OnnxRuntimeQuantizer,
     OnnxRuntimeStaticConfig,
-    OpenVINOConfig,
-    OpenVINOExporter,
 )
 
 from finetune.errors import UserError
 from finetune.export.engine import runtime
 
-Batch = dict[str, torch.Tensor]
+# Tensors by the names of the model's inputs.
+Batch = dict[str, Any]
 LIBRARIES = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"]}
 # What int8 stands for on a CPU: the matrix products, which take nearly all of the time.
 PRODUCTS = ["MatMul", "Gemm", "Conv"]
