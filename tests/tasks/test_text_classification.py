@@ -282,5 +282,5 @@ def test_evaluation_holds_so_many_tokens_at_once(
     assert at_once("--per_device_eval_batch_size", "7") == 7
     # XLA pads every row to max_length.
     monkeypatch.setattr(text, "EVAL_TOKENS", 50)
-    monkeypatch.setattr(text_classification, "is_torch_xla_available", lambda: True)
+    monkeypatch.setattr(text, "is_torch_xla_available", lambda: True)
     assert at_once() == 50 // 16
