@@ -108,8 +108,8 @@ def rank_all(
 ) -> list[Ranked]:
     """Ranks the answers (N,) of a split's questions from its windows' logits (W, T), twice."""
     parts: list[list[Any]] = [[] for _ in contexts]
-    rows: Iterable[Any] = windows
-    for row, start, end in zip(rows, *logits, strict=True):
+    for each, start, end in zip(windows, *logits, strict=True):
+        row: Any = each
         starts, ends, count = numpy.array(row["starts"]), numpy.array(row["ends"]), row["length"]
         found = decode(start[:count], end[:count], starts, ends, row["null"], longest)
         parts[row["number"]].append(found)

@@ -116,8 +116,8 @@ def _read(file: str | bytes, read: Callable[[Any], Any]) -> Any:
     except FileNotFoundError:
         raise Unusable("does not exist") from None
     except UnidentifiedImageError:
-        read = ", ".join(KINDS)
-        raise Unusable(f"is not an image, or its header is broken ({read} are read)") from None
+        kinds = ", ".join(KINDS)
+        raise Unusable(f"is not an image, or its header is broken ({kinds} are read)") from None
     except Image.DecompressionBombError:
         least = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise Unusable(f"has over {least} megapixels, {MOST_MEGAPIXELS} are the most") from None

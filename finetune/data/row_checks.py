@@ -90,7 +90,7 @@ def usable(
     elif content == QUESTIONS:
         frame = questions.usable(table, data)
     else:
-        frame = _cells(table, split, data, content, labelled)
+        frame = _plain(table, split, data, content, labelled)
     if len(table.rejected) > most_rejected(read, data):
         first = table.rejected[0]
         raise UserError(
@@ -106,7 +106,7 @@ def usable(
     return frame
 
 
-def _cells(
+def _plain(
     table: readers.Table, split: str, data: Data, content: str, labelled: bool
 ) -> pandas.DataFrame:
     """Returns the usable rows of texts, images or documents, as ``usable`` does, without an id."""

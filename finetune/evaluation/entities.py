@@ -134,7 +134,7 @@ def difference(
 
 
 def _both(
-    outputs: Array, labels: Array, names: Sequence[str]
+    outputs: Array, labels: Array, names: list[str]
 ) -> tuple[list[list[str]], list[list[str]]]:
     truth = [[names[k] for k in row] for row in labels]
     return [each.tags(names) for each in outputs], truth

@@ -54,7 +54,7 @@ class Collator(DataCollatorForSeq2Seq):
         batch = super().__call__(features, return_tensors)
         if "decoder_input_ids" not in batch:
             # Some models (M2M100, NLLB) only shift labels that they compute a loss of.
-            config = self.model.config
+            config: Any = self.model and self.model.config
             shifted = batch["labels"].roll(1, dims=1)
             shifted[:, 0] = config.decoder_start_token_id
             batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, config.pad_token_id)
@@ -154,12 +154,12 @@ class SequenceToSequence(Task):
         expected[:] = [*map(generation.Expected, frame["source"], frame["label"])]
         return Labelled(
             content=corpus.PAIRS,
-            rows=frame[["source"]].to_dict(orient="records"),
+            rows=[{"source": source} for source in frame["source"]],
             frame=frame,
             table=table.rows.loc[frame.index],
             rejected=len(table.rejected),
             labels=expected,
-            score=lambda texts, labels: generation.score(texts, labels, intervals.RESAMPLES),
+            score=lambda texts, labels: generation.score(texts, list(labels), intervals.RESAMPLES),
             values=_values,
         )
 
@@ -311,7 +311,7 @@ def _values(rows: pandas.DataFrame) -> dict[str, numpy.ndarray]:
         return rows[column].str.split().str.len().to_numpy(float)
 
     return {
-        "chrF of a row": generation.sentences(rows["prediction"], rows["label"]),
+        "chrF of a row": generation.sentences(list(rows["prediction"]), list(rows["label"])),
         "words of the source": words("source"),
         "words written": words("prediction"),
     }

@@ -241,7 +241,9 @@ def _encoded(
         # Tokenizers fail on an empty list of texts.
         columns = ("input_ids", "length", "row", *WORD_COLUMNS, "labels")
         return Dataset.from_dict({name: [] for name in columns})
-    out = word_pieces.encode(dict(frame[["text", "words"]]), tokenizer, max_length)
+    out = word_pieces.encode(
+        {name: list(frame[name]) for name in ("text", "words")}, tokenizer, max_length
+    )
     out["labels"] = []
     pairs = zip(out["row"], out.pop("number"), out["first"], out["length"], strict=True)
     for row, numbers, first, length in pairs:
@@ -285,7 +287,7 @@ def _padded(rows: list[list[int]]) -> torch.Tensor:
     return torch.tensor([[*row, *[NO_WORD] * (longest - len(row))] for row in rows])
 
 
-def _predicted(words: TaggedWords, names: Sequence[str]) -> list[dict[str, Any]]:
+def _predicted(words: TaggedWords, names: list[str]) -> list[dict[str, Any]]:
     """Returns the predicted entities: start, end, label and score, the mean of its words'."""
     found = tags.entities(words.tags(names))
     spans = tagged_texts.spans(found, words.places.tolist())
