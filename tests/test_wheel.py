@@ -38,6 +38,7 @@ def package_files() -> set[str]:
     pages = {f"finetune/{p.relative_to(ROOT)}" for p in (ROOT / "recipes").glob("*/README.md")}
     assert len(recipes) >= 30
     templates = {str(p.relative_to(ROOT)) for p in (ROOT / "finetune").rglob("*.j2")}
+    templates |= {str(p.relative_to(ROOT)) for p in (ROOT / "finetune").rglob("*.html")}
     assert len(pages) >= 6
     assert len(templates) >= 3
     return modules | recipes | pages | templates

@@ -64,7 +64,7 @@ def of_transformers(checkpoint: sources.Checkpoint) -> Any:
     from finetune.models import tokenizer_files
 
     try:
-        found = tokenizer_files.load(checkpoint)
+        found = tokenizer_files.load(*checkpoint.processor)
     except (OSError, ValueError):
         found = None
     if found is None or not found.is_fast:

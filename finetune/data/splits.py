@@ -20,7 +20,6 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy
 import pandas
-from sklearn.model_selection import train_test_split
 
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -31,8 +30,7 @@ SAMPLE = "sample of the official split"
 MOST_OVERLAP = 0.001
 # No more than this share of train is taken for another split.
 MOST_TAKEN = 0.9
-# Of rows that the report lists by their ids, so many.
-LISTED = 20
+LISTED = 20  # ids of rows that the report lists at most
 
 
 # --- rows ------------------------------------------------------------------------------------
@@ -112,6 +110,8 @@ class Frame:
         return len(self._unique)
 
     def take(self, count: int, seed: int) -> tuple[Self, Self]:
+        from sklearn.model_selection import train_test_split
+
         unique = self._unique
         rare = self._rare(unique)
         if len(rare) and count <= len(unique) - len(rare):
@@ -121,14 +121,15 @@ class Frame:
         if count == len(unique):
             chosen = unique
         else:
-            _, chosen = train_test_split(
-                unique, test_size=count, random_state=seed, stratify=labels
-            )
+            ways = {"test_size": count, "random_state": seed, "stratify": labels}
+            _, chosen = train_test_split(unique, **ways)
         taken = numpy.zeros(len(self), bool)
         taken[chosen] = True
         return self._only(~taken), self._only(taken)
 
     def sample(self, count: int, seed: int) -> Self:
+        from sklearn.model_selection import train_test_split
+
         places = numpy.arange(len(self))
         rare = self._rare(places)
         if not len(rare) or len(rare) > count // 2:

@@ -18,13 +18,15 @@ from finetune.data import sources
 LIBRARIES = ("transformers", "tokenizers", "gguf")
 
 
-def load(checkpoint: sources.Checkpoint) -> Any:
-    """Returns the checkpoint's tokenizer with its chat template.
+def load(folder: Path, options: dict[str, str]) -> Any:
+    """Returns a tokenizer with its chat template.
+
+    Args:
+        folder, options: as ``Checkpoint.processor`` has them.
 
     Raises:
-        OSError, ValueError: the checkpoint has none that transformers can load.
+        OSError, ValueError: there is none that transformers can load.
     """
-    folder, options = checkpoint.processor
     if "gguf_file" in options:
         folder = _converted(folder, options)
     return AutoTokenizer.from_pretrained(folder)

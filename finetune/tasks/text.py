@@ -56,7 +56,7 @@ def load_tokenizer(
     has_files = any((folder / name).is_file() for name in TOKENIZER_FILES)
     if "gguf_file" not in options and not has_files:
         raise UserError(f"{checkpoint.name}: has no tokenizer; take a checkpoint that has one")
-    tokenizer = tokenizer_files.load(checkpoint)
+    tokenizer = tokenizer_files.load(folder, options)
     beyond = [i for i in tokenizer.added_tokens_decoder if i >= config.vocab_size]
     if len(beyond) == len(tokenizer) - config.vocab_size and not checkpoint.gguf:
         # Tokens that were added later; ``pretrained.load`` makes room for them.

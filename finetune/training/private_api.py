@@ -495,4 +495,30 @@ DEPENDENCIES = [
         "finetune.evaluation.generation",
         "as above",
     ),
+    Dependency(
+        "transformers.trainer_pt_utils.nested_concat",
+        "use",
+        "finetune.export.proof",
+        "joins the outputs of batches as the Trainer does",
+    ),
+    # --- exporters, experimental in transformers 5.23 ------------------------------------------
+    *(
+        Dependency(
+            f"transformers.exporters.{name}",
+            "use",
+            "finetune.export.formats",
+            "exports to ONNX and OpenVINO; the package documents the names without submodules",
+        )
+        for name in (
+            "configs.OnnxConfig",
+            "configs.OpenVINOConfig",
+            "exporter_onnx.OnnxExporter",
+            "exporter_openvino.OpenVINOExporter",
+            "quantizers.quantizer_nncf.NNCFOpenVINOQuantizer",
+            "quantizers.quantizer_nncf.NNCFQuantizationConfig",
+            "quantizers.quantizer_onnxruntime.OnnxRuntimeDynamicConfig",
+            "quantizers.quantizer_onnxruntime.OnnxRuntimeQuantizer",
+            "quantizers.quantizer_onnxruntime.OnnxRuntimeStaticConfig",
+        )
+    ),
 ]

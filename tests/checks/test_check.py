@@ -111,7 +111,7 @@ def test_planted_faults_are_all_found(
             ["mine.csv", "--train", "other.csv"],
             "mine.csv and --train other.csv: check takes one of them",
         ),
-        (["mine.csv", "--task", "question-answering"], "task 'question-answering' is unknown"),
+        (["mine.csv", "--task", "zero-shot"], "task 'zero-shot' is unknown"),
         (["mine.csv", "--html", "nowhere/page.html"], "--html nowhere/page.html: No such file"),
         (["no/recipe"], "no/recipe: no such recipe"),
     ],

@@ -17,7 +17,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from finetune import recipe
-from finetune.data import corpus, dialects, findings, readers, streaming, token_cache
+from finetune.data import corpus, dialects, excel, findings, readers, streaming, token_cache
 from finetune.data.corpus import Corpus
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -361,7 +361,7 @@ def test_an_excel_sheet_is_read() -> None:
 
 
 def test_excel_without_openpyxl_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(excel.importlib.util, "find_spec", lambda _: None)
     assert "finetune-recipes[excel]" in refused(rows, write(b"x", "a.xlsx"))
 
 

@@ -9,7 +9,15 @@ import numpy
 import pytest
 
 from finetune.errors import UserError
-from finetune.evaluation import baselines, built_in, generation, metrics, scoring
+from finetune.evaluation import (
+    baselines,
+    built_in,
+    entities,
+    generation,
+    metrics,
+    scoring,
+    squad,
+)
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
@@ -36,11 +44,25 @@ def scored(kind: str, quality: float) -> dict[str, float]:
     elif kind == "fill-mask":
         sums = numpy.tile([30 * (2 - quality), 20, 20 * quality], (9, 1))
         return measured(scoring.masked(sums, 0))
+    elif kind == "token-classification":
+        truth = draw.integers(0, 2, (40, 5))
+        tags = numpy.where(draw.random((40, 5)) < quality, truth, 1 - truth)
+        places = numpy.zeros((5, 2), int)
+        words = [entities.TaggedWords(places, numpy.eye(2)[row]) for row in tags]
+        names = ["O", "B-PER"]
+        return measured(entities.score(entities.as_rows(words), truth, 0, names=names))
+    elif kind == "question-answering":
+        references = [["Ada"], [""]] * 40
+        right = draw.random(80) < quality
+        answers = [a[0] if ok else "Bob" for a, ok in zip(references, right, strict=True)]
+        return measured(squad.score(answers, references, 0))
     elif kind == "text2text-generation":
         target = [*"abcdefghijklmnopqrs"]
-        text = " ".join(word if draw.random() < quality else "x" for word in target)
-        expected = [generation.Expected("a", [" ".join(target)]), generation.Expected("b", ["b"])]
-        return measured(generation.score([text, "b" if quality > 0.5 else "a"], expected, 0))
+        texts = [" ".join(word if draw.random() < quality else "x" for word in target)]
+        expected = [generation.Expected("a", [" ".join(target)])]
+        expected += [generation.Expected("b", ["b"])] * 20
+        texts += ["b" if i < 20 * quality else "a" for i in range(20)]
+        return measured(generation.score(texts, expected, 0))
     else:
         return measured(scoring.mean("explained_variance", numpy.full(9, quality), 0))
     found = measured(scores)

@@ -22,6 +22,7 @@ from finetune.inference import prediction
 from finetune.models import devices, pretrained
 from finetune.models.speed import packed_rows, padding_free
 from finetune.tasks import causal_lm, masked_lm
+from finetune.tasks.base import Task
 from finetune.training import losses
 from finetune.training.ema import EMA
 from tests import fake_gpu
@@ -111,11 +112,13 @@ def test_the_ema_follows_a_model_that_is_moved_later(gpu: torch.device) -> None:
 def test_rows_are_predicted_on_the_accelerator(
     monkeypatch: pytest.MonkeyPatch, gpu: torch.device
 ) -> None:
-    task = SimpleNamespace(
+    task: Any = SimpleNamespace(
         batches=lambda *given: [([0], {"x": torch.ones(1, 1)})],
         forward=lambda model, inputs: [(model.weight.device, inputs["x"].device)],
-        join=lambda parts: parts,
+        join=lambda parts, rows: parts,
+        decode=lambda outputs, processor: outputs,
     )
+    task.outputs = lambda *given: Task.outputs(task, *given)
     monkeypatch.setattr(prediction.tasks, "find", lambda name: task)
     read: Any = SimpleNamespace(task="")
     assert inference.outputs(torch.nn.Linear(1, 1), None, read, [{}]) == [[(gpu, gpu)]]

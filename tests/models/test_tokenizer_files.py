@@ -16,7 +16,7 @@ def test_the_tokenizer_of_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     checkpoint = sources.checkpoint("embedded:smollm2", None)
     converted = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
-    first = tokenizer_files.load(checkpoint)
+    first = tokenizer_files.load(*checkpoint.processor)
 
     real = AutoTokenizer.from_pretrained
 
@@ -25,7 +25,7 @@ def test_the_tokenizer_of_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
         return real(folder)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", without_gguf)
-    again = tokenizer_files.load(checkpoint)
+    again = tokenizer_files.load(*checkpoint.processor)
     for found in (first, again):
         assert type(found) is type(converted)
         made, expected = (json.loads(t.backend_tokenizer.to_str()) for t in (found, converted))
@@ -39,12 +39,12 @@ def test_the_tokenizer_of_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
 def test_a_conversion_that_was_killed_is_done_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     checkpoint = sources.checkpoint("embedded:smollm2", None)
-    whole = tokenizer_files.load(checkpoint)
+    whole = tokenizer_files.load(*checkpoint.processor)
     (done,) = tmp_path.rglob("tokenizer.json")
     done.unlink()
-    assert tokenizer_files.load(checkpoint)(TEXTS) == whole(TEXTS)
+    assert tokenizer_files.load(*checkpoint.processor)(TEXTS) == whole(TEXTS)
 
 
 def test_a_checkpoint_without_a_tokenizer(tmp_path):
     with pytest.raises((OSError, ValueError)):
-        tokenizer_files.load(sources.Checkpoint("empty", tmp_path, None))
+        tokenizer_files.load(tmp_path, {})

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -36,17 +37,21 @@ def rest(connection: socket.socket) -> bytes:
 def test_sigterm_answers_what_was_accepted(texts: Run) -> None:
     words = [sys.executable, "-m", "finetune", "serve", str(texts), "--port", "0"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    opened = ExitStack()
     try:
         assert process.stdout is not None
         first, second = process.stdout.readline(), process.stdout.readline()
         assert "computed by torch" in first
         port = int(second.rpartition(":")[2])
-        half, idle = connect(port), connect(port)
+        half, idle = (opened.enter_context(connect(port)) for _ in range(2))
         half.sendall(request("the film was good")[:-10])
         with connect(port) as asked:
             asked.sendall(f"GET /health HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
-            assert b'"status":"ok"' in asked.recv(65536)
-        whole = [connect(port) for _ in range(40)]
+            seen = b""
+            while b'"status":"ok"' not in seen:
+                seen += (part := asked.recv(65536))
+                assert part, seen
+        whole = [opened.enter_context(connect(port)) for _ in range(40)]
         for connection in whole:
             connection.sendall(request("a poor plot"))
         process.send_signal(signal.SIGTERM)
@@ -60,8 +65,9 @@ def test_sigterm_answers_what_was_accepted(texts: Run) -> None:
         with pytest.raises(ConnectionRefusedError):
             connect(port)
     finally:
+        opened.close()
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_a_connection_that_begins_no_request_is_closed() -> None:
