@@ -124,7 +124,7 @@ torture: .venv/.installed
 	env -u PYTHONSAFEPATH OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(ARGS)
 
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow and not xla" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder -m "not slow and not xla" $(ARGS)
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -132,7 +132,7 @@ test-slow: .venv/.installed
 # The newest versions inside the ranges of pyproject.toml, in an environment of their own. torch
 # stays at the pinned version: the newest one would download a CUDA build of several gigabytes.
 test-latest: .venv-latest/.installed
-	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(CORES) --dist loadfile -m "not slow and not xla" $(ARGS)
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder -m "not slow and not xla" $(ARGS)
 
 .venv-latest/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-latest

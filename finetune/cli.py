@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import sys
 import warnings
@@ -105,6 +106,9 @@ def _run(words: Sequence[str], default: str | None) -> None:
     Raises:
         UserError: anything the user has to correct.
     """
+    # oneDNN keeps compiled code for 1,024 shapes, and without padding nearly every batch has
+    # another number of tokens. It reads this once, when torch first computes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     parser, parsers = _parsers(default)
     if not words or words[0] in {"-h", "--help"}:
         parser.parse_args(words)

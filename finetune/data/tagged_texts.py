@@ -11,13 +11,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy
 import pandas
 
-from finetune.data import tags
+from finetune.data import conll, tags
 from finetune.data.tables import Table, shown
 from finetune.errors import UserError, nearest
 from finetune.recipe import Data
@@ -44,6 +45,7 @@ def read(table: Table, data: Data, labelled: bool) -> pandas.DataFrame:
     Raises:
         UserError: a column is missing, or tags are numbers without names.
     """
+    data = named(table, data)
     if list(table.rows.columns) == ["text"] and data.text != "text":
         raise UserError(
             f"{table.source}: is read as plain text; call a file of CoNLL columns .conll, or give "
@@ -118,6 +120,17 @@ def label_names(
     for split, frame in frames.items():
         check_types(frame, tables[split], types)
     return [tags.OUTSIDE, *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
+
+
+def named(table: Table, data: Data) -> Data:
+    """Returns the data section with the columns of a CoNLL file, which names none itself.
+
+    Without names in the recipe, the default ones stand for them.
+    """
+    known = [str(name) for name in table.rows.columns]
+    if known == [conll.TOKENS, conll.TAGS] and (data.text, data.label) == ("text", "label"):
+        return replace(data, text=conll.TOKENS, label=conll.TAGS)
+    return data
 
 
 def check_types(frame: pandas.DataFrame, table: Table, types: Sequence[str]) -> None:

@@ -133,7 +133,8 @@ class TokenClassification(Task):
     def read_rows(self, given: list[str], file: str | None, recipe: Recipe) -> list[dict[str, Any]]:
         if file is None or table_files.kind(Path(file)) in table_files.TEXT:
             return text.read_rows(given, file, recipe)
-        cells = readers.read_table(file, recipe.data).column(recipe.data.text, "text")
+        table = readers.read_table(file, recipe.data)
+        cells = table.column(tagged_texts.named(table, recipe.data).text, "text")
         return [_row(cell, f"{file}:{line}") for line, cell in cells.items()]
 
     def labelled(self, file: str, recipe: Recipe, data: Mapping[str, Any]) -> Labelled:

@@ -21,7 +21,7 @@ from finetune import inference, recipe, run_directory
 from finetune.data import sources
 from finetune.models import tuning
 from finetune.models.speed import padding_free
-from finetune.tasks import text_classification
+from finetune.tasks import text, text_classification
 from finetune.training import arguments
 from finetune.training.job import Job
 from tests.conftest import sentences, train_job
@@ -284,7 +284,7 @@ def test_the_log_says_how_batches_are_computed(
 def test_on_xla_batches_have_one_shape_and_the_optimizer_is_one_that_works(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (padding_free, arguments, text_classification):
+    for module in (padding_free, arguments, text):
         monkeypatch.setattr(module, "is_torch_xla_available", lambda: True)
     read = recipe.load(tiny_recipe)
     job = text_classification.TASK.build(read)

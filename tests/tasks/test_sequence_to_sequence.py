@@ -220,6 +220,7 @@ def test_a_step_does_not_depend_on_how_it_is_divided(spelling: Path) -> None:
     assert abs(losses(plain)[0] - losses(whole)[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_run_of_one(spelling: Path) -> None:
     half = ["--per_device_train_batch_size", "8", "--output_dir", "two"]
     one = train(spelling, "--output_dir", "one")

@@ -341,6 +341,7 @@ def test_sixteen_rows_are_learned_by_heart(path: Path) -> None:
     assert spans == [row["label"] for row in rows]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(path: Path) -> None:
     rows = "--per_device_train_batch_size"
     alone = {m: train(path, "--method", m, rows, "14", "--output_dir", f"one/{m}") for m in BOTH}
