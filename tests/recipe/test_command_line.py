@@ -167,6 +167,16 @@ def test_the_help_of_train_shows_every_key_with_its_help(capsys, monkeypatch):
     assert "--seed 1" in shown
 
 
+def test_memory_of_onednn_is_bounded_unless_it_is_set(monkeypatch, capsys):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    for given, expected in ((None, "64"), ("7", "7")):
+        monkeypatch.delenv(name, raising=False)
+        if given:
+            monkeypatch.setenv(name, given)
+        cli.main(["recipes"])
+        assert os.environ[name] == expected
+
+
 def test_predict_takes_options_between_texts_and_texts_that_start_with_a_minus(monkeypatch, capsys):
     from finetune import inference, run_directory
 
