@@ -38,18 +38,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
         loaded.is_torch_cuda_available.cache_clear()
 
 
-@pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer BERT with random weights and a vocabulary of a dozen words."""
+def make_bert(folder: Path, words: list[str]) -> Path:
+    """Saves a two-layer BERT with random weights for a vocabulary of these words."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
-    folder = tmp_path_factory.mktemp("tiny-bert")
     vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(SPECIAL + WORDS) + "\n", encoding="utf-8")
+    vocabulary.write_text("\n".join(SPECIAL + words) + "\n", encoding="utf-8")
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(SPECIAL) + len(WORDS),
+        vocab_size=len(SPECIAL) + len(words),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -61,6 +59,12 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertModel(config).save_pretrained(folder)
     BertTokenizer(str(vocabulary)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer BERT with random weights and a vocabulary of a dozen words."""
+    return make_bert(tmp_path_factory.mktemp("tiny-bert"), WORDS)
 
 
 def make_writer(folder: Path, kind: str = "llama") -> Path:

@@ -18,15 +18,7 @@ from finetune.errors import UserError
 from finetune.export import engine, proof
 from finetune.run_directory import Export, Run
 from tests.conftest import make_writer, sentences, train, write_csv
-
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
+from tests.tasks.test_image_classification import SIZES
 
 
 def pairs(path: Path) -> None:

@@ -19,7 +19,7 @@ from finetune.inference import evaluation
 from finetune.report import files
 from finetune.tasks import token_classification
 from finetune.training.job import Job
-from tests.conftest import interrupted, make_writer, train, train_job
+from tests.conftest import interrupted, make_bert, make_writer, train, train_job
 from tests.training.test_processes import SEVERAL, launch, losses
 
 TASK = token_classification.TASK
@@ -33,25 +33,7 @@ BOTH = ("full", "lora")
 @pytest.fixture(scope="module")
 def names_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer BERT with random weights, whose tokenizer divides some words."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("names-bert")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NAMES, *WORDS, *PIECES]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    BertModel(config).save_pretrained(folder)
-    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
+    return make_bert(tmp_path_factory.mktemp("names-bert"), [*NAMES, *WORDS, *PIECES])
 
 
 def sentences(count: int, seed: int = 0) -> list[dict[str, list[str]]]:
