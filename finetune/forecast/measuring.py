@@ -1,8 +1,9 @@
 """Measures a few steps of a run on this machine and forecasts its time, memory and disk.
 
 - The run's own job and trainer are built: rows, tokens, model, precision and batches are the same.
-- Steps at the 10th, 50th and 95th percentile of tokens are timed in turn, after the longest step,
-  which shows the memory that is needed and warms up.
+- Steps at the 10th, 50th, 95th and 100th percentile of tokens are timed in turn, each round with
+  other steps. In a run, too, nearly every step has a new number of tokens, for which kernels are
+  prepared and memory is kept, and the longest come after others have left the memory in pieces.
 - Time is linear in a step's tokens, by least squares; the forecast is the sum over all steps.
 - Validation and test are timed on rows of every length.
 
@@ -35,7 +36,7 @@ from finetune.training.job import Job
 from finetune.training.signals import Signals
 from finetune.training.trainer import StepTrainer
 
-PERCENTILES = (10, 50, 95)
+PERCENTILES = (10, 50, 95, 100)
 # Each percentile is timed so often, unless the seconds are used up after once.
 ROUNDS, SECONDS = 5, 60.0
 # Rows of an evaluation that is timed.
@@ -206,10 +207,12 @@ def _measure(
 
 
 def _chosen(tokens: numpy.ndarray) -> list[int]:
-    """Returns the steps to run: the longest, then the percentiles in turn, the median first."""
+    """Returns the steps to run: the longest, the median, then some near each percentile in turn."""
     order = numpy.argsort(tokens, kind="stable")
-    places = [order[round(p / 100 * (len(order) - 1))] for p in PERCENTILES]
-    return [int(step) for step in (order[-1], places[1], *(places * ROUNDS))]
+    last = len(order) - 1
+    first = [round(p / 100 * max(last - ROUNDS + 1, 0)) for p in PERCENTILES]
+    places = [min(place + turn, last) for turn in range(ROUNDS) for place in first]
+    return [int(order[place]) for place in (last, last // 2, *places)]
 
 
 def _total(

@@ -42,10 +42,17 @@ def test_the_interval_covers_the_total_in_95_of_100_runs() -> None:
     assert 0.92 <= covered / 400 <= 0.98
 
 
-def test_the_longest_step_comes_first_and_then_the_percentiles_in_turn() -> None:
-    chosen = measuring._chosen(numpy.array([5, 90, 10, 40, 70, 20, 60, 30, 80, 50, 100]))
-    assert chosen[:5] == [10, 9, 2, 9, 10]
-    assert chosen[2:5] * measuring.ROUNDS == chosen[2:]
+def test_the_longest_step_comes_first_and_then_other_steps_near_each_percentile() -> None:
+    tokens = numpy.random.default_rng(0).permutation(200)
+    longest, median, *rounds = tokens[measuring._chosen(tokens)]
+    assert (longest, median) == (199, 99)
+    by_percentile = numpy.reshape(rounds, (measuring.ROUNDS, -1)).T
+    starts = [20, 98, 185, 195]
+    assert by_percentile.tolist() == [[*range(s, s + measuring.ROUNDS)] for s in starts]
+
+
+def test_a_run_of_few_steps_repeats_them() -> None:
+    assert measuring._chosen(numpy.array([7, 9])) == [1, 0, *[0] * 4, *[1] * 4 * 4]
 
 
 def test_a_sampler_yields_only_the_steps_that_are_named() -> None:
