@@ -81,7 +81,7 @@ def check(recipe: Recipe, name: str) -> Checked:
     loaded = corpus.load(replace(data, allow_overlap=True), content, labelled)
     out = Checked(recipe, name, loaded.source, _facts(loaded))
     out.findings += _reading(loaded) + duplicates.repeated(loaded, data.allow_overlap)
-    if labelled and loaded.problem_type not in {"regression", corpus.TAGGED}:
+    if labelled and loaded.problem_type not in {"regression", corpus.TAGGED.name}:
         out.findings += labels.balance(loaded) + shift.class_shares(loaded)
     if content == corpus.IMAGES:
         _images(loaded, out)
@@ -99,7 +99,7 @@ def _facts(data: Corpus) -> dict[str, str]:
     facts = {"rows": ", ".join(sizes)}
     if data.test_is == "holdout":
         facts["rows"] += " (taken from train)"
-    if data.problem_type == corpus.TAGGED:
+    if data.problem_type == corpus.TAGGED.name:
         kinds = Counter(each["label"] for row in data.train["label"] for each in row)
         named = [f"{kind} {count:,}" for kind, count in kinds.most_common(SHOWN_CLASSES)]
         more = ", …" if len(kinds) > SHOWN_CLASSES else ""

@@ -6,29 +6,17 @@ from typing import Any
 
 import pandas
 
-from finetune.data import (
-    corrections,
-    image_files,
-    labels,
-    named_splits,
-    pairs,
-    questions,
-    readers,
-    row_checks,
-    splits,
-    tagged_texts,
-)
-from finetune.data.row_checks import DOCUMENTS as DOCUMENTS
-from finetune.data.row_checks import IMAGES as IMAGES
-from finetune.data.row_checks import PAIRS as PAIRS
-from finetune.data.row_checks import QUESTIONS as QUESTIONS
-from finetune.data.row_checks import TEXTS as TEXTS
+from finetune.data import corrections, named_splits, readers, row_checks, splits
+from finetune.data.document_rows import DOCUMENTS as DOCUMENTS
+from finetune.data.image_rows import IMAGES as IMAGES
+from finetune.data.pairs import PAIRS as PAIRS
+from finetune.data.questions import QUESTIONS as QUESTIONS
+from finetune.data.row_kinds import UNLABELLED as UNLABELLED
+from finetune.data.row_kinds import RowKind
 from finetune.data.tagged_texts import TAGGED as TAGGED
+from finetune.data.texts import TEXTS as TEXTS
 from finetune.errors import UserError
 from finetune.recipe import Data
-
-# The problem type of rows without labels.
-UNLABELLED = "unlabelled"
 
 
 @dataclass
@@ -45,8 +33,8 @@ class Corpus:
     ``problem_type`` says; ``label_names`` has K names, or none for regression. Rows without labels
     have no such column, and ``problem_type`` is ``UNLABELLED``.
 
-    Texts with entities have the columns of ``tagged_texts``; ``problem_type`` is ``TAGGED``, and
-    ``label_names`` are the tags of their words.
+    Texts with entities have the columns of ``tagged_texts``, and ``label_names`` are the tags of
+    their words. The ``problem_type`` of those and of questions is the name of their kind.
 
     ``train`` is a ``Dataset`` for a corpus on disk (``streaming``), which ``train_digest`` hashes.
     ``test_is``, ``report`` and ``rejected`` are those of ``splits.Chosen``.
@@ -76,11 +64,11 @@ class Corpus:
         return digest.hexdigest()[:16]
 
 
-def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
+def load(data: Data, kind: RowKind = TEXTS, labelled: bool = True) -> Corpus:
     """Reads, checks and splits the recipe's data.
 
     Args:
-        content: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES``, ``DOCUMENTS``, ``QUESTIONS`` or
+        kind: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES``, ``DOCUMENTS``, ``QUESTIONS`` or
             ``PAIRS``.
         labelled: whether the task needs labels. If it does not, but the rows have labels that a
             classifier could use, test and validation get the same rows as for that classifier,
@@ -93,37 +81,24 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
         raise UserError(
             "streaming: works with text-generation and fill-mask; other rows are checked in memory"
         )
-    corrections.check(data, labelled)
-    if labelled or content == PAIRS:
-        # The targets of a pair are its labels.
-        return _load(data, content, content != PAIRS)
+    corrections.check(data, labelled and kind.labels)
+    if labelled or not kind.labels:
+        return _load(data, kind, True)
     try:
-        found = _load(data, content, True)
+        found = _load(data, kind, True)
     except UserError:
-        return _load(data, content, False)
+        return _load(data, kind, False)
     frames = {name: getattr(found, name).drop(columns="label") for name in splits.SPLITS}
     return replace(found, **frames, label_names=[], problem_type=UNLABELLED)
 
 
-def pairs_of(file: str, data: Data) -> tuple[pandas.DataFrame, readers.Table]:
-    """Reads sources with targets for a model that is trained; returns what ``labelled`` does.
-
-    Raises:
-        UserError: the file cannot be used.
-    """
-    table = _read(file, data, False, False)
-    frame = pairs.joined(row_checks.usable(table, "new", data, PAIRS, False), table)
-    splits.check({"train": splits.Frame(frame, table.source)})
-    return frame, table
-
-
 def labelled(
-    file: str, data: Data, content: str, label_names: list[str]
+    file: str, data: Data, kind: RowKind, label_names: list[str]
 ) -> tuple[pandas.DataFrame, readers.Table]:
     """Reads labelled rows for a model that is trained: all of them, none is taken out or sampled.
 
     Args:
-        label_names: the model's, which the labels are encoded by; none for regression.
+        label_names: the model's, which the labels are encoded by; none where labels have no names.
 
     Returns:
         The checked rows, as in a ``Corpus``, and the whole table by the same index.
@@ -131,46 +106,33 @@ def labelled(
     Raises:
         UserError: the file cannot be used, or has a label that the model does not know.
     """
-    table = _read(file, data, content == IMAGES, True)
-    frame = row_checks.usable(table, "new", data, content, True)
+    table = kind.read(file, data, True)
+    frame = row_checks.usable(table, "new", data, kind, True)
     splits.check({"train": splits.Frame(frame, table.source)})
-    if content == TAGGED:
-        types = [name.removeprefix("B-") for name in label_names if name.startswith("B-")]
-        tagged_texts.check_types(frame, table, types)
-    elif content != QUESTIONS:
-        labels.encode_by(label_names, frame, table, data)
+    kind.encode_by(label_names, frame, table, data)
     return frame, table
 
 
-def _load(data: Data, content: str, labelled: bool) -> Corpus:
-    found = _find(data, content == IMAGES, labelled)
+def _load(data: Data, kind: RowKind, labelled: bool) -> Corpus:
+    found = named_splits.find(
+        data,
+        lambda files: kind.read(files, data, labelled),
+        lambda data: kind.dataset(data, labelled),
+    )
     frames = {
-        split: row_checks.usable(table, split, data, content, labelled)
+        split: row_checks.usable(table, split, data, kind, labelled)
         for split, table in found.tables.items()
     }
-    if content == PAIRS:
-        frames = {name: pairs.joined(frame, found.tables[name]) for name, frame in frames.items()}
-    rows = questions.Frame if content == QUESTIONS else splits.Frame
     given = {
-        split: rows(frame, table.source, table.rejected, table.fixed, table.notes)
+        split: kind.rows(frame, table.source, table.rejected, table.fixed, table.notes)
         for (split, frame), table in zip(frames.items(), found.tables.values(), strict=True)
     }
     splits.check(given)
-    names, problem_type = [], UNLABELLED
-    if content == TAGGED:
-        given_names = data.label_names or found.tables["train"].label_names
-        names = tagged_texts.label_names(frames, found.tables, given_names)
-        problem_type = TAGGED
-    elif content == QUESTIONS:
-        problem_type = QUESTIONS if labelled else UNLABELLED
-    elif labelled:
-        names, problem_type = labels.encode(frames, found.tables, data), data.problem_type
+    names, problem_type = kind.encode(frames, found.tables, data, labelled)
     train = given.pop("train")
     policy = train, given, data, found.source, found.test_is, found.notes
     if data.add_feedback and labelled:
-        corrected = corrections.load(
-            data, content, names, lambda file, own: _read(file, own, content == IMAGES, True)
-        )
+        corrected = corrections.load(data, kind, names)
         chosen = splits.choose(*policy, corrected.join)
         chosen.rejected += corrected.rejected
         chosen.report |= {**corrected.report, "rejected": len(chosen.rejected)}
@@ -191,18 +153,3 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         report=chosen.report,
         rejected=chosen.rejected,
     )
-
-
-def _find(data: Data, images: bool, labelled: bool) -> named_splits.Found:
-    def dataset(data: Data) -> tuple[dict[str, readers.Table], str | None]:
-        if images:
-            return image_files.dataset(str(data.dataset), data, labelled)
-        return readers.dataset(data)
-
-    return named_splits.find(data, lambda files: _read(files, data, images, labelled), dataset)
-
-
-def _read(files: str | list[str], data: Data, images: bool, labelled: bool) -> readers.Table:
-    if images:
-        return image_files.read(files, data, labelled)
-    return readers.read_table(files, data)

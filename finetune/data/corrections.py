@@ -8,14 +8,15 @@
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from finetune.data import labels, readers, row_checks, splits
+from finetune.data import row_checks, splits
+from finetune.data.row_kinds import RowKind
 from finetune.errors import UserError
 from finetune.recipe import Data
 
@@ -70,17 +71,11 @@ def check(data: Data, labelled: bool) -> None:
         raise UserError("add_feedback: corrections are labels, and this task learns none")
 
 
-def load(
-    data: Data,
-    content: str,
-    label_names: list[str],
-    read: Callable[[str, Data], readers.Table],
-) -> "Corrections":
+def load(data: Data, kind: RowKind, label_names: list[str]) -> "Corrections":
     """Reads the corrections that the recipe names.
 
     Args:
-        label_names: of the training rows; none for a regression.
-        read: (file, data section) -> the table.
+        label_names: of the training rows; none where labels have no names.
 
     Raises:
         UserError: a file cannot be read, or has a label that the training rows do not have.
@@ -88,11 +83,11 @@ def load(
     own, frames, rejected = section(data), [], []
     for name in pinned(data.add_feedback) or []:
         file, lines = _part(name)
-        table = read(file, own)
+        table = kind.read(file, own, True)
         table.rows = table.rows.loc[table.rows.index <= lines]
         table.rejected = [row for row in table.rejected if row["line"] <= lines]
-        frame = row_checks.usable(table, "feedback", own, content, True)
-        labels.encode_by(label_names, frame, table, own)
+        frame = row_checks.usable(table, "feedback", own, kind, True)
+        kind.encode_by(label_names, frame, table, own)
         frame["id"] = [table.at(line) for line in frame.index]
         frames.append(frame)
         rejected += table.rejected

@@ -1,22 +1,61 @@
 """Sources with their targets, for encoder-decoders."""
 
+from collections.abc import Mapping
+
 import pandas
 
+from finetune.data import plain_rows
+from finetune.data.document_columns import Layout
+from finetune.data.row_kinds import UNLABELLED
 from finetune.data.tables import Table
+from finetune.recipe import Data
 
 REPEATED = "pair that occurred before, left out"
 FURTHER = "further target of a source, learned and accepted beside the first"
 SAME = "target that equals its source"
 
 
+class Pairs(plain_rows.PlainRows):
+    """A source with its targets, which are the row's label."""
+
+    name = "sources with targets"
+    labels = False
+
+    def columns(self, data: Data) -> dict[str, str]:
+        return {"source": data.source, "target": data.target}
+
+    def finished(
+        self, frame: pandas.DataFrame, table: Table, parts: Layout, data: Data
+    ) -> pandas.DataFrame:
+        plain_rows.as_texts(frame, table, parts)
+        return joined(super().finished(frame, table, parts, data), table)
+
+    def encode(
+        self,
+        frames: dict[str, pandas.DataFrame],
+        tables: Mapping[str, Table],
+        data: Data,
+        labelled: bool,
+    ) -> tuple[list[str], str]:
+        return [], UNLABELLED
+
+    def encode_by(
+        self, label_names: list[str], frame: pandas.DataFrame, table: Table, data: Data
+    ) -> None:
+        return
+
+
+PAIRS = Pairs()
+
+
 def joined(frame: pandas.DataFrame, table: Table) -> pandas.DataFrame:
-    """Returns a row for each source: id, source, and as ``label`` the list of its targets.
+    """Returns a row for each source: source, and as ``label`` the list of its targets.
 
     All targets of a source are right, and none is in another split than the others. What was
     joined is counted in ``table.fixed``.
 
     Args:
-        frame: id, source and target of each row.
+        frame: source and target of each row.
     """
     same = frame["source"].str.strip() == frame["target"].str.strip()
     keys = frame["source"].str.strip()
@@ -33,4 +72,4 @@ def joined(frame: pandas.DataFrame, table: Table) -> pandas.DataFrame:
         if count:
             table.fixed[name] = table.fixed.get(name, 0) + count
     labels = pandas.Series([targets[key] for key in first["key"]], index=first.index, dtype=object)
-    return first[["id", "source"]].assign(label=labels)
+    return first[["source"]].assign(label=labels)

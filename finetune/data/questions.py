@@ -8,6 +8,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,7 @@ import pandas
 
 from finetune.data import readers, splits
 from finetune.data.readers import is_missing
+from finetune.data.row_kinds import UNLABELLED, RowKind
 from finetune.data.tables import Table, find_column, shown
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -68,6 +70,7 @@ def usable(table: Table, data: Data) -> pandas.DataFrame:
     Raises:
         UserError: a column is missing, or there is no question.
     """
+    table.rows = flat(table.rows)
     if not len(table.rows):
         raise UserError(f"{table.source}: no paragraph has a question under `qas`")
     columns = {key: table.column(name, key) for key, name in _columns(table, data).items()}
@@ -261,3 +264,30 @@ class Frame(splits.Frame):
             )
             return super().take(count, seed)
         return self._only(~taken[codes]), self._only(taken[codes])
+
+
+class Questions(RowKind):
+    """A question about a context, whose answers are its label."""
+
+    name = "questions"
+    rows = Frame
+
+    def usable(self, table: Table, split: str, data: Data, labelled: bool) -> pandas.DataFrame:
+        return usable(table, data)
+
+    def encode(
+        self,
+        frames: dict[str, pandas.DataFrame],
+        tables: Mapping[str, Table],
+        data: Data,
+        labelled: bool,
+    ) -> tuple[list[str], str]:
+        return [], self.name if labelled else UNLABELLED
+
+    def encode_by(
+        self, label_names: list[str], frame: pandas.DataFrame, table: Table, data: Data
+    ) -> None:
+        return
+
+
+QUESTIONS = Questions()

@@ -28,7 +28,9 @@ from finetune.data import (
     corrections,
     dialects,
     document_columns,
+    document_rows,
     named_splits,
+    plain_rows,
     readers,
     row_checks,
     sources,
@@ -37,6 +39,7 @@ from finetune.data import (
 )
 from finetune.data.corpus import Corpus
 from finetune.data.document_columns import Layout
+from finetune.data.plain_rows import PlainRows
 from finetune.errors import UserError
 from finetune.recipe import Data
 
@@ -114,7 +117,7 @@ class OnDisk:
         return pandas.DataFrame({"id": [f"train-{i}" for i in places], **columns}, dtype=object)
 
 
-def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Corpus:
+def load(data: Data, kind: PlainRows = corpus.TEXTS, labelled: bool = False) -> Corpus:
     """Loads rows without labels as ``corpus.load`` does, but leaves the training rows on disk.
 
     ``train`` is a ``Dataset`` with a column for each part of a document. Validation and test rows
@@ -132,13 +135,13 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
         data, lambda files: _read(files, data, notes), lambda data: _dataset(data, notes)
     )
     notes += found.notes
-    train = _usable(found.tables.pop("train"), found.source, data, content)
+    train = _usable(found.tables.pop("train"), found.source, data, kind)
     others: dict[str, splits.Rows] = {}
     for split, rows in found.tables.items():
         frame = pandas.DataFrame(rows[:], dtype=object)
         frame.index += 1
         table = readers.Table(frame, f"{found.source} [{split}]")
-        usable = row_checks.usable(table, split, data, content, False)
+        usable = row_checks.usable(table, split, data, kind, False)
         others[split] = splits.Frame(usable, table.source, table.rejected, table.fixed, table.notes)
     splits.check({"train": train, **others})
     chosen = splits.choose(train, others, data, found.source, found.test_is, notes)
@@ -251,13 +254,13 @@ def _dataset(data: Data, notes: list[str]) -> tuple[dict[str, Dataset], str | No
     return {str(split): rows for split, rows in loaded.items()}, folder.name
 
 
-def _usable(rows: Dataset, source: str, data: Data, content: str) -> OnDisk:
+def _usable(rows: Dataset, source: str, data: Data, kind: PlainRows) -> OnDisk:
     """Checks the training rows, and keeps the columns of their content.
 
     Raises:
         UserError: a column is missing, or too many rows are unusable.
     """
-    layout = row_checks.layout(source, rows[: document_columns.SAMPLE], data, content)
+    layout = kind.layout(source, rows[: document_columns.SAMPLE], data)
     rows = _documents(rows.select_columns(layout.columns), layout)
     found = _digests(rows, layout)
     digests, rejected = found.contents, found.rejected
@@ -272,7 +275,7 @@ def _usable(rows: Dataset, source: str, data: Data, content: str) -> OnDisk:
     blank = len(rows) - len(places) - len(rejected)
     fixed = dict.fromkeys(layout.notes, len(rows)) | found.fixed
     if blank:
-        fixed[row_checks.BLANK] = blank
+        fixed[plain_rows.BLANK] = blank
     return OnDisk(rows, source, digests, places, singles, draw, rejected, fixed, exact=found.exact)
 
 
@@ -317,7 +320,7 @@ def _digests(rows: Dataset, layout: Layout) -> Digests:
         for cells in zip(*batch.values(), strict=True):
             empty = [p for p, c in zip(batch, cells, strict=True) if readers.is_missing(c)]
             read = [
-                ("", None, []) if empty else row_checks.document(part, layout.name(part), cell)
+                ("", None, []) if empty else document_rows.document(part, layout.name(part), cell)
                 for part, cell in zip(batch, cells, strict=True)
             ]
             reason = next((fault for _, fault, _ in read if fault), None)

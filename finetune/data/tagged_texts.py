@@ -19,11 +19,11 @@ import numpy
 import pandas
 
 from finetune.data import conll, tags
+from finetune.data.row_kinds import UNLABELLED, RowKind
 from finetune.data.tables import Table, shown
 from finetune.errors import UserError, nearest
 from finetune.recipe import Data
 
-TAGGED = "tagged texts"
 # A letter of a script that writes no blanks between words is a word of its own.
 ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+|[^\w\s]")
@@ -251,3 +251,33 @@ def _span(each: Any, text: str) -> tuple[int, int, str]:
     if end > len(text):
         raise Unusable(f"span {start} to {end} is beyond the text's {len(text)} characters")
     return start, end, kind
+
+
+class Tagged(RowKind):
+    """A text with entities, which are its label."""
+
+    name = "tagged texts"
+
+    def usable(self, table: Table, split: str, data: Data, labelled: bool) -> pandas.DataFrame:
+        return read(table, data, labelled)
+
+    def encode(
+        self,
+        frames: dict[str, pandas.DataFrame],
+        tables: Mapping[str, Table],
+        data: Data,
+        labelled: bool,
+    ) -> tuple[list[str], str]:
+        if not labelled:
+            return [], UNLABELLED
+        known = data.label_names or tables["train"].label_names
+        return label_names(frames, tables, known), self.name
+
+    def encode_by(
+        self, label_names: list[str], frame: pandas.DataFrame, table: Table, data: Data
+    ) -> None:
+        types = [name.removeprefix("B-") for name in label_names if name.startswith("B-")]
+        check_types(frame, table, types)
+
+
+TAGGED = Tagged()

@@ -22,6 +22,8 @@ from finetune.training.job import Job
 if TYPE_CHECKING:
     import pandas
 
+    from finetune.data.row_kinds import RowKind
+
 Row = dict[str, Any]
 
 
@@ -59,7 +61,7 @@ class Labelled:
             between rows. The first says how well the row was predicted.
     """
 
-    content: str
+    content: "RowKind"
     rows: list[Row]
     frame: "pandas.DataFrame"
     table: "pandas.DataFrame"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
     from finetune.data.corpus import Corpus
+    from finetune.data.row_kinds import RowKind
 
 
 def scorer(data: "Corpus") -> Callable[..., dict[str, Any]]:
@@ -80,10 +81,10 @@ class Classifier(Task):
     """A task whose model has one output for each class.
 
     Attributes:
-        content: what a row is: ``row_checks.TEXTS`` or ``row_checks.IMAGES``.
+        content: what a row is: ``TEXTS`` or ``IMAGES``.
     """
 
-    content: ClassVar[str]
+    content: ClassVar["RowKind"]
     is_labelled = True
 
     def labelled(self, file: str, recipe: Recipe, data: Mapping[str, Any]) -> Labelled:

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from finetune.data import augmentation, corpus, image_decoding, row_checks, sources
+from finetune.data import augmentation, corpus, image_decoding, sources
 from finetune.errors import UserError
 from finetune.evaluation import baselines
 from finetune.models import configs, convnets, positions, pretrained, pruning, tuning
@@ -29,7 +29,7 @@ class ImageClassification(Classifier):
 
     name = "image-classification"
     auto_model = AutoModelForImageClassification
-    content = row_checks.IMAGES
+    content = corpus.IMAGES
     auto_processor = AutoImageProcessor
 
     def build(self, recipe: Recipe) -> Job:

@@ -74,7 +74,7 @@ class SequenceToSequence(Task):
         from finetune.evaluation import generation
 
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
-        data = corpus.load(recipe.data, corpus.PAIRS, labelled=False)
+        data = corpus.load(recipe.data, corpus.PAIRS)
         # One row for each target to learn; a test row keeps all of its targets.
         data.train = data.train.explode("label", ignore_index=True)
         config = configs.override(configs.load_config(recipe, checkpoint, {}), recipe)
@@ -149,7 +149,7 @@ class SequenceToSequence(Task):
     def labelled(self, file: str, recipe: Recipe, data: Mapping[str, Any]) -> Labelled:
         from finetune.evaluation import generation, intervals
 
-        frame, table = corpus.pairs_of(file, recipe.data)
+        frame, table = corpus.labelled(file, recipe.data, corpus.PAIRS, [])
         expected = numpy.empty(len(frame), object)
         expected[:] = [*map(generation.Expected, frame["source"], frame["label"])]
         return Labelled(

@@ -14,7 +14,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune.data import row_checks, sources
+from finetune.data import sources
+from finetune.data.texts import TEXTS
 from finetune.models import configs, pretrained, pruning, tuning
 from finetune.models.speed import padding_free
 from finetune.recipe import Recipe
@@ -33,7 +34,7 @@ class TextClassification(Classifier):
 
     name = "text-classification"
     auto_model = AutoModelForSequenceClassification
-    content = row_checks.TEXTS
+    content = TEXTS
     auto_processor = AutoTokenizer
 
     def build(self, recipe: Recipe) -> Job:

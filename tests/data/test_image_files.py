@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageFile
 from pyarrow import parquet
 
-from finetune.data import corpus, image_decoding, row_checks, sources
+from finetune.data import corpus, image_decoding, image_rows, sources
 from finetune.data.corpus import Corpus
 from finetune.data.image_decoding import Unusable
 from finetune.errors import UserError
@@ -739,7 +739,7 @@ def noisy_folders(folder: Path, count: int, side: int) -> None:
 
 def test_what_is_checked_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 12 kB each: neither images nor what is asked for at once may add up.
-    monkeypatch.setattr(row_checks, "WINDOW", 100)
+    monkeypatch.setattr(image_rows, "WINDOW", 100)
     peaks = []
     for count in (200, 200, 2000):
         folder = tmp_path / f"{count}-{len(peaks)}"

@@ -1,0 +1,88 @@
+"""The contract of a kind of rows: how a table of them is read, checked and labelled.
+
+One module has one kind: ``texts``, ``image_rows``, ``document_rows``, ``pairs``, ``tagged_texts``
+and ``questions``. Their instances stand in ``corpus``; nothing there asks which of them it has.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import pandas
+
+from finetune.data import labels, readers, splits
+from finetune.recipe import Data
+
+# The problem type of rows without labels.
+UNLABELLED = "unlabelled"
+
+
+class RowKind(ABC):
+    """What a row is.
+
+    Attributes:
+        name: in the plural, for results.json.
+        labels: whether a row may have a label, which a task may leave unread; the targets of a pair
+            are a part of it.
+        mend: what to mend where too many rows are unusable.
+        rows: the rows of a split in memory, which know what may not be divided between two.
+    """
+
+    name: ClassVar[str]
+    labels: ClassVar[bool] = True
+    mend: ClassVar[str] = "the file"
+    rows: ClassVar[type[splits.Frame]] = splits.Frame
+
+    def read(self, files: str | list[str], data: Data, labelled: bool) -> readers.Table:
+        """Reads a file, files, or a folder.
+
+        Raises:
+            UserError: as ``readers.read_table`` does.
+        """
+        return readers.read_table(files, data)
+
+    def dataset(self, data: Data, labelled: bool) -> tuple[dict[str, readers.Table], str | None]:
+        """Reads all splits of ``data.dataset``; also returns the hub commit, if any.
+
+        Raises:
+            UserError: it cannot be found or read.
+        """
+        return readers.dataset(data)
+
+    @abstractmethod
+    def usable(
+        self, table: readers.Table, split: str, data: Data, labelled: bool
+    ) -> pandas.DataFrame:
+        """Returns the usable rows: their content, label, and id if they have one.
+
+        The others go to ``table.rejected``, and what was changed is counted in ``table.fixed``.
+
+        Raises:
+            UserError: a column is missing.
+        """
+
+    def encode(
+        self,
+        frames: dict[str, pandas.DataFrame],
+        tables: Mapping[str, readers.Table],
+        data: Data,
+        labelled: bool,
+    ) -> tuple[list[str], str]:
+        """Encodes the labels of all splits in place; returns their names and the problem type.
+
+        Raises:
+            UserError: a label is of another type, or does not occur in train.
+        """
+        if not labelled:
+            return [], UNLABELLED
+        return labels.encode(frames, dict(tables), data), data.problem_type
+
+    def encode_by(
+        self, label_names: list[str], frame: pandas.DataFrame, table: readers.Table, data: Data
+    ) -> None:
+        """Encodes the labels of new rows in place, by the names of those that a model knows.
+
+        Raises:
+            UserError: a label is of another type, or unknown.
+        """
+        labels.encode_by(label_names, frame, table, data)
