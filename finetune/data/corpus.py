@@ -171,11 +171,11 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         corrected = corrections.load(
             data, content, names, lambda file, own: _read(file, own, content == IMAGES, True)
         )
-        chosen = splits.choose(*policy, corrected.join)
+        chosen = splits.choose(*policy, corrected.join, found.unread)
         chosen.rejected += corrected.rejected
         chosen.report |= {**corrected.report, "rejected": len(chosen.rejected)}
     else:
-        chosen = splits.choose(*policy)
+        chosen = splits.choose(*policy, unread=found.unread)
     for note in chosen.report["notes"]:
         if note.startswith("warning: "):
             print(note)

@@ -18,6 +18,7 @@ SPLITS = {
     "official": "official test split",
     "holdout": "holdout of the training data, not the official test split",
     "given": "test split as given by the user",
+    "validation": "validation rows, because no test row is read (untested)",
 }
 BETTER, WORSE = "better", "worse"
 UNCLEAR = "not clearly better"
