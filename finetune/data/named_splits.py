@@ -24,7 +24,8 @@ class Found:
     """What the recipe names: a table for train and, where they exist, validation and test.
 
     ``commit`` is that of the hub dataset, if it is one. ``test_is`` says whether a test is the hub
-    or embedded dataset's own, see ``splits.Chosen``. ``unread``: there is a test, which is not read.
+    or embedded dataset's own, see ``splits.Chosen``. ``unread``: there is a test that is not
+    read.
     """
 
     tables: dict[str, Any]

@@ -141,7 +141,9 @@ def load(data: Data, content: str = corpus.TEXTS, labelled: bool = False) -> Cor
         usable = row_checks.usable(table, split, data, content, False)
         others[split] = splits.Frame(usable, table.source, table.rejected, table.fixed, table.notes)
     splits.check({"train": train, **others})
-    chosen = splits.choose(train, others, data, found.source, found.test_is, notes, unread=found.unread)
+    chosen = splits.choose(
+        train, others, data, found.source, found.test_is, notes, unread=found.unread
+    )
     places = chosen.train.places
     return Corpus(
         train.rows.select(places) if len(places) < len(train.rows) else train.rows,
