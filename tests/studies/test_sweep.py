@@ -15,8 +15,8 @@ import yaml
 from finetune import cli, recipe
 from finetune.run_directory import Run
 from finetune.studies import children, sweep
+from tests.children import Ended, trained
 from tests.conftest import sentences, write_csv
-from tests.studies.conftest import Ended, trained
 
 SEARCH = "learning_rate=loguniform(1e-4,1e-1) weight_decay=uniform(0,0.1) warmup_steps=[0,1]"
 SHORT = ["--max_steps", "2", "--logging_steps", "2"]
@@ -172,7 +172,8 @@ def test_a_trial_that_another_process_trains_is_left_alone(
     own = sweep.Sweep(Path("shared").resolve(), found, {}, 2, 0, None)
     first = sweep._claim(own)
     second = sweep._claim(own)
-    assert first and second
+    assert first
+    assert second
     assert (first[0].number, second[0].number) == (0, 1)
     assert sweep._claim(own) is None
     first[1].close()

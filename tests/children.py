@@ -2,13 +2,9 @@
 
 import contextlib
 import io
-from collections.abc import Callable
 from typing import IO
 
-import pytest
-
 from finetune import cli
-from finetune.studies import children
 
 
 class Ended:
@@ -35,19 +31,3 @@ def trained(words: list[str], log: IO[bytes]) -> Ended:
     log.write(out.getvalue().encode())
     log.flush()
     return Ended(status)
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The words of every child so far."""
-    every: list[list[str]] = []
-
-    def start(words: list[str], log: IO[bytes], threads: int | None) -> Ended:
-        every.append(words)
-        return trained(words, log)
-
-    monkeypatch.setattr(children, "start", start)
-    return every
-
-
-Start = Callable[[list[str], IO[bytes], int | None], Ended]
