@@ -4,7 +4,6 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from finetune.commands import starting
 from finetune.commands.base import Command
 from finetune.errors import UserError
 from finetune.recipe import command_line
@@ -27,6 +26,8 @@ def _sweep(options: argparse.Namespace) -> None:
         raise UserError("sweep needs optuna: pip install 'finetune-recipes[sweep]'")
     if options.trials < 1:
         raise UserError(f"--trials {options.trials} has to be at least 1")
+    from finetune.commands import starting
+
     given = options.overrides.pop("output_dir", None)
     read = starting.read("sweep", options.recipe, options.overrides)
     folder = Path(given or f"runs/{read.name}-sweep").expanduser()

@@ -131,21 +131,20 @@ class Children:
                     raise TrainingError("the study was stopped")
                 child = start(words, file, threads)
                 self.running.add(child)
-            try:
-                while True:
-                    try:
-                        status = child.wait(POLL)
+            status = None
+            while status is None:
+                try:
+                    status = child.wait(POLL)
+                except subprocess.TimeoutExpired:
+                    if enough():
+                        child.terminate()
+                        child.wait()
                         break
-                    except subprocess.TimeoutExpired:
-                        if enough():
-                            child.terminate()
-                            child.wait()
-                            return False
-            finally:
-                with self.lock:
-                    self.running.discard(child)
-        if status == 0:
-            return True
+            # After an error it is still among those that end with the study.
+            with self.lock:
+                self.running.discard(child)
+        if not status:
+            return status == 0
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
         if status == 2:
             raise UserError(lines[-1].removeprefix("finetune: "))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from scipy.optimize import curve_fit
+from scipy.optimize import least_squares
 
 from finetune import recipe, run_directory
 from finetune.errors import UserError
@@ -26,7 +26,7 @@ from finetune.training.signals import Signals
 SIZES = 6
 # The smallest size has at least so many rows.
 FEWEST = 8
-RESAMPLES = 500
+RESAMPLES = 300
 # Standard errors of a normal distribution that are half of a 95 % interval.
 HALF = 1.96
 
@@ -132,7 +132,7 @@ def fit(
     def fitted(values: numpy.ndarray) -> numpy.ndarray:
         start = [max(values[n.argmax()] / 2, 1e-6), 0.5, max(values.min() / 2, 1e-9)]
         limits = [0, 0, 0], [numpy.inf, 2, numpy.inf]
-        return curve_fit(law, n, values, start, sigma, bounds=limits, max_nfev=2000)[0]
+        return least_squares(lambda p: (law(n, *p) - values) / sigma, start, bounds=limits).x
 
     best = fitted(y)
     residuals = (y - law(n, *best)) / sigma

@@ -12,6 +12,7 @@ Every value is read as the recipe's own key would be, so that a mistake is found
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,11 +149,13 @@ def value_of(read: Recipe, key: str) -> Any:
         return getattr(getattr(read, FLAGS[key]), key)
     for given in (read.training, read.tuning.options):
         if key in given:
-            return given[key]
+            value = given[key]
+            return value.value if isinstance(value, Enum) else value
     from transformers import TrainingArguments
 
     defaults = {f.name: f.default for f in fields(TrainingArguments)}
     found = defaults.get(key)
+    found = found.value if isinstance(found, Enum) else found
     return found if isinstance(found, str | int | float) else None
 
 

@@ -175,8 +175,9 @@ def _claim(sweep: Sweep) -> tuple[optuna.Trial, ExitStack] | None:
         for frozen in sweep.study.get_trials(states=[TrialState.RUNNING]):
             ours = frozen.user_attrs.get("place", sweep.place) == sweep.place
             if ours and (held := _hold(sweep, frozen.number)):
-                trial = optuna.Trial(sweep.study, frozen._trial_id)
-                return _suggested(sweep, trial), held
+                with held:
+                    trial = _suggested(sweep, optuna.Trial(sweep.study, frozen._trial_id))
+                    return trial, held.pop_all()
         states = [s for s in TrialState if s != TrialState.WAITING]
         if len(sweep.study.get_trials(deepcopy=False, states=states)) >= sweep.trials:
             return None
@@ -185,7 +186,8 @@ def _claim(sweep: Sweep) -> tuple[optuna.Trial, ExitStack] | None:
         trial.set_user_attr("place", sweep.place)
         held = _hold(sweep, trial.number)
         assert held is not None
-        return _suggested(sweep, trial), held
+        with held:
+            return _suggested(sweep, trial), held.pop_all()
 
 
 def _hold(sweep: Sweep, number: int) -> ExitStack | None:
@@ -301,10 +303,8 @@ def _finish(sweep: Sweep, winners: Sequence[int], own: Mapping[str, Any]) -> str
         )
     done = study.get_trials(states=[TrialState.COMPLETE])
     if not done:
-        raise TrainingError(
-            f"{sweep.folder}: no trial has a result; see {sweep.folder}/trials/*.log"
-        )
-    best = study.best_trial
+        raise TrainingError(f"{sweep.folder}: no trial has a result; their logs are in trials")
+    best = max(done, key=lambda trial: (trial.value or 0.0, -trial.number))
     path = sweep.folder / WINNER
     run_directory.write_whole(path, _winner(sweep, best))
     with _lock(sweep.folder / ".winner.lock"):

@@ -86,11 +86,11 @@ def test_a_sweep_that_was_killed_ends_like_one_that_was_not_and_opens_no_test(
         with pytest.raises(Killed):
             cli.main(command(separate, "killed", *four))
     # Killed between two values of a trial.
-    real, suggested = optuna.Trial.suggest_float, []
+    real, killed = optuna.Trial.suggest_float, []
 
     def suggest(self: optuna.Trial, name: str, *args: Any, **kwargs: Any) -> float:
-        suggested.append(name)
-        if self.number == 3 and name == "weight_decay" and len(suggested) < 4:
+        if self.number == 3 and name == "weight_decay" and not killed:
+            killed.append(name)
             raise Killed
         return real(self, name, *args, **kwargs)
 
@@ -165,11 +165,9 @@ def test_evaluations_that_fall_behind_end_a_trial(workdir: Path) -> None:
     assert found.trials[0].intermediate_values == {1: 0.8, 2: 0.9}
 
 
-def test_a_trial_that_another_process_trains_is_left_alone(
-    separate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_that_another_process_trains_is_left_alone(workdir: Path) -> None:
     found = optuna.create_study(direction="maximize")
-    own = sweep.Sweep(Path("shared").resolve(), found, {}, 2, 0, None)
+    own = sweep.Sweep(workdir / "shared", found, {}, 2, 0, None)
     first = sweep._claim(own)
     second = sweep._claim(own)
     assert first
