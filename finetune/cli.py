@@ -21,6 +21,7 @@ from finetune.commands import (
     results,
     serve,
     smaller,
+    sweep,
     train,
 )
 from finetune.errors import UserError, refuse_unknown
@@ -43,6 +44,7 @@ Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
   finetune train recipes/imdb/minilm.yaml       writes runs/imdb/minilm/seed-0
   finetune train recipes/your-data/text.yaml --train mine.csv --label stars
   finetune resume runs/imdb/minilm/seed-0       continues a stopped run
+  finetune sweep imdb/minilm --search 'learning_rate=loguniform(1e-5,1e-3)'
   finetune predict runs/imdb/minilm "A waste of two hours."
   finetune evaluate runs/imdb/minilm new.csv    scores rows labelled later
   finetune generate runs/reviews/smollm2-lora "This film"
@@ -59,6 +61,7 @@ COMMANDS = {
         forecast.FORECASTING,
         train.TRAINING,
         train.RESUMING,
+        sweep.SWEEPING,
         predict.PREDICTING,
         evaluate.EVALUATING,
         generate.GENERATING,

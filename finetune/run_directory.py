@@ -29,6 +29,8 @@ PICTURES = "pictures"
 REJECTED, PREDICTIONS, REPORT = "rejected.jsonl", "predictions.parquet", "report.html"
 MODEL, MERGED, CHECKPOINTS, TENSORBOARD = "model", "merged", "checkpoints", "tensorboard"
 EXPORTS, EXPORT = "export", "export.json"
+# Beside the runs of one recipe with several seeds: what they have in common.
+SEEDS = "seeds.json"
 LOCK = ".lock"
 OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT]
 OURS += [PICTURES, MODEL, MERGED, EXPORTS, CHECKPOINTS, TENSORBOARD]
@@ -99,6 +101,17 @@ class Run:
     @property
     def is_finished(self) -> bool:
         return (self.folder / RESULTS).is_file()
+
+    def wait(self) -> None:
+        """Waits until no process trains in the directory."""
+        if self.folder.is_dir():
+            with filelock.FileLock(self.folder / LOCK):
+                pass
+
+    def seeds(self) -> dict[str, Any] | None:
+        """Returns seeds.json of the runs that this is one of; None for a run that is alone."""
+        found = seeds(self.folder.parent)
+        return found if found and self.folder.name in found["runs"].values() else None
 
     @contextmanager
     def claim(
@@ -261,8 +274,16 @@ def find(places: list[str]) -> list[Run]:
     return list(found.values())
 
 
+def seeds(folder: Path) -> dict[str, Any] | None:
+    """Returns a folder's seeds.json, which `finetune train --seeds` wrote; None without."""
+    path = folder / SEEDS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def one(place: str) -> Run:
     """Returns the run that a folder is, or the only one below it.
+
+    Of several seeds, the one that validation prefers.
 
     Raises:
         UserError: there is none, or more than one.
@@ -270,6 +291,9 @@ def one(place: str) -> Run:
     runs = find([place])
     if Run(place).is_finished:
         return Run(place)
+    several = seeds(Path(place))
+    if several and several["kept"]:
+        return Run(Path(place) / several["kept"])
     if len(runs) > 1:
         listed = ", ".join(str(run) for run in runs[:5])
         raise UserError(f"{place}: holds {len(runs)} runs; name one of {listed}")

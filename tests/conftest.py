@@ -4,7 +4,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
@@ -195,3 +195,19 @@ training:
         encoding="utf-8",
     )
     return path
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Lets the children of a study train in the test's process; the words of each so far."""
+    from finetune.studies import children
+    from tests.children import Ended, trained
+
+    every: list[list[str]] = []
+
+    def start(words: list[str], log: IO[bytes], threads: int | None) -> Ended:
+        every.append(words)
+        return trained(words, log)
+
+    monkeypatch.setattr(children, "start", start)
+    return every

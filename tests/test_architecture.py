@@ -19,7 +19,7 @@ RECIPE_MODULES = ("sentiment", "digits", "writing", "entities", "answers", "tran
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
 EVERYTHING = {
     *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
-    *("inference", "distillation", "forecast", "checks", "report", "serving", "export"),
+    *("inference", "distillation", "forecast", "checks", "report", "serving", "export", "studies"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         *("distillation", "report"),
     },
     "report": {"errors", "recipe", "run_directory", "data", "evaluation", "tasks"},
+    "studies": {"errors", "recipe", "run_directory", "evaluation", "report", "training"},
     "checks": {"errors", "recipe", "data", "models", "evaluation", "tasks", "report"},
     "serving": {
         *("errors", "recipe", "run_directory", "data", "models", "tasks", "inference"),

@@ -45,6 +45,7 @@ MAKE = {
     "phonemes": "finetune train recipes/cmudict/transformer.yaml",
     "mnist": "finetune compare runs/mnist/cnn-tutorial runs/mnist/cnn",
     "ner": "finetune compare runs/wnut16/minilm-head runs/wnut16/minilm-lora",
+    "seeds": "finetune compare runs/rotten_tomatoes/minilm runs/rotten_tomatoes/minilm-lora",
     "few-labels": "finetune compare runs/few-labels/",
     "fewshot": "finetune compare runs/fewshot/",
     "r8": "finetune compare runs/reuters/",
@@ -82,8 +83,12 @@ def documented(*kinds: str) -> list[str]:
     return [c for c in DOCUMENTED if c.startswith(tuple(f"{kind} " for kind in kinds))]
 
 
-TRAIN = [c for c in documented("finetune train") if " recipes/" in c]
-ON_DATA = [c for c in documented("finetune train") if c not in TRAIN]
+STUDIES = [
+    *documented("finetune sweep"),
+    *(c for c in documented("finetune train") if re.search(" --(seeds|learning_curve)", c)),
+]
+TRAIN = [c for c in documented("finetune train") if " recipes/" in c and c not in STUDIES]
+ON_DATA = [c for c in documented("finetune train") if c not in {*TRAIN, *STUDIES}]
 
 
 def recipe_of(command: str) -> str:
@@ -190,6 +195,7 @@ def test_every_documented_command_is_run_below() -> None:
         "check",
         "train",
         "resume",
+        "sweep",
         "predict",
         "forecast",
         "evaluate",
@@ -294,6 +300,32 @@ def test_train(command: str, clone: Path, writer: str, capsys: pytest.CaptureFix
     assert results["method"] == asked.get("--method", results["method"])
     assert results["data"]["source"].startswith(asked.get("--train", ""))
     assert "95 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", STUDIES)
+def test_studies(
+    command: str,
+    clone: Path,
+    tiny_bert: Path,
+    started: list[list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = shlex.split(command)[1:]
+    asked = dict(itertools.pairwise(words))
+    small = ["--checkpoint", str(tiny_bert), *SHORT, *SMALL]
+    children = int(asked.get("--seeds", 0))
+    if "--learning_curve" in words:
+        small[small.index("--max_train_samples") + 1] = "256"
+        children = 6
+    if words[0] == "sweep":
+        # Two trials, then the winner with two seeds.
+        words[words.index("--trials") + 1], children = "2", 4
+        small += ["--seeds", "2"]
+    cli.main([*words, *small])
+    assert len(started) == children
+    assert "95 %" in capsys.readouterr().out
+    (page,) = clone.glob("runs/*/*/report.html")
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize("command", ON_DATA)

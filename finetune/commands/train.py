@@ -56,7 +56,36 @@ def _train(options: argparse.Namespace) -> None:
     check_options(options)
     from finetune.commands import starting
 
-    start(starting.read("train", options.recipe, options.overrides), options, began)
+    given = dict(options.overrides)
+    read = starting.read("train", options.recipe, options.overrides)
+    if options.seeds is None and not options.learning_curve:
+        start(read, options, began)
+        return
+    # Data that a flag names are no flag any more.
+    named = [value for key, value in given.items() if key not in options.overrides]
+    _study(read, options.recipe or named[0], options)
+
+
+def _study(read: recipe.Recipe, place: str, options: argparse.Namespace) -> None:
+    """Trains a recipe several times.
+
+    Raises:
+        UserError: an option contradicts that.
+    """
+    asked = "--seeds" if options.seeds is not None else "--learning_curve"
+    if options.minutes is not None:
+        raise UserError(f"{asked} and --minutes contradict each other; keep one")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{asked} starts its runs itself; start it without a launcher")
+    if options.seeds is not None and "seed" in options.overrides:
+        raise UserError("--seeds and --seed contradict each other; keep one")
+    sources.checkpoint(read.model.checkpoint, read.model.revision)
+
+    from finetune.studies import curve, seeds
+
+    chosen = [int(read.training["seed"])] if options.seeds is None else seeds.parse(options.seeds)
+    study = curve.train if options.learning_curve else seeds.train
+    print(study(read, place, options.overrides, chosen, options.overwrite))
 
 
 def start(read: recipe.Recipe, options: argparse.Namespace, began: float) -> None:
@@ -153,7 +182,8 @@ def _resume(options: argparse.Namespace) -> None:
     if "output_dir" in options.overrides:
         raise UserError(f"--output_dir: resume continues in {options.run}; leave it out")
     options.recipe, options.overwrite, options.resume = str(file), False, True
-    options.minutes = None
+    options.minutes = options.seeds = None
+    options.learning_curve = False
     options.overrides["output_dir"] = options.run
     _train(options)
 
@@ -167,6 +197,17 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "or of texts; its task and columns are guessed and printed",
     )
     add_options(parser)
+    parser.add_argument(
+        "--seeds",
+        metavar="N",
+        help="train with several seeds, how many or a list (0,7,42), and aggregate them; the same "
+        "command continues",
+    )
+    parser.add_argument(
+        "--learning_curve",
+        action="store_true",
+        help="train on six sizes of the training rows, and say what twice the rows would bring",
+    )
     command_line.add_recipe_keys(parser)
     parser.add_argument_group("training", TRAINING_KEYS)
 

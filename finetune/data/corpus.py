@@ -133,11 +133,11 @@ def _load(data: Data, kind: RowKind, labelled: bool) -> Corpus:
     policy = train, given, data, found.source, found.test_is, found.notes
     if data.add_feedback and labelled:
         corrected = corrections.load(data, kind, names)
-        chosen = splits.choose(*policy, corrected.join)
+        chosen = splits.choose(*policy, corrected.join, found.unread)
         chosen.rejected += corrected.rejected
         chosen.report |= {**corrected.report, "rejected": len(chosen.rejected)}
     else:
-        chosen = splits.choose(*policy)
+        chosen = splits.choose(*policy, unread=found.unread)
     for note in chosen.report["notes"]:
         if note.startswith("warning: "):
             print(note)

@@ -24,7 +24,8 @@ class Found:
     """What the recipe names: a table for train and, where they exist, validation and test.
 
     ``commit`` is that of the hub dataset, if it is one. ``test_is`` says whether a test is the hub
-    or embedded dataset's own, see ``splits.Chosen``.
+    or embedded dataset's own, see ``splits.Chosen``. ``unread``: there is a test that is not
+    read.
     """
 
     tables: dict[str, Any]
@@ -32,6 +33,7 @@ class Found:
     commit: str | None = None
     test_is: str = "given"
     notes: list[str] = field(default_factory=list)
+    unread: bool = False
 
 
 def find(
@@ -50,19 +52,21 @@ def find(
     """
     if data.dataset is None:
         named = {"train": data.train, "validation": data.validation, "test": data.test}
-        files = {split: file for split, file in named.items() if file}
+        unread = data.untested and bool(data.test)
+        files = {s: file for s, file in named.items() if file and not (unread and s == "test")}
         tables = {split: read(file) for split, file in files.items()}
-        return Found(tables, ", ".join(_written(file) for file in files.values()))
+        source = ", ".join(_written(file) for file in files.values())
+        return Found(tables, source, unread=unread)
     known, commit = dataset(data)
     tables, own_files, notes = {}, [], []
     parts = {}
     for split in SPLITS:
         name = getattr(data, split)
         if table_files.is_file(name):
-            tables[split] = read(name)
+            tables[split] = None if data.untested and split == "test" else read(name)
             own_files.append(_written(name))
         elif name is not None:
-            parts[split] = _part(str(name), known, data.dataset, split)
+            parts[split] = _part(str(name), known, data, split)
     for split in SPLITS:
         if split in known and split not in tables and split not in parts:
             user = next((s for s, (base, _) in parts.items() if base == split), None)
@@ -84,7 +88,10 @@ def find(
         base, places = parts["test"]
         whole = len(places) == len(_rows_of(known[base]))
         test_is = "official" if whole else SAMPLE
-    return Found(tables, ", ".join([data.dataset, *own_files]), commit, test_is, notes)
+    unread = data.untested and "test" in tables
+    if unread:
+        del tables["test"]
+    return Found(tables, ", ".join([data.dataset, *own_files]), commit, test_is, notes, unread)
 
 
 def _rows_of(table: Any) -> Any:
@@ -99,17 +106,18 @@ def _written(files: str | list[str]) -> str:
     return files if isinstance(files, str) else ", ".join(files)
 
 
-def _part(name: str, known: dict[str, Any], dataset: str, key: str) -> tuple[str, range]:
+def _part(name: str, known: dict[str, Any], data: Data, key: str) -> tuple[str, range]:
     """Returns the split that ``train[:50%]`` or ``train`` is a part of, and the places of its rows.
 
     Raises:
         UserError: there is no such split, or the part is written wrong or empty.
     """
+    dataset = str(data.dataset)
     base, bracket, _ = name.partition("[")
     if base not in known:
         raise readers.unknown_name(dataset, "split", base, list(known), key)
     rows = len(_rows_of(known[base]))
-    if not bracket:
+    if not bracket or base == table_files.unread(data):
         return base, range(rows)
     from datasets import ReadInstruction
 

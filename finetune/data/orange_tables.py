@@ -11,15 +11,19 @@ from finetune.data.tables import Table
 HEADER = [1, 2, 3]
 
 
-def splits(train: Path, name: str) -> dict[str, Table]:
+def splits(train: Path, name: str, unread: str | None = None) -> dict[str, Table]:
     """Reads train and test: tab-separated columns ``text`` and ``label``, nothing is quoted.
 
     Args:
         train: the file of the training split; that of the test split lies beside it.
         name: of the data set, for messages.
+        unread: a split that stays empty.
     """
     tables = {}
     for split in ("train", "test"):
+        if split == unread:
+            tables[split] = Table(pandas.DataFrame(), f"{name} [{split}]")
+            continue
         file = train.with_name(train.name.replace("train", split))
         rows = pandas.read_csv(
             file,

@@ -1,6 +1,7 @@
 """Reads tables from files, folders and the hub, and keeps the line number of every row."""
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -247,13 +248,24 @@ def from_snapshot(folder: Path, config: str | None, name: str) -> Any:
         raise UserError(f"{name}: {str(error).splitlines()[0][:200]}") from None
 
 
-def saved_splits(folder: Path) -> Any:
-    """Returns the splits of a folder that ``save_to_disk`` wrote as a ``DatasetDict``, or None."""
-    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+def saved_splits(folder: Path, unread: str | None = None) -> Any:
+    """Returns the splits of a folder that ``save_to_disk`` wrote as a ``DatasetDict``, or None.
+
+    Args:
+        unread: a split that stays empty.
+    """
+    parts = folder / "dataset_dict.json"
+    if not parts.is_file() and not (folder / "state.json").is_file():
         return None
-    from datasets import DatasetDict, load_from_disk
+    from datasets import Dataset, DatasetDict, load_from_disk
 
     try:
+        if unread and parts.is_file():
+            names = json.loads(parts.read_text(encoding="utf-8"))["splits"]
+            empty = Dataset.from_dict({})
+            return DatasetDict(
+                {n: empty if n == unread else load_from_disk(str(folder / n)) for n in names}
+            )
         found = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: not a saved data set: {str(error)[:120]}") from None
@@ -286,35 +298,43 @@ def dataset(
 ) -> tuple[dict[str, Table], str | None]:
     """Reads all splits of ``data.dataset``; also returns the hub commit, if any.
 
+    A split that ``untested`` leaves unread has no rows.
+
     Args:
         read: reads a split's files or folder.
 
     Raises:
         UserError: it cannot be found or read.
     """
-    name = str(data.dataset)
+    name, unread = str(data.dataset), table_files.unread(data)
     if name.startswith("embedded:"):
-        return _embedded(name), None
+        return _embedded(name, unread), None
     folder = Path(name)
     if folder.is_file():
         raise UserError(
             f"{name}: is a file; give it as `train:`, a dataset is a folder or a hub id"
         )
     if folder.is_dir():
-        saved = saved_splits(folder)
+        saved = saved_splits(folder, unread)
         if saved is not None:
             return _from_datasets(saved, name, data), None
         files = split_files(folder)
         if not files:
             raise UserError(f"{name}: has no train.csv (or .tsv, .jsonl, .parquet) and no train/")
         one = {split: found[0] if len(found) == 1 else found for split, found in files}
-        return {split: read(found, data) for split, found in one.items()}, None
+        empty = Table(pandas.DataFrame(), name)
+        return {
+            split: empty if split == unread else read(found, data) for split, found in one.items()
+        }, None
     commit = sources.snapshot(name, data.dataset_revision, "dataset", PATTERNS)
     splits = from_snapshot(commit, data.dataset_config, name)
+    if unread in splits:
+        # datasets has converted its files; none of its rows is looked at.
+        splits[unread] = splits[unread].select([])
     return _from_datasets(splits, name, data), commit.name
 
 
-def _embedded(name: str) -> dict[str, Table]:
+def _embedded(name: str, unread: str | None) -> dict[str, Table]:
     short = name.removeprefix("embedded:")
     file = sources.embedded(short, sources.EMBEDDED_DATASETS, "dataset")
     if file.suffix == ".txt":
@@ -324,7 +344,7 @@ def _embedded(name: str) -> dict[str, Table]:
     if file.suffix == ".dict":
         return {"train": read_dictionary(file, name)}
     if file.suffix == ".tab":
-        return orange_tables.splits(file, name)
+        return orange_tables.splits(file, name, unread)
     if table_files.kind(file) != ".csv" or file.suffix == ".gz":
         raise UserError(f"{name}: has images, not texts; embedded:imdb has texts")
     table = read_table(file)

@@ -26,6 +26,7 @@ from finetune.recipe import Data
 
 SPLITS = ("train", "validation", "test")
 SAMPLE = "sample of the official split"
+VALIDATION = "validation"
 # Above this share of test rows that are also in train, a score no longer means anything.
 MOST_OVERLAP = 0.001
 # No more than this share of train is taken for another split.
@@ -207,7 +208,8 @@ class Chosen(Generic[R]):
     """The rows of each split, what test is, and what the checks found (see ``findings``).
 
     ``test_is`` is "official" (the hub or embedded dataset's own test split), "sample of the
-    official split", "given" (by the user) or "holdout" (taken from train).
+    official split", "given" (by the user), "holdout" (taken from train), or "validation": the rows
+    of validation serve as test, too (``untested``).
     """
 
     train: R
@@ -243,6 +245,7 @@ def choose(
     test_is: str,
     notes: Sequence[str] = (),
     join: Callable[[R, Mapping[str, pandas.DataFrame]], R] | None = None,
+    unread: bool = False,
 ) -> Chosen[R]:
     """Decides which rows train, validate and test.
 
@@ -252,13 +255,14 @@ def choose(
         test_is: what a given test is, see ``Chosen``.
         notes: what finding the splits has to say.
         join: (training rows, rows of the other splits) -> training rows with more among them.
+        unread: there is a test that is not read, and none has to be taken from train.
 
     Raises:
         UserError: there are too few rows to take a split from, or two splits share rows.
     """
     given: list[Rows] = [train, *others.values()]
-    if "test" in others:
-        test = others["test"]
+    if "test" in others or unread:
+        test = others.get("test", Frame(pandas.DataFrame(), source))
     else:
         if not data.holdout:
             raise UserError(
@@ -281,6 +285,10 @@ def choose(
         validation = taken.frame()
     else:
         validation = tested.iloc[:0]
+    if data.untested:
+        if not len(validation):
+            raise UserError(f"{source}: untested needs validation rows; raise validation_size")
+        tested, test_is = validation, VALIDATION
     sample_seed = data.split_seed if data.sample_seed is None else data.sample_seed
     train = _sampled(train, data.max_train_samples, sample_seed)
     if join:
@@ -289,7 +297,11 @@ def choose(
     contradictions = train.contradictions()
     shared = _shared(train, tested, "test", "train", source, data)
     validated = _shared(train, validation, "validation", "train", source, data)
-    both = _shared(Frame(validation, source), tested, "test", "validation", source, data)
+    both = (
+        []
+        if data.untested
+        else _shared(Frame(validation, source), tested, "test", "validation", source, data)
+    )
     rejected = [row for rows in given for row in rows.rejected]
     return Chosen(
         train,

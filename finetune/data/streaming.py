@@ -144,7 +144,9 @@ def load(data: Data, kind: PlainRows = corpus.TEXTS, labelled: bool = False) -> 
         usable = row_checks.usable(table, split, data, kind, False)
         others[split] = splits.Frame(usable, table.source, table.rejected, table.fixed, table.notes)
     splits.check({"train": train, **others})
-    chosen = splits.choose(train, others, data, found.source, found.test_is, notes)
+    chosen = splits.choose(
+        train, others, data, found.source, found.test_is, notes, unread=found.unread
+    )
     places = chosen.train.places
     return Corpus(
         train.rows.select(places) if len(places) < len(train.rows) else train.rows,
@@ -244,10 +246,12 @@ def _dataset(data: Data, notes: list[str]) -> tuple[dict[str, Dataset], str | No
             commit
         )
     if Path(name).is_dir():
-        if saved := readers.saved_splits(Path(name)):
+        unread = table_files.unread(data)
+        if saved := readers.saved_splits(Path(name), unread):
             return dict(saved), None
         return {
-            split: _read(files, data, notes) for split, files in readers.split_files(Path(name))
+            split: Dataset.from_dict({}) if split == unread else _read(files, data, notes)
+            for split, files in readers.split_files(Path(name))
         }, None
     folder = sources.snapshot(name, data.dataset_revision, "dataset", readers.PATTERNS)
     loaded = readers.from_snapshot(folder, data.dataset_config, name)

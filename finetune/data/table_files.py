@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import UserError
+from finetune.recipe import Data
 
 DELIMITED = {".csv", ".tsv", ".tab"}
 JSON = {".jsonl", ".json", ".ndjson"}
@@ -139,6 +140,17 @@ def is_file(given: str | Sequence[str] | None) -> bool:
     if Path(given).exists() or kind(Path(given)) in {*SUFFIXES, *TEXT} or "*" in given:
         return True
     return "," in given and all(is_file(part.strip()) for part in given.split(","))
+
+
+def unread(data: Data) -> str | None:
+    """Returns the split of a dataset that ``untested`` leaves unread; None where there is none.
+
+    It is that of the test, unless train or validation are other parts of it.
+    """
+    named = (data.train or "train", data.validation)
+    bases = {str(name).partition("[")[0] for name in named if not is_file(name)}
+    test = "test" if is_file(data.test) else str(data.test or "test").partition("[")[0]
+    return test if data.untested and test not in bases else None
 
 
 def inside(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ resampled rows. Random draws are seeded, so equal input gives equal intervals.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy
 
@@ -72,18 +72,61 @@ def unpaired_difference(ours: Array, theirs: Array, level: float = 0.95) -> Metr
 def over_seeds(values: Array, resamples: int = RESAMPLES) -> Metric:
     """Returns the mean over seeds and rows, with an interval that covers both sources of variance.
 
+    Args:
+        values: (S, N), for example whether the model of seed s was right on row n; or for a paired
+            difference, those of two models that were trained with the same seeds and tested on the
+            same rows, subtracted.
+    """
+    statistics = [lambda rows, own=own: own[rows].mean() for own in values]
+    return pigeonhole(statistics, values.shape[1], resamples)
+
+
+def pigeonhole(statistics: Sequence[Statistic], rows: int, resamples: int = RESAMPLES) -> Metric:
+    """Returns the mean of a statistic over seeds, with an interval over both seeds and rows.
+
     Every resample draws seeds and rows anew (the pigeonhole bootstrap, Owen 2007, whose intervals
-    are conservative). For a paired difference, pass the differences of two models that were
-    trained with the same seeds and tested on the same rows.
+    are conservative).
 
     Args:
-        values: (S, N), for example whether the model of seed s was right on row n.
+        statistics: one for each seed, of row indices.
+        rows: how many there are.
+
+    Returns:
+        Also ``p``: two-sided, for the hypothesis that the mean is 0; at least 2 / (resamples + 1).
     """
-    seeds, rows = values.shape
+    seeds = len(statistics)
+    value = float(numpy.mean([each(numpy.arange(rows)) for each in statistics]))
     draw = numpy.random.default_rng(0)
-    means = [
-        values[draw.integers(0, seeds, seeds)][:, draw.integers(0, rows, rows)].mean()
-        for _ in range(resamples)
-    ]
-    low, high = numpy.percentile(means, [2.5, 97.5])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high), "n": rows}
+    means = numpy.empty(resamples)
+    for i in range(resamples):
+        drawn, places = draw.integers(0, seeds, seeds), draw.integers(0, rows, rows)
+        means[i] = numpy.mean([statistics[seed](places) for seed in drawn])
+    low, high = numpy.nanpercentile(means, [2.5, 97.5])
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    p = min(1.0, 2 * (tail + 1) / (resamples + 1))
+    return {"value": value, "low": float(low), "high": float(high), "n": rows, "p": float(p)}
+
+
+def student(values: Sequence[float]) -> Metric:
+    """Returns the mean of one value per seed with its 95 % t interval (Student 1908).
+
+    Returns:
+        Also ``p``: two-sided, for the hypothesis that the mean is 0.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    sample = numpy.array(values)
+    n, mean = len(sample), float(sample.mean())
+    error = float(sample.std(ddof=1) / n**0.5)
+    reach = float(stdtrit(n - 1, 0.975)) * error
+    p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
+    return {"value": mean, "low": mean - reach, "high": mean + reach, "n": n, "p": p}
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Returns p values corrected for their number, which controls any false finding (Holm 1979)."""
+    order = numpy.argsort(values)
+    factors = numpy.arange(len(values), 0, -1)
+    corrected = numpy.maximum.accumulate(numpy.asarray(values)[order] * factors)
+    back = numpy.argsort(order)
+    return [float(p) for p in numpy.minimum(corrected, 1.0)[back]]

@@ -174,6 +174,31 @@ def _headline(problem_type: str, logits: Array, labels: Array) -> Callable[[Arra
     return _r2(labels, logits.reshape(len(labels)))
 
 
+def of_predictions(
+    problem_type: str, metric: str, labels: Array, predicted: Array
+) -> Callable[[Array], float] | None:
+    """Returns a metric as a statistic of row indices, from predictions instead of logits.
+
+    Args:
+        labels, predicted: (N, K) bool, or (N,) float for a regression.
+
+    Returns:
+        None for a metric that is not computed this way.
+    """
+    if metric == "r2":
+        return _r2(labels, predicted)
+    if metric == "accuracy":
+        right = (labels == predicted).all(1)
+        return lambda rows: float(right[rows].mean())
+    if metric == "macro_f1" and problem_type == "multi_label_classification":
+        return _labels_f1(labels, predicted)
+    if metric == "macro_f1":
+        k = labels.shape[1]
+        cells = labels.argmax(1) * k + predicted.argmax(1)
+        return lambda rows: _macro_f1(numpy.bincount(cells[rows], minlength=k * k).reshape(k, k))
+    return None
+
+
 def difference(problem_type: str, logits: Array, other: Array, labels: Array) -> Metric:
     """Returns by how much the headline of ``logits`` exceeds that of ``other``, paired by row.
 

@@ -39,6 +39,41 @@ def _section(cls: type, tree: Any, what: str, name: str, origin: dict[str, str])
     return cls(**values)
 
 
+def _tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Parses a recipe file; with ``base``, it is what another recipe has, except for these keys.
+
+    Args:
+        above: the files that lead to this one by their ``base``.
+
+    Raises:
+        UserError: it is no such YAML, or its base is itself.
+    """
+    name = str(path)
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"), name)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 at byte {error.start}") from None
+    given = tree.pop("base", None)
+    if given is None:
+        return tree
+    where, named = place(given, name), plain(given, False)
+    if not isinstance(named, str):
+        raise UserError(f"{where}: base has to be a recipe, for example imdb/minilm")
+    # Beside this file, or else as on the command line.
+    beside = path.parent / named
+    found = beside if beside.is_file() else packaged.find(named)
+    above = (*above, path.resolve())
+    if found.resolve() in above:
+        raise UserError(f"{where}: base {named} leads back to {name}")
+    base = _tree(found, above)
+    for key, value in tree.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            base[key].update(value)
+        else:
+            base[key] = value
+    return base
+
+
 def _override(
     tree: dict[str, Any], overrides: Mapping[str, str], guessed: Mapping[str, str]
 ) -> None:
@@ -119,10 +154,7 @@ def read(
     """
     path = packaged.find(path)
     name = str(path)
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"), name)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 at byte {error.start}") from None
+    tree = _tree(path)
     given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     _override(tree, given, guessed or {})
 

@@ -188,6 +188,9 @@ class Data:
         False, "causal LMs: read training rows from disk, for data that exceeds memory"
     )
     allow_overlap: bool = key(False, "accept texts that are in both train and test")
+    untested: bool = key(
+        False, "leave the test split unread and score the validation rows, as trials of a sweep do"
+    )
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,29 @@ from finetune.report import exports, wording
 from finetune.tasks.usage import EMBEDDED, base_id, is_adapter
 
 
-def render(recipe: Recipe, results: dict[str, Any], exported: Sequence[dict[str, Any]] = ()) -> str:
+def render(
+    recipe: Recipe,
+    results: dict[str, Any],
+    exported: Sequence[dict[str, Any]] = (),
+    seeds: dict[str, Any] | None = None,
+) -> str:
     """The card as Markdown with YAML front matter.
 
     Args:
         recipe: as resolved by the run; its ``training.output_dir`` names the folder in the code.
         results: the run's results.json.
         exported: export.json of the run's exports.
+        seeds: seeds.json, if the run is one of several seeds.
     """
     sections = [
         f"---\n{_front_matter(results)}\n---\n",
         f"# {_name(results)}\n\n{_opening(results)}",
         f"## Use\n\n{_usage(recipe, results)}",
         *([f"## Labels\n\n{_labels(results)}"] if results["data"]["label_names"] else []),
-        f"## Results\n\n{_results(results)}",
+        f"## Results\n\n{_results(results, seeds)}",
         *([f"## Exports\n\n{exports.table(exported)}\n\n{exports.NOTE}"] if exported else []),
         f"## Data\n\n{_data(results)}",
-        f"## Limits\n\n{_limits(recipe, results)}",
+        f"## Limits\n\n{_limits(recipe, results, seeds)}",
         f"## Cost\n\n{_cost(results)}",
     ]
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
@@ -95,7 +101,7 @@ def _labels(results: dict[str, Any]) -> str:
     return "\n".join(f"{i}. {_cell(name)}" for i, name in enumerate(names))
 
 
-def _results(results: dict[str, Any]) -> str:
+def _results(results: dict[str, Any], seeds: dict[str, Any] | None) -> str:
     headline = results["headline"]
     lines = [f"| | {wording.title(headline)} | the model is |", "|---|---|---|"]
     model = results["metrics"][headline]
@@ -107,6 +113,11 @@ def _results(results: dict[str, Any]) -> str:
     header, *rows = wording.also_measured(results)
     lines += ["", *(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))]
     lines += ["", "Brackets hold 95 % intervals over the test rows, for one training seed."]
+    if seeds:
+        lines += [
+            "",
+            f"{wording.over_seeds(seeds)} This is seed {results['seed']}. {wording.kept(seeds)}",
+        ]
     if wording.views(results["data"]):
         lines += ["", wording.views(results["data"])]
     published = wording.reference(results)
@@ -129,7 +140,7 @@ def _data(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _limits(recipe: Recipe, results: dict[str, Any]) -> str:
+def _limits(recipe: Recipe, results: dict[str, Any], seeds: dict[str, Any] | None) -> str:
     data, model = results["data"], recipe.model
     limits = [
         f"Trained on {wording.rows(data['train'])} rows of `{data['source']}`, so its language, "
@@ -157,7 +168,10 @@ def _limits(recipe: Recipe, results: dict[str, Any]) -> str:
             "above loads it in full precision and may score a little otherwise. `finetune predict` "
             "holds it as training did."
         )
-    limits.append("One seed was trained: another may land elsewhere, beyond the intervals above.")
+    if seeds is None:
+        limits.append(
+            "One seed was trained: another may land elsewhere, beyond the intervals above."
+        )
     limits.append("No check for bias or for harmful use was made.")
     return " ".join(limits)
 

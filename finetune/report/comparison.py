@@ -1,4 +1,4 @@
-"""Compares runs: ranks them, and averages the seeds of one recipe."""
+"""Compares runs: ranks them, and shows the seeds of one recipe together."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import yaml
 from rich.console import RenderableType
 from rich.table import Table
-from scipy.special import stdtrit
 
 from finetune import run_directory
-from finetune.report import wording
+from finetune.report import aggregate, wording
+from finetune.report.aggregate import Read, settings_of
 from finetune.report.tables import as_text, new_table
 
 OnCorrections = Callable[[run_directory.Run, list[str]], wording.Metric]
@@ -21,9 +20,9 @@ OnCorrections = Callable[[run_directory.Run, list[str]], wording.Metric]
 def compare(runs: list[run_directory.Run], on_corrections: OnCorrections | None = None) -> str:
     """Ranks runs by their headline metric, one table per set of test rows and metric.
 
-    Below each table, every recipe with several seeds has one line: the mean over its seeds, the
-    95 % t interval of that mean on these test rows, and the paired difference from the best such
-    recipe. Where a run learned from corrections, all are compared on the corrected rows, too.
+    Below each table, every recipe with several seeds has one line: the mean over its seeds with its
+    intervals, and the paired difference from the best such recipe. Where a run learned from
+    corrections, all are compared on the corrected rows, too.
 
     Args:
         on_corrections: (run, files of corrections) -> its headline metric on these rows; None
@@ -35,12 +34,9 @@ def compare(runs: list[run_directory.Run], on_corrections: OnCorrections | None 
     read = [(run, run.results()) for run in runs]
     parts: list[RenderableType] = []
     for group in _same_test(read):
-        parts += [_heading(group[0][1]), _ranking(group), *_over_seeds(group), ""]
+        parts += [_heading(group[0][1]), _ranking(group), *aggregate.lines(group), ""]
         parts += _corrected(group, on_corrections) if on_corrections else []
     return as_text(*parts)
-
-
-Read = tuple[run_directory.Run, dict[str, Any]]
 
 
 def _same_test(read: list[Read]) -> list[list[Read]]:
@@ -173,82 +169,3 @@ def _corrected(group: list[Read], on_corrections: OnCorrections) -> list[Rendera
         )
     note = "What a run was trained on shows what it learned, not what it would say of new rows."
     return [table, note, ""]
-
-
-def settings_of(run: run_directory.Run) -> dict[str, Any]:
-    """Returns a run's settings without name, seed and folder: equal for seeds of one recipe."""
-    return without_seed((run.folder / run_directory.RECIPE).read_text(encoding="utf-8"))
-
-
-def without_seed(text: str) -> dict[str, Any]:
-    """Returns the settings of a recipe's YAML without name, seed and folder."""
-    settings, dropped = yaml.safe_load(text), {"seed", "output_dir"}
-    settings.pop("name", None)
-    data, seed = settings["data"], settings["training"].get("seed")
-    if data.get("sample_seed") == seed:
-        # Each seed has training rows of its own.
-        data = {key: value for key, value in data.items() if key != "sample_seed"}
-    training = {k: v for k, v in settings["training"].items() if k not in dropped}
-    return settings | {"data": data, "training": training}
-
-
-def _over_seeds(group: list[Read]) -> list[str]:
-    """One line per recipe with several seeds, best first, with its difference from the best.
-
-    The difference is paired over the seeds that both have. The linear baseline has a line of its
-    own where each seed has other training rows.
-    """
-    headline = group[0][1]["headline"]
-    found: list[tuple[run_directory.Run, str, dict[str, Any], dict[int, float]]] = []
-    for run, results in group:
-        name, settings = results["name"], settings_of(run)
-        value = results["metrics"][headline]["value"]
-        known = next((v for _, n, s, v in found if (n, s) == (name, settings)), None)
-        if known is None:
-            found.append((run, name, settings, known := {}))
-        # Running a seed twice adds no information.
-        known.setdefault(results["seed"], value)
-    names = [name for _, name, _, values in found if len(values) > 1]
-    several = [
-        # Runs of one recipe with different flags are shown by the folder of their seeds.
-        (str(run.folder.parent) if names.count(name) > 1 else name, values)
-        for run, name, _, values in found
-        if len(values) > 1
-    ]
-    several += _linear_over_seeds(group)
-    several.sort(key=lambda item: wording.sort_key(headline, _mean(item[1])))
-    lines = []
-    for name, values in several:
-        mean = wording.measured(headline, _t_interval(list(values.values())))
-        seeds = ", ".join(str(seed) for seed in sorted(values))
-        line = f"{name}: mean {mean}, 95 % t interval over {len(values)} seeds ({seeds})"
-        best, others = several[0]
-        shared = values.keys() & others.keys()
-        if values is not others and len(shared) > 1:
-            difference = _t_interval([values[seed] - others[seed] for seed in shared])
-            line += f"; difference from {best} {wording.signed(headline, difference)} "
-            line += f"over {len(shared)} shared seeds"
-        lines.append(wording.plain(line))
-    return lines
-
-
-def _linear_over_seeds(group: list[Read]) -> list[tuple[str, dict[int, float]]]:
-    """The linear baseline's value by seed, if its training rows differ between seeds."""
-    found: dict[str, dict[int, float]] = {}
-    for _, results in group:
-        if name := wording.linear(results["baselines"]):
-            value = results["baselines"][name][results["headline"]]["value"]
-            found.setdefault(name, {}).setdefault(results["seed"], value)
-    return [(name, values) for name, values in found.items() if len(set(values.values())) > 1]
-
-
-def _mean(values: dict[int, float]) -> float:
-    return float(numpy.mean(list(values.values())))
-
-
-def _t_interval(values: list[float]) -> wording.Metric:
-    """The mean of one value per seed with its 95 % t interval (Student 1908)."""
-    sample = numpy.array(values)
-    n, mean = len(sample), float(sample.mean())
-    reach = float(stdtrit(n - 1, 0.975) * sample.std(ddof=1) / n**0.5)
-    return {"value": mean, "low": mean - reach, "high": mean + reach}

@@ -233,3 +233,96 @@ def scatter(rows: pandas.DataFrame) -> str:
         if every > 1:
             axes.set_title(f"{len(shown):,} of {len(rows):,} rows")
         return _svg(figure, "scatter", "Predicted against true values")
+
+
+# --- several runs ----------------------------------------------------------------------------
+
+
+def parallel_coordinates(
+    values: list[list[Any]], scores: list[float], names: list[str], metric: str
+) -> str:
+    """Draws each trial of a sweep as a line through its values; the best is dark.
+
+    Args:
+        values: (T, K) of T trials, best first: numbers, texts or booleans.
+        scores: (T,) the metric of each trial.
+        names: the K keys.
+
+    Returns:
+        SVG.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(9, 3.8)
+        axes: Axes = figure.subplots()
+        columns = [*zip(*values, strict=True), tuple(scores)]
+        heights, ends = zip(*(_heights(list(column)) for column in columns), strict=True)
+        for rank in range(len(values) - 1, -1, -1):
+            line = [column[rank] for column in heights]
+            best = rank == 0
+            axes.plot(
+                line, color=BLUE if best else GREY, alpha=1 if best else 0.35, zorder=2 + best
+            )
+        for place, marks in enumerate(ends):
+            axes.axvline(place, color=INK, linewidth=0.8)
+            for height, label in marks:
+                axes.text(place + 0.02, height, label, fontsize=8, va="center")
+        axes.set_xticks(range(len(columns)), [*names, wording.title(metric)])
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.set_xlim(-0.05, len(columns) - 1 + 0.25)
+        axes.set_ylim(-0.05, 1.05)
+        return _svg(figure, "trials", "Parallel coordinates of all trials")
+
+
+def _heights(column: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Returns the places of values on an axis from 0 to 1, and the marks of the axis.
+
+    Numbers that are drawn over more than a factor of 30 are placed by their logarithm.
+    """
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in column):
+        known = sorted({str(value) for value in column})
+        places = {name: i / max(len(known) - 1, 1) for i, name in enumerate(known)}
+        return [places[str(value)] for value in column], [(y, x) for x, y in places.items()]
+    low, high = min(column), max(column)
+    scaled = numpy.array(column, dtype=float)
+    if low > 0 and high / low > 30:
+        scaled = numpy.log(scaled)
+    spread = numpy.ptp(scaled)
+    found = (scaled - scaled.min()) / spread if spread else numpy.full(len(scaled), 0.5)
+    marks = [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")] if spread else [(0.5, f"{low:.3g}")]
+    return found.tolist(), marks
+
+
+def power_law(
+    rows: list[int],
+    errors: list[wording.Metric],
+    fitted: tuple[list[float], list[float], list[float], list[float]],
+    title: str,
+) -> str:
+    """Draws the error over the number of training rows, and the curve fitted to it.
+
+    Args:
+        rows: (M,) training rows.
+        errors: (M,) with intervals.
+        fitted: rows, error, low and high of the curve, each (L,).
+
+    Returns:
+        SVG.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(9, 3.8)
+        axes: Axes = figure.subplots()
+        places, middle, low, high = fitted
+        axes.fill_between(places, low, high, color=BLUE, alpha=0.15, linewidth=0)
+        axes.plot(places, middle, color=BLUE, label="power law, 95 % interval")
+        values = numpy.array([[e["value"], e["low"], e["high"]] for e in errors]).T
+        reach = numpy.clip([values[0] - values[1], values[2] - values[0]], 0, None)
+        axes.errorbar(rows, values[0], reach, fmt="o", color=ORANGE, label="measured")
+        axes.set_xscale("log")
+        axes.set_xticks(rows, [f"{count:,}" for count in rows])
+        axes.minorticks_off()
+        axes.set_xlabel("training rows")
+        axes.set_ylabel(title)
+        axes.legend()
+        return _svg(figure, "power", "Error over training rows")

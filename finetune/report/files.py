@@ -21,5 +21,5 @@ def write_card(run: run_directory.Run) -> None:
         UserError: the directory has no finished run.
     """
     read = recipe.read(run.folder / run_directory.RECIPE)
-    text = card.render(read, run.results(), run.exports())
+    text = card.render(read, run.results(), run.exports(), run.seeds())
     (run.model / "README.md").write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from finetune import recipe, run_directory
 from finetune.errors import UserError
 from finetune.recipe import packaged
 from finetune.report import wording
-from finetune.report.comparison import settings_of, without_seed
+from finetune.report.aggregate import settings_of, without_seed
 from finetune.report.tables import WIDTH, as_text, new_table
 
 RUNS = Path("runs")

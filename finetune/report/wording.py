@@ -18,6 +18,7 @@ SPLITS = {
     "official": "official test split",
     "holdout": "holdout of the training data, not the official test split",
     "given": "test split as given by the user",
+    "validation": "validation rows, because no test row is read (untested)",
 }
 BETTER, WORSE = "better", "worse"
 UNCLEAR = "not clearly better"
@@ -148,6 +149,29 @@ def standing(results: dict[str, Any]) -> str:
     }
     found = [phrase.format(_and(names[word])) for word, phrase in parts.items() if word in names]
     return f"The model is {'; '.join(found)}."
+
+
+def kept(seeds: dict[str, Any]) -> str:
+    """Says which of several seeds is the model to use, given seeds.json."""
+    if not seeds["kept"]:
+        return "There are no validation rows to prefer a seed by."
+    (seed,) = [s for s, folder in seeds["runs"].items() if folder == seeds["kept"]]
+    value = number(seeds["headline"], seeds["validation"][seed])
+    title_of = title(seeds["headline"])
+    return f"Validation prefers seed {seed} ({title_of} {value} on its rows)."
+
+
+def over_seeds(seeds: dict[str, Any]) -> str:
+    """Says what several seeds reach on the test rows, given seeds.json."""
+    headline, values = seeds["headline"], seeds["values"]
+    line = f"Over {len(values)} seeds ({', '.join(values)}): mean {title(headline)} "
+    line += f"{measured(headline, seeds['mean'])}, 95 % t interval over the seeds"
+    if seeds["over_rows"]:
+        line += (
+            f"; {interval(headline, seeds['over_rows'])} over seeds and rows (pigeonhole bootstrap)"
+        )
+    worst = str(seeds["worst"])
+    return f"{line}; the worst {number(headline, values[worst])} (seed {worst})."
 
 
 def conclusion(results: dict[str, Any]) -> str:

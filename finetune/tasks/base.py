@@ -269,6 +269,19 @@ class Task(ABC):
         """Returns sentences for the model card's section on limits."""
         return []
 
+    def statistic(
+        self, metric: str, rows: "pandas.DataFrame", data: Mapping[str, Any]
+    ) -> Callable[[numpy.ndarray], float] | None:
+        """Returns a metric as a function of row indices, for intervals over several seeds.
+
+        None where predictions.parquet does not have all that it needs.
+
+        Args:
+            rows: the run's predictions.parquet.
+            data: as in ``answers``.
+        """
+        return None
+
     def mistakes(
         self, rows: "pandas.DataFrame", data: Mapping[str, Any], most: int
     ) -> list[Mistake] | None:

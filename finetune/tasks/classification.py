@@ -159,6 +159,17 @@ class Classifier(Task):
         """Returns ``text`` or ``image`` of a ``Mistake``, from a row of predictions.parquet."""
         raise NotImplementedError
 
+    def statistic(
+        self, metric: str, rows: "pandas.DataFrame", data: Mapping[str, Any]
+    ) -> Callable[[numpy.ndarray], float] | None:
+        kind, names = data["problem_type"], data["label_names"]
+        columns = [rows[column] for column in ("label", "prediction")]
+        if kind == "regression":
+            labels, predicted = (column.to_numpy(float) for column in columns)
+        else:
+            labels, predicted = (_members(list(column), names) for column in columns)
+        return scoring.of_predictions(kind, metric, labels, predicted)
+
     def mistakes(
         self, rows: "pandas.DataFrame", data: Mapping[str, Any], most: int
     ) -> list[Mistake] | None:

@@ -501,6 +501,13 @@ DEPENDENCIES = [
         "finetune.export.proof",
         "joins the outputs of batches as the Trainer does",
     ),
+    # --- optuna -------------------------------------------------------------------------------
+    Dependency(
+        "optuna.trial.FrozenTrial._trial_id",
+        "use",
+        "finetune.studies.sweep",
+        "a trial that was killed goes on: nothing public leads from a stored trial to a Trial",
+    ),
     # --- exporters, experimental in transformers 5.23 ------------------------------------------
     *(
         Dependency(

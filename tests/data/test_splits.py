@@ -275,3 +275,42 @@ def test_splits_with_other_columns_are_stopped(load: Load, request: Any) -> None
     data = Data(train="train.jsonl", test="test.jsonl")
     with pytest.raises(UserError, match="has prompt, completion where train has text"):
         load(data, corpus.DOCUMENTS, labelled=False)
+
+
+def test_untested_leaves_the_test_split_unread(load: Load) -> None:
+    table("train.jsonl", numbered("train", 40))
+    whole = {"train": "train.jsonl", "validation_size": 8}
+    # The file of the test does not exist.
+    found = load(**whole, test="test.jsonl", untested=True)
+    assert found.test_is == "validation"
+    assert texts(found.test) == texts(found.validation)
+    assert sizes(found) == (32, 8, 8)
+    # Of a folder, test.jsonl cannot be read.
+    table("data/train.jsonl", numbered("train", 40))
+    Path("data/test.jsonl").write_bytes(b"\x00\xff{")
+    found = load(dataset="data", validation_size=8, untested=True)
+    assert sizes(found) == (32, 8, 8)
+    # A holdout is taken from train, and neither trained on nor scored.
+    held = load(train="train.jsonl", holdout=10, validation_size=8)
+    found = load(train="train.jsonl", holdout=10, validation_size=8, untested=True)
+    assert texts(found.train) == texts(held.train)
+    assert texts(found.test) == texts(held.validation)
+    assert "needs validation rows" in refused(load, **whole | {"validation_size": 0}, untested=True)
+
+
+def test_untested_leaves_the_test_of_the_hub_and_of_saved_splits_unread(
+    load: Load, hub: None
+) -> None:
+    assert sizes(load(dataset="a/b", validation_size=10, untested=True)) == (50, 10, 10)
+    parts = {"train": "train[:80%]", "test": "train[80%:]"}
+    assert sizes(load(dataset="a/b", **parts, validation_size=8, untested=True)) == (40, 8, 8)
+    assert sizes(load(dataset="a/b", test="extra", validation_size=10, untested=True)) == (
+        50,
+        10,
+        10,
+    )
+    saved = {name: Dataset.from_dict({"text": numbered(name, 30)}) for name in ("train", "test")}
+    DatasetDict(saved).save_to_disk("saved")
+    for file in Path("saved/test").iterdir():
+        file.unlink()
+    assert sizes(load(dataset="saved", validation_size=10, untested=True)) == (20, 10, 10)

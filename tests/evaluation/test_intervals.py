@@ -62,3 +62,32 @@ def test_over_seeds_is_narrower_for_paired_differences() -> None:
     alone = intervals.over_seeds(right)
     assert apart["value"] == pytest.approx((right - other).mean())
     assert apart["high"] - apart["low"] < 0.6 * (alone["high"] - alone["low"])
+
+
+def test_pigeonhole_is_over_seeds_for_means() -> None:
+    right = (numpy.random.default_rng(3).random((4, 60)) < 0.7).astype(float)
+    rows = [lambda places, own=own: float(own[places].mean()) for own in right]
+    assert intervals.pigeonhole(rows, 60, 100) == intervals.over_seeds(right, 100)
+
+
+def test_a_clear_difference_over_seeds_and_rows_has_a_small_p() -> None:
+    draw = numpy.random.default_rng(4)
+    assert intervals.over_seeds(draw.normal(0.2, 1, (5, 400)))["p"] < 0.01
+    assert intervals.over_seeds(draw.normal(0.0, 1, (5, 400)))["p"] > 0.05
+
+
+def test_student_is_the_t_test_of_scipy() -> None:
+    from scipy.stats import ttest_1samp
+
+    values = [0.1, 0.3, -0.1, 0.25]
+    found, expected = intervals.student(values), ttest_1samp(values, 0)
+    assert found["p"] == pytest.approx(expected.pvalue)
+    assert found["low"] == pytest.approx(expected.confidence_interval().low)
+    assert intervals.student([0.5, 0.5])["p"] == 0
+    assert intervals.student([0.0, 0.0])["p"] == 1
+
+
+def test_holm_corrects_for_the_number_of_comparisons() -> None:
+    # 0.01 * 4, 0.03 * 2 (not below the one before), 0.02 * 3, 0.8 * 1
+    assert intervals.holm([0.01, 0.03, 0.02, 0.8]) == pytest.approx([0.04, 0.06, 0.06, 0.8])
+    assert intervals.holm([0.5, 0.9]) == [1.0, 1.0]

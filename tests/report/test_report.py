@@ -465,6 +465,31 @@ def test_compare_names_the_folder_of_runs_of_one_recipe_with_other_flags(write) 
     assert "; difference from runs/a -9.5 " in shown
 
 
+def test_compare_says_which_differences_over_seeds_and_rows_may_be_noise(write) -> None:
+    draw, count = numpy.random.default_rng(0), 400
+    for name, share in (("a/best", 0.9), ("b/near", 0.895), ("c/far", 0.7)):
+        for seed in range(3):
+            right = draw.random(count) < share
+            rows = pandas.DataFrame(
+                {
+                    "id": [f"train-{i}" for i in range(count)],
+                    "text": [f"row {i}" for i in range(count)],
+                    "label": ["positive"] * count,
+                    "prediction": numpy.where(right, "positive", "negative"),
+                    "probabilities": [[0.5, 0.5]] * count,
+                }
+            )
+            write(scored(float(right.mean()), seed=seed, name=name, data__test=count), rows=rows)
+    text = " ".join(comparison.compare(run_directory.find(["runs"])).split())
+    near, far = (re.search(rf"{name}: mean .*?\(p = [\d.]+\)", text) for name in ("near", "far"))
+    assert near
+    assert far
+    assert "over seeds and rows; the worst" in near[0]
+    assert "over 3 shared seeds and all rows, may be noise" in near[0]
+    assert "over 3 shared seeds and all rows, clear" in far[0]
+    assert "2 comparisons with the best; p is corrected for that number (Holm 1979)." in text
+
+
 def test_compare_takes_no_mean_over_different_settings(write) -> None:
     runs = [write(scored(0.8))]
     runs.append(write(scored(0.9, seed=1), text=RECIPE.replace("1.0e-4", "5.0e-5")))
