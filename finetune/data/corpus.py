@@ -167,7 +167,7 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         names, problem_type = labels.encode(frames, found.tables, data), data.problem_type
     train = given.pop("train")
     policy = train, given, data, found.source, found.test_is, found.notes
-    if data.add_feedback and labelled:
+    if (data.add_feedback or data.corrections) and labelled:
         corrected = corrections.load(
             data, content, names, lambda file, own: _read(file, own, content == IMAGES, True)
         )
