@@ -42,6 +42,8 @@ def check(recipe: Recipe) -> None:
     learns = [k for k in changed if k in {"class_weights", "loss", "sampler"}]
     if learns and recipe.tuning.method == CONTRASTIVE:
         refuse(learns[0], "contrastive tuning learns from pairs of rows; leave it out")
+    if asked.calibrate and recipe.tuning.method == CONTRASTIVE:
+        refuse("calibrate", "contrastive tuning fits its head at every evaluation; leave it out")
     if learns and recipe.distillation.teacher:
         refuse(learns[0], "a student's loss is its teacher's; leave it out")
     mixed = recipe.augmentation.mixup or recipe.augmentation.cutmix
@@ -103,7 +105,10 @@ def weights(recipe: Recipe, data: "Corpus") -> tuple[float, ...] | None:
     if asked == "balanced":
         have = numpy.maximum(counts(data), 1)
         rows = len(data.train)
-        balanced = rows / have - 1 if data.problem_type == MULTI else rows / (len(names) * have)
+        balanced = rows / (len(names) * have)
+        if data.problem_type == MULTI:
+            # A label that every row has still counts.
+            balanced = numpy.maximum(rows - have, 1) / have
         return tuple(float(each) for each in balanced)
     where = recipe.where("classes.class_weights")
     assert isinstance(asked, Mapping)

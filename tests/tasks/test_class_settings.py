@@ -218,6 +218,7 @@ CONTRADICTIONS = [
     (["--class_weights", "{positiv: 2}"], "did you mean 'positive'?"),
     (["--class_weights", "{positive: -1}"], "has to be above 0"),
     (["--method", "contrastive", "--loss", "focal"], "contrastive tuning learns from pairs"),
+    (["--method", "contrastive", "--calibrate"], "contrastive tuning fits its head at"),
     (["--sampler", "balanced", "--problem_type", "regression"], "a regression has no classes"),
     (["--calibrate", "--problem_type", "multi_label_classification"], "needs one label a row"),
     (["--task", "fill-mask", "--threshold", "f1"], "threshold is for classification"),
