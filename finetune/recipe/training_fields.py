@@ -162,7 +162,7 @@ FORMER = {
     **dict.fromkeys(["use_lora", "use_peft"], "method lora"),
     **dict.fromkeys(["lora_r", "lora_rank"], "r, with method lora"),
     **dict.fromkeys(["class_weight", "pos_weight"], "class_weights"),
-    **dict.fromkeys(["loss_type", "loss_function", "focal_loss"], "loss: focal, or no loss"),
+    **dict.fromkeys(["loss_type", "loss_function", "focal_loss"], "loss focal"),
     "evaluation_strategy": "eval_strategy",
     "label_smoothing": "label_smoothing_factor",
     "warmup_ratio": "warmup_steps, whose values below 1 are a share of all steps",
