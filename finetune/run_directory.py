@@ -8,6 +8,8 @@
   deleted, and only from a folder that holds a run.
 """
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -31,9 +33,11 @@ MODEL, MERGED, CHECKPOINTS, TENSORBOARD = "model", "merged", "checkpoints", "ten
 EXPORTS, EXPORT = "export", "export.json"
 # Beside the runs of one recipe with several seeds: what they have in common.
 SEEDS = "seeds.json"
+# Labels that are probably wrong, and the runs that were trained to find them.
+LABEL_ERRORS, PARTS = "label_errors.csv", "label_errors"
 LOCK = ".lock"
-OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT]
-OURS += [PICTURES, MODEL, MERGED, EXPORTS, CHECKPOINTS, TENSORBOARD]
+OURS = [RESULTS, RECIPE, HISTORY, REJECTED, PREDICTIONS, REPORT, LABEL_ERRORS]
+OURS += [PARTS, PICTURES, MODEL, MERGED, EXPORTS, CHECKPOINTS, TENSORBOARD]
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -215,6 +219,22 @@ class Run:
     def images(self) -> dict[str, bytes]:
         """Returns the report's PNG images by caption."""
         return {p.stem: p.read_bytes() for p in sorted((self.folder / PICTURES).glob("*.png"))}
+
+    def write_label_errors(self, rows: list[dict[str, str]]) -> None:
+        """Writes training rows whose labels are probably wrong, the worst first, as a table."""
+        file = io.StringIO()
+        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_whole(self.folder / LABEL_ERRORS, file.getvalue())
+
+    def label_errors(self) -> list[dict[str, str]]:
+        """Returns the rows that ``write_label_errors`` wrote; none where it was not asked for."""
+        path = self.folder / LABEL_ERRORS
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json, which marks the run as finished."""

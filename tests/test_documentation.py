@@ -143,6 +143,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rated = [(f"{t} {i}", str(i % 5 + 1)) for i, (t, _) in enumerate(sentences(120))]
     write_csv(tmp_path / "mine.csv", rated, "review,stars")
     write_csv(tmp_path / "reviews.csv", sentences(3), "text,label")
+    write_csv(tmp_path / "label_errors.csv", [("a film of two halves", "positive")])
     texts = [text for text, _ in sentences(40)]
     asked = {"role": "assistant", "content": "!"}
     chats = [{"messages": [{"role": "user", "content": text}, asked]} for text in texts]
@@ -294,7 +295,10 @@ def test_train(command: str, clone: Path, writer: str, capsys: pytest.CaptureFix
         (run / "feedback.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     results = train(*words, *small, name=name, folder=Path("runs", "documented"))
     assert results["steps"] == 1
-    assert results["data"].get("corrections", 0) == ("--add_feedback" in words)
+    corrected = {"--add_feedback", "--corrections"} & {*words}
+    assert results["data"].get("corrections", 0) == len(corrected)
+    if "--find_label_errors" in words:
+        assert Path("runs/documented/label_errors.csv").is_file()
     asked = dict(itertools.pairwise(words))
     assert results["seed"] == int(asked.get("--seed", 0))
     assert results["method"] == asked.get("--method", results["method"])

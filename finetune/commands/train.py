@@ -49,6 +49,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError("--allow-changed is for a run to resume; add --resume")
     if options.minutes is not None:
         _check_minutes(options.minutes, options.resume)
+        if options.find_label_errors:
+            raise UserError("--minutes is for one training, --find_label_errors for five; keep one")
+    if options.find_label_errors and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("--find_label_errors is for one process; start it without a launcher")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -103,12 +107,22 @@ def start(read: recipe.Recipe, options: argparse.Namespace, began: float) -> Non
 
     resolved = recipe.resolve(read)
     build = distillation.builder(resolved)
+    if options.find_label_errors:
+        from finetune import tasks
+        from finetune.training import label_errors
+
+        if not tasks.find(resolved.task).judges_labels:
+            raise UserError(f"--find_label_errors: {resolved.task} has no labels of whole texts")
+        label_errors.check(resolved)
     how = options.overwrite, options.resume, options.allow_changed
     if options.minutes is None:
         run = runner.train(resolved, build, *how)
     else:
         resolved, end = _within(resolved, options.minutes, began, options.overwrite)
         run = runner.train(resolved, build, *how, end=end)
+    if run and options.find_label_errors:
+        count = label_errors.find(resolved, build, run)
+        print(f"finetune: {count}", file=sys.stderr)
     if run:
         finish(run, resolved)
 
@@ -183,7 +197,7 @@ def _resume(options: argparse.Namespace) -> None:
         raise UserError(f"--output_dir: resume continues in {options.run}; leave it out")
     options.recipe, options.overwrite, options.resume = str(file), False, True
     options.minutes = options.seeds = None
-    options.learning_curve = False
+    options.learning_curve = options.find_label_errors = False
     options.overrides["output_dir"] = options.run
     _train(options)
 
@@ -226,6 +240,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="measure this machine, and train as much of the recipe as can be trained, tested and "
         "reported within N minutes",
+    )
+    parser.add_argument(
+        "--find_label_errors",
+        action="store_true",
+        help="also train on parts of the rows, and list the training rows whose label looks wrong "
+        "to models that did not learn from them; with --resume for a finished run",
     )
     _add_allow_changed(parser)
 

@@ -131,7 +131,7 @@ def _load(data: Data, kind: RowKind, labelled: bool) -> Corpus:
     names, problem_type = kind.encode(frames, found.tables, data, labelled)
     train = given.pop("train")
     policy = train, given, data, found.source, found.test_is, found.notes
-    if data.add_feedback and labelled:
+    if (data.add_feedback or data.corrections) and labelled:
         corrected = corrections.load(data, kind, names)
         chosen = splits.choose(*policy, corrected.join, found.unread)
         chosen.rejected += corrected.rejected

@@ -1,6 +1,7 @@
-"""Corrections of a served model's answers, which join the training rows.
+"""Corrections, which join the training rows: a table with the text or image, and ``label``.
 
-``finetune serve`` writes them: a table with the text or image, ``label``, and what the model said.
+They are of a served model's answers (``finetune serve`` writes them, ``add_feedback`` names runs),
+or of labels of the training rows (``corrections`` names files, such as a run's label_errors.csv).
 
 - A correction is never in validation or test. One of a row there is a leak and is rejected.
 - The newest correction of a text or image counts.
@@ -34,8 +35,11 @@ def pinned(given: list[str] | str | None) -> list[str] | None:
     """
     if given is None:
         return None
-    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given
-    return [f"{file}[:{lines}]" for file, lines in map(_part, names)]
+    return [f"{file}[:{lines}]" for file, lines in map(_part, _listed(given))]
+
+
+def _listed(given: list[str] | str | None) -> list[str]:
+    return [name.strip() for name in given.split(",")] if isinstance(given, str) else given or []
 
 
 def files(given: list[str] | str | None) -> list[str]:
@@ -67,8 +71,9 @@ def check(data: Data, labelled: bool) -> None:
     Raises:
         UserError: there are some, and the rows have no labels.
     """
-    if data.add_feedback and not labelled:
-        raise UserError("add_feedback: corrections are labels, and this task learns none")
+    if (data.add_feedback or data.corrections) and not labelled:
+        key = "add_feedback" if data.add_feedback else "corrections"
+        raise UserError(f"{key}: corrections are labels, and this task learns none")
 
 
 def load(data: Data, kind: RowKind, label_names: list[str]) -> "Corrections":
@@ -81,11 +86,12 @@ def load(data: Data, kind: RowKind, label_names: list[str]) -> "Corrections":
         UserError: a file cannot be read, or has a label that the training rows do not have.
     """
     own, frames, rejected = section(data), [], []
-    for name in pinned(data.add_feedback) or []:
-        file, lines = _part(name)
+    named = [_part(name) for name in pinned(data.add_feedback) or []]
+    for file, lines in [*((file, None) for file in _listed(data.corrections)), *named]:
         table = kind.read(file, own, True)
-        table.rows = table.rows.loc[table.rows.index <= lines]
-        table.rejected = [row for row in table.rejected if row["line"] <= lines]
+        if lines is not None:
+            table.rows = table.rows.loc[table.rows.index <= lines]
+            table.rejected = [row for row in table.rejected if row["line"] <= lines]
         frame = row_checks.usable(table, "feedback", own, kind, True)
         kind.encode_by(label_names, frame, table, own)
         frame["id"] = [table.at(line) for line in frame.index]

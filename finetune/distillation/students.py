@@ -30,6 +30,7 @@ def builder(recipe: Recipe) -> Callable[[Recipe], Job]:
     """
     task = tasks.find(recipe.task, recipe.where("task"))
     asked = recipe.distillation
+    task.check(recipe)
     if asked == Distillation() and not pruning.is_asked(recipe):
         return task.build
     if not isinstance(task, Classifier):

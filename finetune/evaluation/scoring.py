@@ -12,6 +12,7 @@ import numpy
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from finetune.evaluation import intervals
+from finetune.evaluation.decisions import Outputs, both
 from finetune.evaluation.intervals import RESAMPLES, Array, Metric, bootstrap, wilson
 
 # scikit-learn and scipy.stats are imported inside functions: finetune predict needs neither.
@@ -52,12 +53,20 @@ def calibration_error(confidence: Array, correct: Array) -> float:
     return float((gaps * bins["count"]).sum() / len(confidence))
 
 
-def single_label(logits: Array, labels: Array, names: list[str], resamples: int) -> dict[str, Any]:
-    """Scores a classifier: logits (N, K) float, labels (N,) int below K."""
+def single_label(
+    logits: Array,
+    labels: Array,
+    names: list[str],
+    resamples: int,
+    decided: Array,
+    positive: str | None = None,
+) -> dict[str, Any]:
+    """Scores a classifier; arguments as those of ``score``."""
     n, k = logits.shape
     probabilities = softmax(logits, axis=1)
-    predicted = logits.argmax(1)
+    predicted = decided.argmax(1)
     correct = predicted == labels
+    likeliest = logits.argmax(1) == labels
     losses = -log_softmax(logits, axis=1)[numpy.arange(n), labels]
     brier = ((probabilities - numpy.eye(k)[labels]) ** 2).sum(1)
     confidence = probabilities.max(1)
@@ -67,7 +76,7 @@ def single_label(logits: Array, labels: Array, names: list[str], resamples: int)
         return _macro_f1(numpy.bincount(cells[rows], minlength=k * k).reshape(k, k))
 
     def ece(rows: Array) -> float:
-        return calibration_error(confidence[rows], correct[rows])
+        return calibration_error(confidence[rows], likeliest[rows])
 
     metrics = {
         "accuracy": wilson(int(correct.sum()), n),
@@ -76,21 +85,26 @@ def single_label(logits: Array, labels: Array, names: list[str], resamples: int)
         "brier": bootstrap(lambda rows: brier[rows].mean(), n, resamples),
         "calibration_error": bootstrap(ece, n, resamples),
     }
+    if positive is not None:
+        precision = _average_precision(logits, labels, names.index(positive))
+        metrics["average_precision"] = bootstrap(precision, n, resamples)
     confusion = numpy.bincount(cells, minlength=k * k).reshape(k, k)
     return {
         "metrics": metrics,
         "per_class": _per_class(names, confusion.diagonal(), confusion.sum(1), confusion.sum(0)),
         "confusion": confusion.tolist(),
-        "reliability": reliability(confidence, correct),
+        "reliability": reliability(confidence, likeliest),
     }
 
 
-def multi_label(logits: Array, labels: Array, names: list[str], resamples: int) -> dict[str, Any]:
-    """Scores a multi-label classifier: logits (N, K) float, labels (N, K) 0 or 1."""
+def multi_label(
+    logits: Array, labels: Array, names: list[str], resamples: int, decided: Array
+) -> dict[str, Any]:
+    """Scores a multi-label classifier; arguments as those of ``score``."""
     from sklearn.metrics import average_precision_score
 
     n = len(logits)
-    truth, predicted = labels.astype(bool), logits > 0
+    truth, predicted = labels.astype(bool), decided > 0
     losses = -(labels * log_expit(logits) + (1 - labels) * log_expit(-logits)).mean(1)
 
     hits, marks = truth & predicted, truth.astype(int) + predicted
@@ -144,6 +158,20 @@ def regression(logits: Array, labels: Array, resamples: int) -> dict[str, Any]:
     return {"metrics": metrics}
 
 
+def _average_precision(logits: Array, labels: Array, positive: int) -> Callable[[Array], float]:
+    """Average precision of one of two classes, as a statistic of row indices."""
+    from sklearn.metrics import average_precision_score
+
+    scores, truth = logits[:, positive] - logits[:, 1 - positive], labels == positive
+
+    def precision(rows: Array) -> float:
+        if not truth[rows].any():
+            return numpy.nan if truth.any() else 0.0
+        return float(average_precision_score(truth[rows], scores[rows]))
+
+    return precision
+
+
 def _labels_f1(truth: Array, predicted: Array) -> Callable[[Array], float]:
     """Mean F1 over labels, as a statistic of row indices; both arguments (N, K) bool."""
     hits, marks = truth & predicted, truth.astype(int) + predicted
@@ -164,14 +192,23 @@ def _r2(labels: Array, predicted: Array) -> Callable[[Array], float]:
     return r2
 
 
-def _headline(problem_type: str, logits: Array, labels: Array) -> Callable[[Array], float]:
-    """Returns the headline metric as a statistic of row indices."""
-    if problem_type == "single_label_classification":
-        correct = logits.argmax(1) == labels
-        return lambda rows: float(correct[rows].mean())
+def _headline(
+    problem_type: str, name: str, outputs: Outputs, labels: Array, positive: int
+) -> Callable[[Array], float]:
+    """Returns a metric that can be a headline as a statistic of row indices."""
+    logits, decided = both(outputs)
+    if problem_type == "regression":
+        return _r2(labels, logits.reshape(len(labels)))
     if problem_type == "multi_label_classification":
-        return _labels_f1(labels.astype(bool), logits > 0)
-    return _r2(labels, logits.reshape(len(labels)))
+        return _labels_f1(labels.astype(bool), decided > 0)
+    predicted, k = decided.argmax(1), logits.shape[1]
+    if name == "average_precision":
+        return _average_precision(logits, labels, positive)
+    if name == "macro_f1":
+        cells = labels * k + predicted
+        return lambda rows: _macro_f1(numpy.bincount(cells[rows], minlength=k * k).reshape(k, k))
+    correct = predicted == labels
+    return lambda rows: float(correct[rows].mean())
 
 
 def of_predictions(
@@ -199,13 +236,23 @@ def of_predictions(
     return None
 
 
-def difference(problem_type: str, logits: Array, other: Array, labels: Array) -> Metric:
-    """Returns by how much the headline of ``logits`` exceeds that of ``other``, paired by row.
+def difference(
+    problem_type: str,
+    ours: Outputs,
+    theirs: Outputs,
+    labels: Array,
+    headline: str = "",
+    positive: int = 0,
+) -> Metric:
+    """Returns by how much the headline of ``ours`` exceeds that of ``theirs``, paired by row.
 
-    Arguments have the shapes that ``score`` takes.
+    Args:
+        ours, theirs, labels: of the shapes that ``score`` takes.
+        headline: of a single label: accuracy, macro_f1 or average_precision.
+        positive: the class of average_precision.
     """
-    ours, theirs = (_headline(problem_type, each, labels) for each in (logits, other))
-    return intervals.difference(ours, theirs, len(labels))
+    a, b = (_headline(problem_type, headline, each, labels, positive) for each in (ours, theirs))
+    return intervals.difference(a, b, len(labels))
 
 
 def bits_per_byte(sums: Array) -> Callable[[Array], float]:
@@ -264,24 +311,31 @@ def mean(name: str, values: Array, resamples: int = RESAMPLES) -> dict[str, Any]
 
 
 def score(
-    problem_type: str, logits: Array, labels: Array, names: list[str], resamples: int = RESAMPLES
+    problem_type: str,
+    outputs: Outputs,
+    labels: Array,
+    names: list[str],
+    resamples: int = RESAMPLES,
+    positive: str | None = None,
 ) -> dict[str, Any]:
     """Scores a classification or regression split.
 
     Args:
-        logits: (N, K) float, before softmax or sigmoid; (N, 1) for regression.
+        outputs: logits (N, K) float, before softmax or sigmoid; (N, 1) for regression. Or a pair of
+            them, as ``decisions.both`` takes it.
         labels: (N,) int, (N, K) 0/1, or (N,) float, as ``problem_type`` says.
         names: the K label names; empty for regression.
+        positive: the one of two classes whose average precision is measured.
 
     Returns:
         ``metrics``; for classification also ``per_class``; for a single label also ``confusion``
         (K x K counts, rows are true classes) and ``reliability``.
     """
-    logits = numpy.asarray(logits, dtype=numpy.float64)
+    logits, decided = (numpy.asarray(each, dtype=numpy.float64) for each in both(outputs))
     if problem_type == "single_label_classification":
-        return single_label(logits, labels, names, resamples)
+        return single_label(logits, labels, names, resamples, decided, positive)
     if problem_type == "multi_label_classification":
-        return multi_label(logits, labels, names, resamples)
+        return multi_label(logits, labels, names, resamples, decided)
     return regression(logits, labels, resamples)
 
 

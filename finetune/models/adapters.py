@@ -20,6 +20,13 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> nn.Module:
     return PeftModel.from_pretrained(base, str(folder))
 
 
+def plain(model: nn.Module) -> PreTrainedModel:
+    """Returns the model of transformers inside a model that may have an adapter."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model  # pyright: ignore
+
+
 def merge(model: nn.Module, method: str, inside: bool = False) -> PreTrainedModel:
     """Returns the base model with the adapter merged into its weights.
 

@@ -59,3 +59,16 @@ def reorder(model: PreTrainedModel, rows: list[int]) -> None:
         layer.weight.copy_(layer.weight[rows].clone())
         if layer.bias is not None:
             layer.bias.copy_(layer.bias[rows].clone())
+
+
+@torch.no_grad()
+def scale(model: PreTrainedModel, factor: float) -> None:
+    """Multiplies the logits of a model whose head ends in a linear layer, in place.
+
+    Raises:
+        UserError: no layer of the head has an output for each class.
+    """
+    for layer in output_layers(model):
+        layer.weight.mul_(factor)
+        if layer.bias is not None:
+            layer.bias.mul_(factor)

@@ -108,7 +108,8 @@ def _override(
 
 def variant(name: str, overrides: Mapping[str, str]) -> str:
     """Returns the name of a run; one that learns from corrections stands beside the first."""
-    return f"{name}-feedback" if "add_feedback" in overrides else name
+    suffixes = {"add_feedback": "-feedback", "corrections": "-corrected"}
+    return name + "".join(suffix for key, suffix in suffixes.items() if key in overrides)
 
 
 def _run_name(path: Path, overrides: Mapping[str, str]) -> str:

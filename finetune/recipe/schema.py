@@ -101,6 +101,9 @@ class Data:
     add_feedback: list[str] | str | None = key(  # noqa: RUF009
         None, "runs (a list, or a,b) whose corrections, made while they were served, join train"
     )
+    corrections: list[str] | str | None = key(  # noqa: RUF009
+        None, "files of training rows with corrected labels, such as a run's label_errors.csv"
+    )
     text: str = key("text", "column of the text")
     image: str = key("image", "column of the image: a path, or the file's bytes")
     image_folder: str | None = key(
@@ -195,8 +198,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes to training images, and to views of a test image; none by default."""
+    """Random changes to training texts or images, and to views of a test image; none by default."""
 
+    word_dropout: Annotated[float, Field(ge=0, le=0.9)] = key(
+        0.0, "texts: probability that a word is left out"
+    )
+    synonyms: Annotated[float, Field(ge=0, le=1)] = key(
+        0.0, "English texts: probability that a word becomes a synonym of WordNet"
+    )
     crop_area: Annotated[float, Field(ge=0.01, le=1)] = key(
         1.0, "random crop: smallest share of the image's area"
     )
@@ -222,6 +231,36 @@ class Augmentation:
     )
     test_views: Annotated[int, Field(ge=0, le=100)] = key(
         0, "test-time augmentation: number of changed views averaged with the image"
+    )
+
+
+@dataclass(frozen=True)
+class Classes:
+    """How a classifier weights, decides and calibrates its classes; nothing special by default."""
+
+    class_weights: dict[str, float] | Literal["balanced"] | None = key(  # noqa: RUF009
+        None, "weights of the classes in the loss: balanced, or {name: weight}, 1 for other names"
+    )
+    loss: Literal["cross_entropy", "focal"] = key(
+        "cross_entropy", "focal: rows that are predicted well count less (Lin et al. 2017)"
+    )
+    focal_gamma: Annotated[float, Field(ge=0)] = key(
+        2.0, "loss focal: the power of 1 minus the label's probability"
+    )
+    sampler: Literal["shuffled", "balanced"] = key(
+        "shuffled", "balanced: an epoch has as many rows, but as many of each class; rows repeat"
+    )
+    threshold: Literal["f1", "cost"] | None = key(
+        None, "several labels, or two classes: choose thresholds on the validation rows by this"
+    )
+    missed_cost: Annotated[float, Field(gt=0)] = key(
+        1.0, "threshold cost: the cost of a missed row of a class; a false alarm costs 1"
+    )
+    calibrate: bool = key(
+        False, "fit a temperature on the validation rows, and put it into the head's weights"
+    )
+    abstain: Annotated[float | None, Field(gt=0, lt=1)] = key(
+        None, "mark predictions whose probability is lower; the report shows what that costs"
     )
 
 
@@ -296,6 +335,7 @@ class Recipe:
     name: str
     origin: dict[str, str]
     augmentation: Augmentation = field(default_factory=Augmentation)
+    classes: Classes = field(default_factory=Classes)
     distillation: Distillation = field(default_factory=Distillation)
     # Further metrics: built-in names, paths of .py files, ids of the hub.
     metrics: list[str] = field(default_factory=list)
@@ -322,15 +362,15 @@ class Recipe:
                         or self.origin.get(f"{section}.{f.name}") == GUESSED
                     )
                 }
-        for section in ("augmentation", "distillation"):
+        for section in ("augmentation", "classes", "distillation"):
             if not out[section]:
                 del out[section]
         out["tuning"] = {"method": self.tuning.method, **out["tuning"], **self.tuning.options}
         if self.metrics:
             out["metrics"] = self.metrics
         out["training"] = self.training
-        order = ["name", "task", "model", "data", "augmentation", "distillation", "tuning"]
-        order += ["metrics", "training", "reference"]
+        order = ["name", "task", "model", "data", "augmentation", "classes", "distillation"]
+        order += ["tuning", "metrics", "training", "reference"]
         return yaml.dump({k: out[k] for k in order if k in out}, Dumper=Dumper, sort_keys=False)
 
     def where(self, dotted: str) -> str:
@@ -343,6 +383,7 @@ SETTINGS: dict[str, type] = {
     "model": Model,
     "data": Data,
     "augmentation": Augmentation,
+    "classes": Classes,
     "distillation": Distillation,
     "tuning": Tuning,
 }

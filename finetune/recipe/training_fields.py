@@ -161,6 +161,8 @@ FORMER = {
     **dict.fromkeys(["patience", "early_stopping"], "early_stopping_patience"),
     **dict.fromkeys(["use_lora", "use_peft"], "method lora"),
     **dict.fromkeys(["lora_r", "lora_rank"], "r, with method lora"),
+    **dict.fromkeys(["class_weight", "pos_weight"], "class_weights"),
+    **dict.fromkeys(["loss_type", "loss_function", "focal_loss"], "loss focal"),
     "evaluation_strategy": "eval_strategy",
     "label_smoothing": "label_smoothing_factor",
     "warmup_ratio": "warmup_steps, whose values below 1 are a share of all steps",
@@ -206,13 +208,6 @@ GONE = {
     "include_inputs_for_metrics": "metrics get predictions and labels",
     "save_safetensors": "every checkpoint is written as safetensors",
     "ray_scope": "searches over settings are not supported",
-    **dict.fromkeys(
-        ["class_weights", "class_weight", "pos_weight"], "class weights are not supported yet"
-    ),
-    **dict.fromkeys(
-        ["loss", "loss_type", "loss_function", "focal_loss", "focal_gamma"],
-        "the loss follows from the task and its problem_type; others are not supported yet",
-    ),
     "num_labels": "the labels are counted in the data",
 }
 

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from finetune import tasks
 from finetune.evaluation import metrics
 from finetune.recipe import Recipe
-from finetune.report import exports, wording
+from finetune.report import decided, exports, wording
 from finetune.tasks.usage import EMBEDDED, base_id, is_adapter
 
 
@@ -120,6 +120,8 @@ def _results(results: dict[str, Any], seeds: dict[str, Any] | None) -> str:
         ]
     if wording.views(results["data"]):
         lines += ["", wording.views(results["data"])]
+    for line in decided.lines(results):
+        lines += ["", line]
     published = wording.reference(results)
     if published:
         lines += ["", f"For comparison: {'; '.join(published.lines)}."]

@@ -62,7 +62,8 @@ def _same_test(read: list[Read]) -> list[list[Read]]:
 def _test_rows(run: run_directory.Run) -> str:
     """The sha256 of a run's test rows: ids, texts and labels, in order."""
     frame = run.predictions()
-    columns = [c for c in frame.columns if c not in {"prediction", "probabilities"}]
+    answers = {"prediction", "probabilities", "abstains"}
+    columns = [c for c in frame.columns if c not in answers]
     digest = hashlib.sha256()
     for row in frame[columns].itertuples(index=False):
         cells = [v.tolist() if isinstance(v, numpy.ndarray) else v for v in row]

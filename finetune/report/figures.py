@@ -26,6 +26,8 @@ INK = "#222222"
 MOST_CLASSES = 30
 # A point is about 100 bytes of SVG.
 MOST_POINTS = 2000
+# More curves in one figure cannot be told apart.
+MOST_CURVES = 8
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "finetune",
@@ -326,3 +328,87 @@ def power_law(
         axes.set_ylabel(title)
         axes.legend()
         return _svg(figure, "power", "Error over training rows")
+
+
+# --- decisions -------------------------------------------------------------------------------
+
+
+def ranking(rows: pandas.DataFrame, names: list[str], positive: str | None) -> str | None:
+    """Plots precision over recall and the ROC curve of some classes.
+
+    Args:
+        rows: columns label, a name or a list of names, and probabilities (N, K).
+        names: the K label names.
+        positive: the only class of two that is drawn; the second, if None. Of more than two classes
+            the ``MOST_CURVES`` with the fewest rows are.
+
+    Returns:
+        SVG, or None if no class has rows with and without it.
+    """
+    from sklearn import metrics as sk
+
+    probabilities = numpy.stack([numpy.asarray(p, float) for p in rows["probabilities"]])
+    sets = [{label} if isinstance(label, str) else set(label) for label in rows["label"]]
+    one_of_two = len(names) == 2 and all(len(each) == 1 for each in sets)
+    shown = [positive or names[1]] if one_of_two else names
+    truth = {name: numpy.array([name in each for each in sets]) for name in shown}
+    shown = [name for name in shown if truth[name].any() and not truth[name].all()]
+    shown = sorted(shown, key=lambda name: truth[name].sum())[:MOST_CURVES]
+    if not shown:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(9, 4.2)
+        left, right = figure.subplots(1, 2)
+        for name in shown:
+            true, score = truth[name], probabilities[:, names.index(name)]
+            precision, recall, _ = sk.precision_recall_curve(true, score, drop_intermediate=True)
+            false, found, _ = sk.roc_curve(true, score)
+            average, area = sk.average_precision_score(true, score), sk.roc_auc_score(true, score)
+            color = {"color": BLUE} if len(shown) == 1 else {}
+            label = f"{_short(name)} {average:.3f}"
+            left.step(*_thinned(recall, precision), where="post", label=label, **color)
+            right.plot(*_thinned(false, found), label=f"{_short(name)} {area:.3f}", **color)
+        left.set(xlabel="recall", ylabel="precision", title="Precision and recall")
+        right.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
+        right.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        for axes, title in ((left, "average precision"), (right, "area under the curve")):
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
+            axes.legend(title=title, fontsize=8, title_fontsize=8)
+        return _svg(figure, "ranking", "Precision-recall and ROC curves")
+
+
+def _thinned(x: numpy.ndarray, y: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Returns at most ``MOST_POINTS`` / 4 points of a curve, with both ends."""
+    kept = numpy.unique(numpy.linspace(0, len(x) - 1, min(len(x), MOST_POINTS // 4)).astype(int))
+    return x[kept], y[kept]
+
+
+def coverage(rows: pandas.DataFrame, names: list[str], marks: list[dict[str, Any]]) -> str:
+    """Plots the accuracy of the surest predictions over their share of the rows.
+
+    Args:
+        rows: columns label, prediction and probabilities (N, K).
+        marks: ``coverage`` and ``confidence`` of points to mark.
+
+    Returns:
+        SVG.
+    """
+    place = {name: k for k, name in enumerate(names)}
+    sure = numpy.array(
+        [p[place[n]] for p, n in zip(rows["probabilities"], rows["prediction"], strict=True)]
+    )
+    correct = (rows["prediction"] == rows["label"]).to_numpy()
+    right = correct[numpy.argsort(-sure, kind="stable")].cumsum()
+    share = numpy.arange(1, len(right) + 1) / len(right)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(4.6, 4.2)
+        axes: Axes = figure.subplots()
+        axes.plot(*_thinned(share, right / (share * len(right))), color=BLUE)
+        for mark in marks:
+            label = f"probability {100 * mark['confidence']:.0f} % or more"
+            axes.axvline(mark["coverage"], color=GREY, linestyle=":", label=label)
+        axes.set(xlabel="share of rows predicted", ylabel="accuracy of these", xlim=(0, 1.02))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.legend(loc="lower left")
+        return _svg(figure, "coverage", "Accuracy over coverage")

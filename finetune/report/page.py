@@ -10,9 +10,11 @@ import pandas
 from markupsafe import Markup
 
 from finetune import run_directory, tasks
-from finetune.report import figures, wording
+from finetune.report import decided, figures, wording
 
 WRONG_ROWS = 20
+# Rows with labels that are probably wrong; the run's label_errors.csv has more.
+SUSPECTS = 30
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -31,8 +33,10 @@ def render(run: run_directory.Run) -> str:
     results = run.results()
     rows = run.predictions()
     return TEMPLATES.get_template("report.html.j2").render(
-        r={"samples": []} | results,
+        r={"samples": [], "augmented": []} | results,
         words=wording,
+        decided=decided.lines(results),
+        suspects=run.label_errors()[:SUSPECTS],
         bars=_bars(results),
         published=wording.reference(results),
         figures=[
@@ -93,6 +97,15 @@ def _figures(
             "Points above the line are right more often than the model says, below it less often."
         )
         out.append(("Reliability", note, False, figures.reliability(results["reliability"])))
+    if "per_class" in results and "probabilities" in rows:
+        names = results["data"]["label_names"]
+        note = "Of the test rows; with many classes, those that are rarest there."
+        drawn = figures.ranking(rows, names, results["data"].get("positive"))
+        out.append(("Precision, recall and ROC", note, True, drawn))
+    if "abstain" in results:
+        note = "From the surest prediction on: what is right if the others are left to people."
+        drawn = figures.coverage(rows, results["data"]["label_names"], results["abstain"])
+        out.append(("Accuracy and coverage", note, False, drawn))
     if results["data"]["problem_type"] == "regression":
         note = "Each point is a test row."
         out.append(("Predicted against true", note, False, figures.scatter(rows)))

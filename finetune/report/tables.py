@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from finetune import run_directory
-from finetune.report import wording
+from finetune.report import decided, wording
 
 WIDTH = 80
 # More classes would fill the screen; results.json has all of them.
@@ -142,6 +142,7 @@ def _facts(run: run_directory.Run, results: dict[str, Any]) -> Table:
             *([wording.views(data)] if wording.views(data) else []),
         ],
     )
+    fact("decided", decided.lines(results))
     fact("run", [str(run)])
     fact("report", [str(run.folder / run_directory.REPORT)])
     concluded = wording.conclusion(results)

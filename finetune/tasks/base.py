@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy
 import torch
 
+from finetune.data import text_augmentation
 from finetune.errors import UserError
-from finetune.recipe import Recipe
+from finetune.recipe import Augmentation, Classes, Recipe
 from finetune.tasks import usage
 from finetune.training.job import Job
 
@@ -71,6 +72,17 @@ class Labelled:
     values: Callable[["pandas.DataFrame"], dict[str, numpy.ndarray]]
 
 
+def refuse(recipe: Recipe, section: str, asked: Any, default: Any, why: str) -> None:
+    """Checks that a section of a recipe has its defaults.
+
+    Raises:
+        UserError: a key differs.
+    """
+    for key, value in vars(asked).items():
+        if value != vars(default)[key]:
+            raise UserError(f"{recipe.where(f'{section}.{key}')}: {key} {why}; leave it out")
+
+
 class Task(ABC):
     """Everything that differs between tasks.
 
@@ -82,6 +94,7 @@ class Task(ABC):
         generates: whether `finetune generate` applies.
         not_exported: why `finetune export` does not apply; empty where it does.
         is_labelled: whether its rows have labels, which ``check_label`` knows.
+        judges_labels: whether `finetune train --find_label_errors` applies.
     """
 
     name: ClassVar[str]
@@ -91,8 +104,24 @@ class Task(ABC):
     generates: ClassVar[bool] = False
     not_exported: ClassVar[str] = ""
     is_labelled: ClassVar[bool] = False
+    judges_labels: ClassVar[bool] = False
 
     # --- training ------------------------------------------------------------------------------
+
+    def check(self, recipe: Recipe) -> None:
+        """Checks sections of a recipe that only some tasks have a use for, before data is read.
+
+        Raises:
+            UserError: the recipe sets a key that would have no effect, or keys that contradict.
+        """
+        refuse(recipe, "classes", recipe.classes, Classes(), "is for classification")
+        self.check_texts(recipe)
+
+    def check_texts(self, recipe: Recipe) -> None:
+        """Checks that training texts are not changed, unless the task can."""
+        asked = Augmentation(**{k: vars(recipe.augmentation)[k] for k in text_augmentation.KEYS})
+        why = "changes texts, and only text-classification does so"
+        refuse(recipe, "augmentation", asked, Augmentation(), why)
 
     @abstractmethod
     def build(self, recipe: Recipe) -> Job:

@@ -1,19 +1,21 @@
 """What classifiers of texts and of images share: scores, answers, mistakes.
 
-Their outputs are logits (N, K) float; a regression is a classifier with one output.
+Their outputs are logits (N, K) float, or a pair of such where thresholds were chosen (see
+``class_settings``); a regression is a classifier with one output.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy
 
 from finetune.errors import UserError, refuse_unknown
 from finetune.evaluation import extra_metrics, scoring
+from finetune.evaluation.decisions import both
 from finetune.recipe import Recipe
+from finetune.tasks import class_settings
 from finetune.tasks.base import Labelled, Mistake, Task
 from finetune.tasks.usage import Example
 
@@ -24,57 +26,71 @@ if TYPE_CHECKING:
     from finetune.data.row_kinds import RowKind
 
 
-def scorer(data: "Corpus") -> Callable[..., dict[str, Any]]:
-    """Returns (logits, labels, resamples) -> all scores for this corpus's problem type."""
+def scorer(data: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+    """Returns (outputs, labels, resamples) -> all scores.
 
-    def score(logits: numpy.ndarray, labels: numpy.ndarray, resamples: int) -> dict[str, Any]:
-        return scoring.score(data.problem_type, logits, labels, data.label_names, resamples)
+    Args:
+        data: ``problem_type``, ``label_names``, and ``positive`` where its average precision is
+            measured.
+    """
+
+    def score(outputs: Any, labels: numpy.ndarray, resamples: int) -> dict[str, Any]:
+        kind, names = data["problem_type"], data["label_names"]
+        return scoring.score(kind, outputs, labels, names, resamples, data.get("positive"))
 
     return score
 
 
-def for_metrics(data: "Corpus") -> Callable[..., tuple[numpy.ndarray, numpy.ndarray]]:
-    """Returns (logits, labels) -> predictions and references as ``evaluate`` metrics take them.
+def for_metrics(problem_type: str) -> Callable[..., tuple[numpy.ndarray, numpy.ndarray]]:
+    """Returns (outputs, labels) -> predictions and references as ``evaluate`` metrics take them.
 
     Class indices (N,) int, 0/1 (N, K) int for several labels, or numbers (N,) for a regression.
     """
 
-    def convert(
-        logits: numpy.ndarray, labels: numpy.ndarray
-    ) -> tuple[numpy.ndarray, numpy.ndarray]:
-        if data.problem_type == "single_label_classification":
-            return logits.argmax(1), labels.astype(int)
-        if data.problem_type == "multi_label_classification":
-            return (logits > 0).astype(int), labels.astype(int)
+    def convert(outputs: Any, labels: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+        logits, decided = both(outputs)
+        if problem_type == "single_label_classification":
+            return decided.argmax(1), labels.astype(int)
+        if problem_type == "multi_label_classification":
+            return (decided > 0).astype(int), labels.astype(int)
         return logits.reshape(len(logits)), labels
 
     return convert
 
 
-def scored_by(data: Any, recipe: Recipe) -> dict[str, Any]:
+def scored_by(data: "Corpus", recipe: Recipe) -> dict[str, Any]:
     """Returns the parts of a classifier's ``Job`` that follow from its labels and metrics.
 
     Raises:
-        UserError: a metric that the recipe names cannot be used.
+        UserError: a metric that the recipe names, or its section ``classes``, cannot be used.
     """
-    # Prediction starts without these.
-    from finetune.evaluation import metrics
+    # Prediction starts without it.
     from finetune.training import losses
 
-    kind = data.problem_type
+    kind, names = data.problem_type, data.label_names
     # A number has no other classes.
     smoothing = 0.0 if kind == "regression" else losses.smoothing(recipe)
-    where = recipe.where("metrics")
+    headline, notes = class_settings.headline(recipe, data)
+    decides = class_settings.Decisions(recipe, data)
+    known = {"problem_type": kind, "label_names": names, **data.report}
+    positive = names.index(known["positive"]) if "positive" in known else 0
+
     return {
-        "loss": losses.classification_loss(kind, smoothing),
+        "loss": class_settings.loss(recipe, data, smoothing),
         "label_smoothing": smoothing,
-        "score": scorer(data),
-        "headline": metrics.HEADLINE[kind],
-        "extra_metrics": extra_metrics.load(recipe.metrics, kind, len(data.label_names), where),
-        "for_metrics": for_metrics(data),
-        # (logits, others' logits, labels) -> the difference in the headline metric.
-        "difference": partial(scoring.difference, kind),
+        "score": scorer(known),
+        "headline": headline,
+        "extra_metrics": _extra(recipe, kind, names),
+        "for_metrics": for_metrics(kind),
+        # (outputs, others' outputs, labels) -> the difference in the headline metric.
+        "difference": partial(scoring.difference, kind, headline=headline, positive=positive),
+        "notes": notes,
+        **decides.job,
     }
+
+
+def _extra(recipe: Recipe, kind: str, names: list[str]) -> dict[str, extra_metrics.ExtraMetric]:
+    return extra_metrics.load(recipe.metrics, kind, len(names), recipe.where("metrics"))
 
 
 class Classifier(Task):
@@ -93,14 +109,15 @@ class Classifier(Task):
 
         names = data["label_names"]
         frame, table = corpus.labelled(file, recipe.data, self.content, names)
-        known = SimpleNamespace(problem_type=data["problem_type"], label_names=names)
-        parts = scored_by(known, recipe)
+        kind = data["problem_type"]
+        extra = _extra(recipe, kind, names)
 
         def score(logits: numpy.ndarray, labels: numpy.ndarray) -> dict[str, Any]:
+            outputs = logits, class_settings.shifted(logits, data)
             return extra_metrics.add(
-                parts["score"](logits, labels, scoring.RESAMPLES),
-                parts["extra_metrics"],
-                lambda: parts["for_metrics"](logits, labels),
+                scorer(data)(outputs, labels, scoring.RESAMPLES),
+                extra,
+                lambda: for_metrics(kind)(outputs, labels),
                 scoring.RESAMPLES,
             )
 
@@ -116,19 +133,27 @@ class Classifier(Task):
             values=partial(_values, data),
         )
 
-    def answers(self, outputs: numpy.ndarray, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def check(self, recipe: Recipe) -> None:
+        class_settings.check(recipe)
+        self.check_texts(recipe)
+
+    def answers(self, outputs: Any, data: Mapping[str, Any]) -> list[dict[str, Any]]:
         problem_type, names = data["problem_type"], data["label_names"]
-        values = scoring.probabilities(problem_type, outputs)
+        logits, _ = both(outputs)
+        values = scoring.probabilities(problem_type, logits)
         if problem_type == "regression":
             return [{"prediction": float(row[0])} for row in values]
         out = []
-        for row in values:
+        for row, decided in zip(values, class_settings.shifted(logits, data), strict=True):
             scores = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
             if problem_type == "single_label_classification":
-                prediction: Any = names[int(row.argmax())]
+                prediction: Any = names[int(decided.argmax())]
             else:
-                prediction = [name for name, p in zip(names, row, strict=True) if p > 0.5]
-            out.append({"prediction": prediction, "probabilities": scores})
+                prediction = [name for name, d in zip(names, decided, strict=True) if d > 0]
+            answer = {"prediction": prediction, "probabilities": scores}
+            if least := data.get("abstain"):
+                answer["abstains"] = bool(row[decided.argmax()] < least)
+            out.append(answer)
         return out
 
     def exported(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
@@ -139,7 +164,11 @@ class Classifier(Task):
                 "multi_label_classification": "Output: `logits` (B, K); a label counts as "
                 "predicted where its logit is above 0, a probability of 0.5.",
                 "regression": "Output: `logits` (B, 1), the predicted number.",
-            }[results["data"]["problem_type"]]
+            }[results["data"]["problem_type"]],
+            *(
+                f"`finetune predict` predicts {name} from a probability of {value:.3g} on instead."
+                for name, value in results["data"].get("thresholds", {}).items()
+            ),
         ]
 
     def check_label(self, label: Any, data: Mapping[str, Any]) -> None:

@@ -33,10 +33,12 @@ class ImageClassification(Classifier):
     auto_processor = AutoImageProcessor
 
     def build(self, recipe: Recipe) -> Job:
+        self.check(recipe)
         tuning.check(recipe)
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         data = corpus.load(recipe.data, corpus.IMAGES)
         scored = scored_by(data, recipe)
+        decides, notes = scored.pop("collect"), scored.pop("notes")
         changes = recipe.augmentation
         if augmentation.mixes(changes) and data.problem_type != "single_label_classification":
             raise UserError(
@@ -70,11 +72,13 @@ class ImageClassification(Classifier):
             **scored,
             baselines=lambda: _baselines(data),
             answers=self.answers,
-            collect=lambda logits, labels, split: _mean_over_views(
-                logits, labels, changes.test_views if split == "test" else 0
+            collect=lambda logits, labels, split: decides(
+                *_mean_over_views(logits, labels, changes.test_views if split == "test" else 0),
+                split,
             ),
             images=lambda: _sheet(collator, splits["train"]),
-            notes=configs.describe_head(checkpoint, data)
+            notes=notes
+            + configs.describe_head(checkpoint, data)
             + configs.describe(recipe, config, checkpoint),
             training=images.TRAINING,
         )

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_torch_xla_available
 
 from finetune import run_directory
-from finetune.data import dialects, readers, sources
+from finetune.data import dialects, readers, sources, text_augmentation
 from finetune.data.batching import within
 from finetune.errors import UserError
 from finetune.models import configs, positions, tokenizer_files
@@ -32,12 +33,13 @@ SHOWN = 600
 
 
 def refuse_augmentation(recipe: Recipe) -> None:
-    """Checks that a recipe changes no training rows, for a task that cannot.
+    """Checks that a recipe changes no images, for a task that has none.
 
     Raises:
         UserError: it does.
     """
-    if recipe.augmentation != Augmentation():
+    changes_texts = dict.fromkeys(text_augmentation.KEYS, 0.0)
+    if replace(recipe.augmentation, **changes_texts) != Augmentation():
         raise UserError(f"{recipe.name}: augmentation changes images; leave it out for texts")
 
 

@@ -14,13 +14,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune.data import sources
+from finetune.data import sources, text_augmentation
 from finetune.data.texts import TEXTS
+from finetune.errors import UserError
 from finetune.models import configs, pretrained, pruning, tuning
 from finetune.models.speed import padding_free
 from finetune.recipe import Recipe
 from finetune.recipe.methods import CONTRASTIVE
-from finetune.tasks import text
+from finetune.tasks import augmented_texts, text
 from finetune.tasks.classification import Classifier, example, scored_by
 from finetune.tasks.usage import Example
 from finetune.training.job import Job
@@ -36,6 +37,22 @@ class TextClassification(Classifier):
     auto_model = AutoModelForSequenceClassification
     content = TEXTS
     auto_processor = AutoTokenizer
+    judges_labels = True
+
+    def check_texts(self, recipe: Recipe) -> None:
+        """Checks that what changes the training texts fits the rest.
+
+        Raises:
+            UserError: a method or teacher reads each text once; WordNet is missing.
+        """
+        if not text_augmentation.active(recipe.augmentation):
+            return
+        if recipe.tuning.method == CONTRASTIVE or recipe.distillation.teacher:
+            raise UserError(
+                f"{recipe.name}: word_dropout and synonyms change texts every epoch, which "
+                "contrastive tuning and teachers cannot follow; leave them out"
+            )
+        text_augmentation.check(recipe)
 
     def build(self, recipe: Recipe) -> Job:
         # Prediction starts without these.
@@ -44,6 +61,7 @@ class TextClassification(Classifier):
         from finetune.models.speed import cached_features
         from finetune.training import contrastive
 
+        self.check(recipe)
         tuning.check(recipe, pairs=True)
         text.refuse_augmentation(recipe)
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
@@ -65,8 +83,10 @@ class TextClassification(Classifier):
         model = tuning.apply(model, recipe, checkpoint)
         batching = text.skip_padding(model, recipe)
         described = configs.describe_head(checkpoint, data)
+        described = [*scored.pop("notes"), *described]
         notes = [*described, *configs.describe(recipe, config, checkpoint), batching]
-        if recipe.tuning.method == "head" and recipe.tuning.cache_features:
+        changed = text_augmentation.active(recipe.augmentation)
+        if recipe.tuning.method == "head" and recipe.tuning.cache_features and not changed:
             assert isinstance(model, PreTrainedModel)
             uncached = (
                 "NEFTune adds noise to what it reads"
@@ -79,6 +99,13 @@ class TextClassification(Classifier):
                 collator = cached_features.collate
                 notes.append("the encoder's features computed once, without its dropout")
         parts = {**scored, "collator": collator, "training": {}}
+        if changed:
+            parts["training"] = dict(augmented_texts.TRAINING)
+            collator = augmented_texts.Collator(collator, data.train, tokenizer, recipe)
+            splits["train"] = augmented_texts.numbered(splits["train"])
+            decided = scored["details"]
+            parts["details"] = lambda *given: decided(*given) | {"augmented": collator.sheet()}
+            parts["collator"] = collator
         if recipe.tuning.method == CONTRASTIVE:
             assert isinstance(model, PreTrainedModel)
             parts |= contrastive.parts(model, splits, collator, recipe, scored["loss"])

@@ -28,6 +28,11 @@ def as_predicted(outputs: Any, labels: Any, split: str) -> tuple[Any, Any]:
     return outputs, labels
 
 
+def nothing(outputs: Any, labels: Any) -> dict[str, Any]:
+    """Returns no further sections of results.json."""
+    return {}
+
+
 @dataclasses.dataclass
 class Job:
     """A model, its data, and how its outputs are scored.
@@ -62,6 +67,10 @@ class Job:
         samples: what the model generates, by prompt, before and after training.
         tokens: tokens of an epoch, where the Trainer cannot count them.
         label_smoothing: how much the loss smooths labels; 0 where it cannot.
+        rescale: (model, outputs, labels of the validation rows) -> None: changes the chosen model
+            before the test, so that its probabilities are calibrated.
+        details: (outputs, labels of the test rows) -> further sections of results.json.
+        balanced: whether an epoch has equally many rows of each class.
         calibrates: whether ``collect`` of the validation rows sets what predictions need. They are
             then read once more before the test, with the chosen weights.
         blocks: whether a training row is cut from the data's rows or packed from several.
@@ -89,6 +98,9 @@ class Job:
     samples: Callable[[], dict[str, str]] = dict
     tokens: int = 0
     blocks: bool = False
+    rescale: Callable[[torch.nn.Module, Any, Any], None] | None = None
+    details: Callable[[Any, Any], dict[str, Any]] = nothing
+    balanced: bool = False
     calibrates: bool = False
     label_smoothing: float = 0.0
     extra_metrics: dict[str, ExtraMetric] = dataclasses.field(default_factory=dict)

@@ -8,6 +8,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch.nn import functional
 from transformers.utils.generic import ModelOutput
@@ -24,35 +25,69 @@ def smoothing(recipe: Recipe) -> float:
     return float(recipe.training.get("label_smoothing_factor", 0.0))
 
 
-def classification_loss(problem_type: str, label_smoothing: float = 0.0) -> Loss:
-    """Returns the loss of a head with K outputs, as the Trainer's ``compute_loss_func``.
+@dataclass(frozen=True)
+class ClassificationLoss:
+    """The loss of a head with K outputs.
 
     Averaged over all labels of the optimizer step:
 
-    - single label: cross-entropy; labels (B,) int, or (B, K) float after mixup.
-    - multiple labels: binary cross-entropy; labels (B, K) float.
+    - single label: cross-entropy; labels (B,) int, or (B, K) float after mixup. With weights it is
+      the weighted mean, as torch's: the sum of the rows' weights takes the place of their number.
+    - multiple labels: binary cross-entropy; labels (B, K) float. A class's weight is that of its
+      positives, torch's ``pos_weight``.
     - otherwise: squared error; labels (B,) float.
+
+    Attributes:
+        weights: of the K classes.
+        focal_gamma: multiplies a row's loss by (1 - p)^gamma, p the probability of its label (Lin
+            et al. 2017, equation 4); not with soft labels.
     """
 
-    def loss(
-        outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+    problem_type: str
+    label_smoothing: float = 0.0
+    weights: tuple[float, ...] | None = None
+    focal_gamma: float | None = None
+
+    def row_weights(self, labels: numpy.ndarray) -> numpy.ndarray | None:
+        """Returns what each row (N,) counts in the mean; None where all count the same."""
+        if self.weights is None or self.problem_type != "single_label_classification":
+            return None
+        return numpy.asarray(self.weights)[labels]
+
+    def __call__(
+        self,
+        outputs: ModelOutput,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | float | None = None,
     ) -> torch.Tensor:
         logits = outputs["logits"].float()
-        if problem_type == "single_label_classification":
-            total = functional.cross_entropy(
-                logits, labels, reduction="sum", label_smoothing=label_smoothing
-            )
+        weights = None if self.weights is None else logits.new_tensor(self.weights)
+        count: torch.Tensor | float = labels.numel()
+        if self.problem_type == "single_label_classification":
+            smoothing = {"label_smoothing": self.label_smoothing}
+            each = functional.cross_entropy(logits, labels, weights, reduction="none", **smoothing)
+            if weights is not None:
+                count = weights[labels].sum()
+            if self.focal_gamma is not None:
+                plain = functional.cross_entropy(logits, labels, reduction="none")
+                each = each * self._focus(plain)
             if labels.ndim == 2:
                 # The Trainer counts K items for each row.
-                total = total * labels.shape[1]
-        elif problem_type == "multi_label_classification":
-            target = labels * (1 - label_smoothing) + label_smoothing / 2
-            total = functional.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+                each = each * labels.shape[1]
+        elif self.problem_type == "multi_label_classification":
+            target = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+            entropy = functional.binary_cross_entropy_with_logits
+            each = entropy(logits, target, pos_weight=weights, reduction="none")
+            if self.focal_gamma is not None:
+                each = each * self._focus(entropy(logits, target, reduction="none"))
         else:
-            total = functional.mse_loss(logits.squeeze(-1), labels, reduction="sum")
-        return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+            each = functional.mse_loss(logits.squeeze(-1), labels, reduction="none")
+        return each.sum() / (count if num_items_in_batch is None else num_items_in_batch)
 
-    return loss
+    def _focus(self, losses: torch.Tensor) -> torch.Tensor:
+        """Returns the factor of each loss, minus the log of the label's probability."""
+        # A power below 1 has no finite derivative at 0.
+        return (-torch.expm1(-losses)).clamp(min=1e-6) ** self.focal_gamma
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def results(
         "seed": args.seed,
         "headline": job.headline,
         **job.all_scores(outputs, labels, scoring.RESAMPLES),
+        **job.details(outputs, labels),
         "baselines": _baselines(job, outputs, labels, start),
         **({"samples": _samples(job, start)} if start else {}),
         "reference": dataclasses.asdict(recipe.reference) if recipe.reference else None,

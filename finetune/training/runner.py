@@ -254,6 +254,7 @@ def new_trainer(
         skip_non_finite=recipe.tuning.skip_non_finite,
         name_rows=job.name_rows,
         before_evaluation=job.before_evaluation,
+        balanced=job.balanced,
         model=job.model,
         args=args,
         data_collator=job.collator,
@@ -282,6 +283,8 @@ def by_length(rows: Dataset) -> tuple[Dataset, numpy.ndarray]:
 
 def test(trainer: Trainer, job: Job) -> tuple[Any, Any]:
     """Returns outputs and labels of the test rows, in their order; called once a run."""
+    if job.rescale and len(job.splits["validation"]):
+        job.rescale(job.model, *_predict(trainer, job, "validation"))
     if job.calibrates and len(job.splits["validation"]):
         _predict(trainer, job, "validation")
     return _predict(trainer, job, "test")

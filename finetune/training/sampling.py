@@ -48,6 +48,7 @@ class StepSampler(BatchRebalanceSampler):
       batch 32, two at 16 and two at 8 with two accumulation steps have the same loss.
     - No row is repeated to fill the last step. If it has fewer rows than there are processes, they
       join the step before.
+    - Every row is in an epoch once, unless its classes are balanced.
 
     It is a subclass of ``BatchRebalanceSampler`` because the Trainer takes those for samplers that
     divide rows between processes by themselves.
@@ -60,6 +61,7 @@ class StepSampler(BatchRebalanceSampler):
         accumulation: micro-batches of a step.
         rank: index of this process among ``processes``.
         only: the steps of each epoch to yield, in this order, instead of all.
+        classes: (rows,) the class of each row, for epochs with equally many rows of each class.
 
     Raises:
         UserError: there are fewer rows than processes.
@@ -76,6 +78,7 @@ class StepSampler(BatchRebalanceSampler):
         rank: int,
         seed: int,
         only: Sequence[int] | None = None,
+        classes: numpy.ndarray | None = None,
     ) -> None:
         if rows < processes:
             raise UserError(
@@ -84,7 +87,7 @@ class StepSampler(BatchRebalanceSampler):
         self.rows, self.lengths, self.grouped = rows, numpy.asarray(lengths), grouped
         self.step_rows, self.accumulation = step_rows, accumulation
         self.processes, self.rank, self.seed = processes, rank, seed
-        self.only, self.epoch = only, 0
+        self.only, self.classes, self.epoch = only, classes, 0
 
     def rows_of(self, epoch: int, step: int) -> numpy.ndarray:
         """Returns the rows of a step over all processes; ``epoch`` and ``step`` count from 0."""
@@ -92,12 +95,16 @@ class StepSampler(BatchRebalanceSampler):
 
     def tokens_of(self, epoch: int) -> list[int]:
         """Returns the number of tokens of each step over all processes."""
-        return [int(self.lengths[rows].sum()) for rows in self._yielded(epoch)]
+        return [int(tokens) for tokens in self.sums_of(epoch, self.lengths)]
+
+    def sums_of(self, epoch: int, values: numpy.ndarray) -> list[float]:
+        """Returns the sum of a value of the rows (N,) in each step over all processes."""
+        return [float(values[rows].sum()) for rows in self._yielded(epoch)]
 
     def _steps(self, epoch: int) -> list[numpy.ndarray]:
         """Returns the rows of each optimizer step of an epoch, in order."""
         generator = numpy.random.default_rng([self.seed, epoch])
-        order = generator.permutation(self.rows)
+        order = self._order(generator)
         cuts = range(self.step_rows, self.rows, self.step_rows)
         if not self.grouped:
             return self._merge_small_rest(numpy.split(order, cuts))
@@ -108,6 +115,23 @@ class StepSampler(BatchRebalanceSampler):
         # The incomplete step stays last, so that all others are full.
         shuffled = generator.permutation(len(steps) - 1)
         return self._merge_small_rest([*(steps[i] for i in shuffled), steps[-1]])
+
+    def _order(self, generator: numpy.random.Generator) -> numpy.ndarray:
+        """Returns the rows of an epoch in random order: each once, unless classes are balanced.
+
+        A balanced epoch has as many rows. Those of a rare class are repeated equally often, to one;
+        those of a large class are left out, others in each epoch.
+        """
+        if self.classes is None:
+            return generator.permutation(self.rows)
+        names, parts = generator.permutation(numpy.unique(self.classes)), []
+        for place, name in enumerate(names):
+            own = numpy.flatnonzero(self.classes == name)
+            count = self.rows // len(names) + (place < self.rows % len(names))
+            times = -(-count // len(own))
+            drawn = numpy.concatenate([generator.permutation(own) for _ in range(times)])
+            parts.append(drawn[:count])
+        return generator.permutation(numpy.concatenate(parts))
 
     def _yielded(self, epoch: int) -> list[numpy.ndarray]:
         steps = self._steps(epoch)

@@ -42,6 +42,7 @@ class StepTrainer(ResumableTrainer):
         skip_non_finite: number of steps that are not finite to skip, before one ends the training.
         name_rows: describes training rows, given by number, for an error message.
         before_evaluation: called before every evaluation and prediction.
+        balanced: whether an epoch has equally many rows of each class, the column ``labels``.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class StepTrainer(ResumableTrainer):
         skip_non_finite: int = 0,
         name_rows: Callable[[numpy.ndarray], str] = str,
         before_evaluation: Callable[[], None] | None = None,
+        balanced: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -64,7 +66,10 @@ class StepTrainer(ResumableTrainer):
         # Steps of each epoch that are trained; all unless set.
         self.only_steps: list[int] | None = None
         self.skip_limit, self.name_rows = skip_non_finite, name_rows
-        self.before_evaluation = before_evaluation
+        self.before_evaluation, self.balanced = before_evaluation, balanced
+        # What each training row counts in the mean of the loss, and their sum in each step.
+        self.row_weights: numpy.ndarray | None = None
+        self.weight_of_steps: list[float] = []
         self.counters = {"skipped": []}
         self.step_loss: torch.Tensor | None = None
 
@@ -72,6 +77,9 @@ class StepTrainer(ResumableTrainer):
         rows, args = self.train_dataset, self.args
         rows = rows.rows if isinstance(rows, EpochRows) else rows
         assert isinstance(rows, Dataset)
+        loss = self.compute_loss_func
+        if isinstance(loss, losses.ClassificationLoss) and loss.weights is not None:
+            self.row_weights = loss.row_weights(numpy.asarray(rows["labels"][:]))
         self.sampler = StepSampler(
             rows=len(rows),
             lengths=rows["length"][:],
@@ -82,6 +90,7 @@ class StepTrainer(ResumableTrainer):
             rank=args.process_index,
             seed=args.data_seed if args.data_seed is not None else args.seed,
             only=self.only_steps,
+            classes=numpy.asarray(rows["labels"][:]) if self.balanced else None,
         )
         return self.sampler
 
@@ -90,6 +99,8 @@ class StepTrainer(ResumableTrainer):
         # several processes.
         self.sampler.epoch = epoch
         self.tokens_of_steps = self.sampler.tokens_of(epoch)
+        if self.row_weights is not None:
+            self.weight_of_steps = self.sampler.sums_of(epoch, self.row_weights)
         return super().begin_epoch(epoch)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -128,6 +139,10 @@ class StepTrainer(ResumableTrainer):
             states = inputs.pop(losses.TEACHER_STATES, None)
             inputs["labels"] = losses.Taught(inputs["labels"], logits, states)
             inputs["output_hidden_states"] = states is not None
+        if self.row_weights is not None and "num_items_in_batch" in kwargs:
+            # The Trainer counts rows. An evaluation's batch is averaged by itself.
+            step = self.state.global_step % self.steps_in_epoch
+            kwargs["num_items_in_batch"] = self.weight_of_steps[step] if model.training else None
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

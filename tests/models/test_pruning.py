@@ -17,7 +17,7 @@ from transformers.models.auto import (
 from finetune.errors import UserError
 from finetune.models import pruning
 from finetune.recipe import Data, Model, Recipe, Tuning
-from finetune.training.losses import classification_loss
+from finetune.training.losses import ClassificationLoss
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 48, "num_labels": 3}
@@ -66,7 +66,7 @@ def shrunk(model: PreTrainedModel, **sizes: int) -> PreTrainedModel:
     def collate(chosen: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return {name: value[[row["row"] for row in chosen]] for name, value in every.items()}
 
-    loss = classification_loss("single_label_classification")
+    loss = ClassificationLoss("single_label_classification")
     return pruning.shrink(model, recipe, rows, collate, loss).eval()
 
 

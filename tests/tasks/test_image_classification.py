@@ -29,7 +29,7 @@ from finetune.errors import UserError
 from finetune.inference import evaluation
 from finetune.report import files
 from finetune.tasks import image_classification
-from finetune.training.losses import classification_loss
+from finetune.training.losses import ClassificationLoss
 from tests.conftest import train_job
 
 SIZES = {
@@ -198,7 +198,7 @@ def test_mixed_labels_train_and_plain_ones_are_tested(path: Path) -> None:
     assert labels.shape == (6, 3)
     logits = torch.randn(6, 3)
     counted = torch.tensor(labels.numel())
-    found = classification_loss("single_label_classification")(
+    found = ClassificationLoss("single_label_classification")(
         {"logits": logits}, labels, num_items_in_batch=counted
     )
     expected = torch.nn.functional.cross_entropy(logits, labels)

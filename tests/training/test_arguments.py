@@ -149,8 +149,8 @@ def test_former_names_point_to_keys_that_exist() -> None:
         ("lr", "write learning_rate"),
         ("per_gpu_train_batch_size", "write per_device_train_batch_size"),
         ("fp16_opt_level", "apex"),
-        ("class_weights", "not supported yet"),
-        ("loss", "not supported yet"),
+        ("class_weight", "write class_weights"),
+        ("focal_loss", "write loss focal"),
     ],
 )
 def test_a_former_name_is_told_what_became_of_it(name: str, message: str) -> None:

@@ -17,7 +17,7 @@ from finetune import recipe
 from finetune.errors import UserError
 from finetune.models import heads
 from finetune.training.contrastive import TripletCollator, contrastive_loss, fit, parts
-from finetune.training.losses import classification_loss
+from finetune.training.losses import ClassificationLoss
 from tests.conftest import sentences, train, train_job, write_csv
 from tests.models.test_tuning import ARCHITECTURES
 from tests.training.test_resume import assert_same, end, stop_and_resume
@@ -175,7 +175,7 @@ def test_every_family_learns_from_what_its_last_layer_reads(name: str, tiny_reci
         {"input_ids": ids, "attention_mask": [[1] * 6] * 12, "labels": labels, "length": [6] * 12}
     )
     splits = {"train": rows}
-    loss = classification_loss("single_label_classification")
+    loss = ClassificationLoss("single_label_classification")
     read = recipe.load(tiny_recipe, METHOD)
     found = parts(model, splits, default_data_collator, read, loss)
     model.train()

@@ -71,7 +71,7 @@ def test_scoring_gets_columns_that_the_model_does_not(tmp_path: Path) -> None:
 def taught(kind: str, weights: tuple[float, float], states: bool = False) -> Any:
     """A student's loss, and a batch of six rows: outputs, labels, the teacher's outputs."""
     torch.manual_seed(0)
-    plain = losses.classification_loss(kind)
+    plain = losses.ClassificationLoss(kind)
     loss = losses.DistillationLoss(plain, kind, weights[0], 3.0, weights[1])
     ours, theirs = torch.randn(6, 3), torch.randn(6, 3)
     labels = torch.arange(6) % 3

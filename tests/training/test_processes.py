@@ -69,6 +69,11 @@ def test_two_processes_give_the_losses_of_one(tiny_recipe: Path, tiny_bert: Path
     }
     taught = ["--teacher", "one/full", "--layers", "1", "--hidden_weight", "1"]
     build = distillation.builder(recipe.load(tiny_recipe, taught))
+    weighted = ["--class_weights", "{negative: 5}", "--loss", "focal"]
+    alone["weighted"] = train(tiny_recipe, *weighted, rows, "14", "--output_dir", "one/weighted")
+    alone["balanced"] = train(
+        tiny_recipe, "--sampler", "balanced", rows, "14", "--output_dir", "one/balanced"
+    )
     flags = [*taught, rows, "14", "--output_dir", "one/student"]
     alone["student"] = train(tiny_recipe, *flags, build=build)
     # The mask token of DINOv2 gets no gradient.
@@ -88,6 +93,8 @@ def test_two_processes_give_the_losses_of_one(tiny_recipe: Path, tiny_bert: Path
         for m, own in METHODS.items()
     ]
     runs.append(["tiny.yaml", *taught, rows, "7", "--output_dir", "two/student"])
+    runs.append(["tiny.yaml", *weighted, rows, "7", "--output_dir", "two/weighted"])
+    runs.append(["tiny.yaml", "--sampler", "balanced", rows, "7", "--output_dir", "two/balanced"])
     runs.append(["images.yaml", rows, "4", "--max_steps", "3", "--output_dir", "two/image"])
     runs.append(["asked.yaml", rows, "7", "--max_steps", "7", "--method", "lora"])
     runs[-1] += ["--output_dir", "two/asked"]

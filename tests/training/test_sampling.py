@@ -146,3 +146,30 @@ def test_batches_stay_within_their_tokens() -> None:
     lengths = [3, 90, 5, 41, 40, 3, 7, 64]
     cut = list(within(lengths, 80))
     assert [part.tolist() for part in cut] == [[1], [7], [3], [4, 6], [2, 0, 5]]
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+def test_balanced_epochs_have_as_many_rows_of_each_class(shape):
+    rows = shape[0]
+    classes = (numpy.arange(rows) % 10 == 0).astype(int) + 2 * (numpy.arange(rows) % 10 == 1)
+
+    def dealt(epoch, *shape):
+        parts = []
+        for rank in range(shape[2]):
+            found = sampler(rows, *shape, rank=rank, epoch=epoch)
+            found.classes = classes
+            parts.append([row for batch in found for row in batch])
+        return [row for part in parts for row in part]
+
+    first, second = (numpy.array(dealt(epoch, *shape[1:])) for epoch in (0, 1))
+    assert len(first) == rows
+    counts = numpy.bincount(classes[first])
+    assert counts.max() - counts.min() <= 1
+    for kind in range(3):
+        # Rows are repeated equally often, to one; those of the large class not at all.
+        times = numpy.bincount(first, minlength=rows)[classes == kind]
+        assert times.max() - times.min() <= 1
+    assert sorted(first) != sorted(second)
+    # Neither processes nor micro-batches change which rows an epoch has.
+    whole = dealt(0, shape[1] * shape[2] * shape[3], 1, 1)
+    assert sorted(whole) == sorted(first)
