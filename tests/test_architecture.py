@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "finetune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What one launches for a task: a docstring with the command, and the default recipe.
-RECIPE_MODULES = ("sentiment", "digits", "writing", "entities", "answers", "translation")
+RECIPE_MODULES = ("sentiment", "digits", "writing", "entities", "answers", "translation", "search")
 
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
 EVERYTHING = {

@@ -14,10 +14,12 @@ from finetune.data import (
     pairs,
     questions,
     readers,
+    retrieval,
     row_checks,
     splits,
     tagged_texts,
 )
+from finetune.data.retrieval import RETRIEVAL as RETRIEVAL
 from finetune.data.row_checks import DOCUMENTS as DOCUMENTS
 from finetune.data.row_checks import IMAGES as IMAGES
 from finetune.data.row_checks import PAIRS as PAIRS
@@ -38,8 +40,9 @@ class Corpus:
     Documents for a language model have prompt and completion instead of text, or messages: a chat
     as JSON. Images have image (a path, or the bytes of the file) and digest (of the pixels).
     Questions have question and context instead of text, and answers as ``questions.usable`` gives
-    them for a label. Pairs for an encoder-decoder have source, and as label the list of its
-    targets, at least one.
+    them for a label. Queries have query and negatives (a JSON list) instead of text, and as label
+    the list of their passages, at least one. Pairs for an encoder-decoder have source, and as label
+    the list of its targets, at least one.
 
     ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
     ``problem_type`` says; ``label_names`` has K names, or none for regression. Rows without labels
@@ -80,8 +83,8 @@ def load(data: Data, content: str = TEXTS, labelled: bool = True) -> Corpus:
     """Reads, checks and splits the recipe's data.
 
     Args:
-        content: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES``, ``DOCUMENTS``, ``QUESTIONS`` or
-            ``PAIRS``.
+        content: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES``, ``DOCUMENTS``, ``QUESTIONS``,
+            ``PAIRS`` or ``RETRIEVAL``.
         labelled: whether the task needs labels. If it does not, but the rows have labels that a
             classifier could use, test and validation get the same rows as for that classifier,
             which may start from the model that is pretrained here.
@@ -150,7 +153,8 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
     }
     if content == PAIRS:
         frames = {name: pairs.joined(frame, found.tables[name]) for name, frame in frames.items()}
-    rows = questions.Frame if content == QUESTIONS else splits.Frame
+    kinds = {QUESTIONS: questions.Frame, RETRIEVAL: retrieval.Frame}
+    rows = kinds.get(content, splits.Frame)
     given = {
         split: rows(frame, table.source, table.rejected, table.fixed, table.notes)
         for (split, frame), table in zip(frames.items(), found.tables.values(), strict=True)
@@ -161,8 +165,8 @@ def _load(data: Data, content: str, labelled: bool) -> Corpus:
         given_names = data.label_names or found.tables["train"].label_names
         names = tagged_texts.label_names(frames, found.tables, given_names)
         problem_type = TAGGED
-    elif content == QUESTIONS:
-        problem_type = QUESTIONS if labelled else UNLABELLED
+    elif content in kinds:
+        problem_type = content if labelled else UNLABELLED
     elif labelled:
         names, problem_type = labels.encode(frames, found.tables, data), data.problem_type
     train = given.pop("train")

@@ -2,7 +2,8 @@
 
 A row is a text or a pair of texts, a text with entities, an image, a document for a language model
 (a text, a prompt with its completion, or a chat), a source with its target for an encoder-decoder,
-or a question about a context (see ``questions``).
+a question about a context (see ``questions``),
+or a query with its passages (see ``retrieval``).
 """
 
 import os
@@ -22,6 +23,7 @@ from finetune.data import (
     label_cells,
     questions,
     readers,
+    retrieval,
     tagged_texts,
 )
 from finetune.data.tables import listed
@@ -89,6 +91,8 @@ def usable(
         frame = tagged_texts.read(table, data, labelled)
     elif content == QUESTIONS:
         frame = questions.usable(table, data)
+    elif content == retrieval.RETRIEVAL:
+        frame = retrieval.usable(table, data)
     else:
         frame = _plain(table, split, data, content, labelled)
     if len(table.rejected) > most_rejected(read, data):

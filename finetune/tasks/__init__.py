@@ -22,6 +22,7 @@ MODULES = {
     "text-generation": "finetune.tasks.causal_lm",
     "fill-mask": "finetune.tasks.masked_lm",
     "text2text-generation": "finetune.tasks.sequence_to_sequence",
+    "embedding": "finetune.tasks.embedding",
 }
 REGISTERED: dict[str, "Task"] = {}
 

@@ -1,0 +1,147 @@
+"""Trains embeddings: each query learns to find its passage among all passages of a step.
+
+- The loss is sentence-transformers' multiple negatives ranking loss (InfoNCE; Henderson et al.
+  2017): cross-entropy of the cosines, times 20, over the passages of the step.
+- A training row is a query. In each epoch it draws one of its passages, and one of its hard
+  negatives if it has any, by the seed, the epoch and the row alone.
+- The embeddings of all processes are one batch, so that the loss does not depend on their number.
+- A passage that occurs twice in a step would be a wrong negative: the query of the second is left
+  out of this step.
+"""
+
+from typing import Any
+
+import numpy
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch.nn import functional
+from transformers.utils.generic import ModelOutput
+
+from finetune.data import row_random
+from finetune.evaluation.ranking import Ranked
+
+# In place of a passage: there is none.
+NONE = -1
+# Mined negatives have at most this share of the score of the query's own passage, because those
+# above are often relevant (Moreira et al. 2024, NV-Retriever, TopK-PercPos).
+MOST_OF_POSITIVE = 0.95
+
+
+class PassageCollator:
+    """Rows (B) -> token ids of their queries, passages and negatives: (2 B, T) or (3 B, T).
+
+    ``labels`` (B, 2) are the numbers of the passages and negatives, ``NONE`` where there is none.
+    Evaluation rows, which have no column ``epoch``, take their first passage and no negative.
+
+    Args:
+        texts: what rows name by number, as model inputs.
+        negatives: whether any training row has negatives.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Dataset, seed: int, negatives: bool) -> None:
+        self.tokenizer, self.texts, self.seed = tokenizer, texts, seed
+        self.negatives = negatives
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        labels = self.drawn(rows)
+        numbers = [row["query"] for row in rows] + labels[:, 0].tolist()
+        if self.negatives and "epoch" in rows[0]:
+            # A row without negatives is padded by its query, which the loss leaves out.
+            pairs = zip(rows, labels[:, 1].tolist(), strict=True)
+            numbers += [row["query"] if number == NONE else number for row, number in pairs]
+        names = [n for n in self.texts.column_names if n in self.tokenizer.model_input_names]
+        chosen = self.texts.__getitems__(numbers)
+        given = {name: [text[name] for text in chosen] for name in names}
+        return {**self.tokenizer.pad(given, return_tensors="pt"), "labels": labels}
+
+    def drawn(self, rows: list[dict[str, Any]]) -> torch.Tensor:
+        """Returns ``labels`` of a batch."""
+        if "epoch" not in rows[0]:
+            return torch.tensor([[row["positives"][0], NONE] for row in rows])
+        numbers, epochs = (torch.tensor([row[name] for row in rows]) for name in ("row", "epoch"))
+        draws = row_random.noise(numbers, 2, epochs, self.seed, training=True).double().tolist()
+        return torch.tensor(
+            [
+                [
+                    each[int(draw * len(each))] if each else NONE
+                    for each, draw in zip((row["positives"], row["negatives"]), two, strict=True)
+                ]
+                for row, two in zip(rows, draws, strict=True)
+            ]
+        )
+
+
+class InBatchLoss:
+    """The multiple negatives ranking loss of a step, as the Trainer's ``compute_loss_func``."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+        self.of_embeddings = MultipleNegativesRankingLoss(model).compute_loss_from_embeddings
+
+    def __call__(
+        self,
+        outputs: ModelOutput,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Returns the loss of a batch; in training of those of all processes, together.
+
+        Args:
+            outputs: ``logits`` are the embeddings (2 B, H) or (3 B, H) of a ``PassageCollator``'s
+                batch.
+            labels: (B, 2).
+        """
+        parts = list(outputs["logits"].float().split(len(labels)))
+        processes = PartialState().num_processes
+        if num_items_in_batch is not None and processes > 1:
+            *parts, labels = _gathered([*parts, labels])
+        query, passage = _kept(labels)
+        positives = parts[1][query]
+        columns = [parts[0][query], positives]
+        if len(parts) > 2 and len(passage):
+            columns.append(parts[2][passage])
+        loss = self.of_embeddings(columns, labels[query])
+        # The Trainer multiplies by the number of processes, each of which has the whole loss.
+        return loss if num_items_in_batch is None else loss / processes
+
+
+def _gathered(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the rows of all processes, (B, ...) each, with gradients; B differs between them."""
+    from sentence_transformers.util import all_gather, all_gather_with_grad
+
+    count = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    counts = all_gather(count).tolist()
+    most, found = max(counts), []
+    for tensor in tensors:
+        padded = functional.pad(tensor, (0, 0, 0, most - len(tensor)))
+        gather = all_gather_with_grad if tensor.is_floating_point() else all_gather
+        blocks = gather(padded).split(most)
+        found.append(torch.cat([b[:c] for b, c in zip(blocks, counts, strict=True)]))
+    return found
+
+
+def _kept(labels: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Returns the rows whose passage, and those whose negative, is the first of its kind."""
+    seen: set[int] = {NONE}
+    found: list[list[int]] = []
+    for column in labels.T.tolist():
+        found.append([])
+        for row, number in enumerate(column):
+            if number not in seen:
+                found[-1].append(row)
+            seen.add(number)
+    return found[0], found[1]
+
+
+def mined(ranked: Ranked, own: list[int], similarity: numpy.ndarray, count: int) -> list[int]:
+    """Returns the best ``count`` passages of a query that are wrong and not nearly right.
+
+    Args:
+        own: the query's relevant passages.
+        similarity: (len(own),) the query's scores of them.
+    """
+    limit = MOST_OF_POSITIVE * float(similarity.max())
+    pairs = zip(ranked.items.tolist(), ranked.scores.tolist(), strict=True)
+    return [item for item, score in pairs if item not in own and score < limit][:count]
