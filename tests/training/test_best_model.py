@@ -88,7 +88,7 @@ def quality(kind: str, good: float) -> tuple[Any, Any]:
 
 def measured(kind: str, good: float) -> dict[str, float]:
     """Returns every metric of ``quality``, built-in further ones included, and a loss."""
-    if kind in {"token-classification", "question-answering", "text2text-generation"}:
+    if kind in {"token-classification", "question-answering", "text2text-generation", "embedding"}:
         return {"loss": 1 / good, **test_metrics.scored(kind, good / (1 + good))}
     outputs, labels = quality(kind, good)
     extra: dict[str, Any] = {}
