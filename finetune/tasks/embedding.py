@@ -7,11 +7,8 @@
 - The saved folder is one of sentence-transformers, and of ``AutoModel``.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,35 +17,35 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 
-from finetune.data import retrieval, sources, token_cache
+from finetune.data import sources, token_cache
 from finetune.data.retrieval import RETRIEVAL
 from finetune.errors import UserError
 from finetune.evaluation import metrics, ranking
 from finetune.models import configs, devices, embeddings, pretrained, tuning
 from finetune.models.speed import padding_free
 from finetune.recipe import Recipe
-from finetune.tasks import text, usage
-from finetune.tasks.base import Mistake, Row, Task
+from finetune.tasks import searches, text, usage
+from finetune.tasks.base import Row
+from finetune.tasks.searches import SPLITS
 from finetune.training import in_batch
 from finetune.training.job import Job
 
 if TYPE_CHECKING:
     import pandas
 
-PACKAGES = ("sentence_transformers", "bm25s")
+# Columns of an encoded text that are not the model's.
+CUT = ("length", "truncated")
 # Texts of a batch that is embedded outside of training.
 BATCH = 32
-SPLITS = ("train", "validation", "test")
 
 
-class Embedding(Task):
+class Embedding(searches.Search):
     """BERT and its relatives as encoders of queries and passages."""
 
     name = "embedding"
     auto_model = embeddings.AutoModelForEmbeddings
     auto_processor = AutoTokenizer
     hub_tag = "sentence-similarity"
-    not_exported = "its test searches with a whole model; sentence-transformers exports the folder"
 
     def build(self, recipe: Recipe) -> Job:
         # Prediction starts without it.
@@ -64,13 +61,8 @@ class Embedding(Task):
         model = tuning.apply(model, recipe, checkpoint)
         batching = text.skip_padding(model, recipe)
         frames = {name: getattr(data, name) for name in SPLITS}
-        passages = retrieval.candidates(frames.values(), recipe.data)
+        passages, truth = searches.candidates(data, recipe)
         texts, cut = _encoded(passages, frames, tokenizer, recipe)
-        number = {passage: i for i, passage in enumerate(passages)}
-        truth = {
-            name: ranking.as_rows({number[passage] for passage in row} for row in frame["label"])
-            for name, frame in frames.items()
-        }
 
         @torch.no_grad()
         def embedded(given: list[str]) -> Any:
@@ -78,6 +70,8 @@ class Embedding(Task):
 
             def mine(part: list[str]) -> list[numpy.ndarray]:
                 rows = [{"query": each} for each in part]
+                if not rows:
+                    return []
                 return list(self._vectors(model, tokenizer, recipe, rows, BATCH, model.device))
 
             training = model.training
@@ -88,8 +82,7 @@ class Embedding(Task):
             model.train(training)
             return numpy.stack(found)
 
-        negatives = [json.loads(cell) for cell in data.train["negatives"]]
-        numbers = [[number[passage] for passage in row] for row in negatives]
+        numbers = searches.negatives(data, passages)
         if count := recipe.data.mined_negatives:
             with tuning.before_training(model, checkpoint):
                 ours, theirs = embedded(data.train["query"].tolist()), embedded(passages)
@@ -109,9 +102,6 @@ class Embedding(Task):
             queries = embedded(frames[split]["query"].tolist())
             return ranking.nearest(queries, embedded(passages)), truth[split]
 
-        def answers(outputs: Any, _: Any) -> list[Row]:
-            return [{"prediction": _found(ranked, passages)} for ranked in outputs]
-
         searched = f"searches {len(passages):,} passages"
         if cut:
             longest = f"max_length {recipe.model.max_length}"
@@ -120,7 +110,12 @@ class Embedding(Task):
             model=model,
             checkpoint=checkpoint,
             processor=tokenizer,
-            collator=in_batch.PassageCollator(tokenizer, texts, seed, any(numbers)),
+            collator=in_batch.PassageCollator(
+                partial(tokenizer.pad, padding=text.padding(), return_tensors="pt"),
+                texts.select_columns([n for n in texts.column_names if n not in CUT]),
+                seed,
+                any(numbers),
+            ),
             splits=splits,
             data=data,
             loss=in_batch.InBatchLoss(model),
@@ -129,7 +124,7 @@ class Embedding(Task):
             baselines=lambda: {
                 ranking.BM25: ranking.bm25(frames["test"]["query"].tolist(), passages)
             },
-            answers=answers,
+            answers=lambda ranked, _: searches.answers(ranked, passages),
             difference=ranking.difference,
             # Rankings are scored, which ``collect`` makes.
             reduce=lambda _, labels: torch.zeros(len(labels), device=labels.device),
@@ -137,6 +132,8 @@ class Embedding(Task):
             training={
                 "label_names": ["labels"],
                 "remove_unused_columns": False,
+                # The loss depends on how many passages are compared.
+                "per_device_eval_batch_size": recipe.training.get("per_device_train_batch_size", 8),
                 # A row's tokens are those of the passages that it draws.
                 "include_num_input_tokens_seen": "no",
             },
@@ -157,19 +154,6 @@ class Embedding(Task):
         if recipe.model.padding_free:
             with torch.no_grad():
                 padding_free.enable(model, {})
-
-    def read_rows(self, given: list[str], file: str | None, recipe: Recipe) -> list[Row]:
-        """Returns queries, each with the passages to search where the recipe names a ``corpus``."""
-        single = replace(recipe.data, text=recipe.data.query, text_pair=None)
-        rows = text.read_rows(given, file, replace(recipe, data=single))
-        found: list[Row] = [{"query": row["text"]} for row in rows]
-        if recipe.data.corpus:
-            passages = list(retrieval.read_corpus(recipe.data.corpus, recipe.data).values())
-            found = [row | {"corpus": passages} for row in found]
-        return found
-
-    def printed(self, row: Row) -> Row:
-        return {"query": row["query"]}
 
     def fields(self, recipe: Recipe) -> dict[str, type]:
         return {"query": str}
@@ -194,7 +178,7 @@ class Embedding(Task):
             return vectors
         given = [{"query": passage} for passage in passages]
         theirs = self._vectors(model, processor, recipe, given, size, device, forward)
-        return [_found(ranked, passages) for ranked in ranking.nearest(vectors, theirs)]
+        return [searches.found(each, passages) for each in ranking.nearest(vectors, theirs)]
 
     def _vectors(self, *given: Any) -> numpy.ndarray:
         return super().outputs(*given)
@@ -207,52 +191,12 @@ class Embedding(Task):
     # --- model card and report -------------------------------------------------------------------
 
     def usage(self, recipe: Recipe, results: Row, folder: str) -> str:
-        notes = []
-        if usage.is_adapter(results):
-            notes = [
-                "An adapter becomes a folder of sentence-transformers when it is merged: "
-                f"`finetune merge {Path(folder).parent} --output {folder}-merged`."
-            ]
-            folder = f"{folder}-merged"
-        code = (
-            "from sentence_transformers import SentenceTransformer\n\n"
-            f"model = SentenceTransformer({usage.quoted(folder)})\n"
+        example = (
             'queries = model.encode(["What is it about?"])\n'
             'passages = model.encode(["It is about search.", "It is about names."])\n'
             "print(model.similarity(queries, passages))"
         )
-        return usage.section(code, results, notes)
-
-    def limits(self, recipe: Recipe, results: Row) -> list[str]:
-        return [
-            f"Of a text it reads {recipe.model.max_length} tokens at most "
-            f"({recipe.model.truncation} kept; sentence-transformers keeps the head).",
-            "A passage counts as wrong unless the data names it for the query, although it may "
-            "answer it, too.",
-        ]
-
-    def mistakes(
-        self, rows: "pandas.DataFrame", data: Mapping[str, Any], most: int
-    ) -> list[Mistake] | None:
-        """The queries whose relevant passages come last."""
-        placed = []
-        for row in rows.to_dict("records"):
-            found = [each["passage"] for each in row["prediction"]]
-            right = set(row["label"])
-            place = next((i for i, each in enumerate(found, 1) if each in right), len(found) + 1)
-            if place > 1:
-                placed.append((place, row, found))
-        placed.sort(key=lambda each: -each[0])
-        return [
-            Mistake(
-                id=str(row["id"]),
-                label=text.shorten(" | ".join(row["label"])),
-                prediction=text.shorten(found[0]),
-                confidence=f"place {place}" if place <= len(found) else f"not in {len(found)}",
-                text=row["query"],
-            )
-            for place, row, found in placed[:most]
-        ]
+        return usage.searching("SentenceTransformer", example, results, folder)
 
 
 TASK = Embedding()
@@ -264,15 +208,7 @@ def _check(recipe: Recipe) -> None:
     Raises:
         UserError: a package is missing, or a method or batch does not fit.
     """
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"{recipe.name}: {', '.join(missing)} is not installed: "
-            "pip install 'finetune-recipes[search]'"
-        )
-    tuning.check(recipe)
-    text.refuse_augmentation(recipe)
-    metrics.refuse_extra(recipe, "embedding")
+    searches.check(recipe, "embedding")
     method, where = recipe.tuning.method, recipe.where("tuning.method")
     if method == "head" or tuning.is_prompt(method):
         reason = "has no head to train" if method == "head" else f"gets no tokens by {method}"
@@ -324,10 +260,3 @@ def _rows(
         rows = list(range(len(truth)))
         columns |= {"negatives": negatives, "row": rows, "epoch": [0] * len(rows)}
     return Dataset.from_dict(columns)
-
-
-def _found(ranked: ranking.Ranked, passages: list[str]) -> list[Row]:
-    """Returns the first passages of a ranking with their scores."""
-    pairs = zip(ranked.items.tolist(), ranked.scores.tolist(), strict=True)
-    best = list(pairs)[: ranking.FIRST]
-    return [{"passage": passages[item], "score": round(score, 6)} for item, score in best]

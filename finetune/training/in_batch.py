@@ -9,6 +9,7 @@
   out of this step.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -35,13 +36,19 @@ class PassageCollator:
     Evaluation rows, which have no column ``epoch``, take their first passage and no negative.
 
     Args:
+        pad: columns of model inputs -> a batch.
         texts: what rows name by number, as model inputs.
         negatives: whether any training row has negatives.
     """
 
-    def __init__(self, tokenizer: Any, texts: Dataset, seed: int, negatives: bool) -> None:
-        self.tokenizer, self.texts, self.seed = tokenizer, texts, seed
-        self.negatives = negatives
+    def __init__(
+        self,
+        pad: Callable[[dict[str, Any]], dict[str, torch.Tensor]],
+        texts: Dataset,
+        seed: int,
+        negatives: bool,
+    ) -> None:
+        self.pad, self.texts, self.seed, self.negatives = pad, texts, seed, negatives
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         labels = self.drawn(rows)
@@ -50,10 +57,9 @@ class PassageCollator:
             # A row without negatives is padded by its query, which the loss leaves out.
             pairs = zip(rows, labels[:, 1].tolist(), strict=True)
             numbers += [row["query"] if number == NONE else number for row, number in pairs]
-        names = [n for n in self.texts.column_names if n in self.tokenizer.model_input_names]
         chosen = self.texts.__getitems__(numbers)
-        given = {name: [text[name] for text in chosen] for name in names}
-        return {**self.tokenizer.pad(given, return_tensors="pt"), "labels": labels}
+        given = {name: [text[name] for text in chosen] for name in self.texts.column_names}
+        return {**self.pad(given), "labels": labels}
 
     def drawn(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         """Returns ``labels`` of a batch."""

@@ -57,7 +57,7 @@ def scored(kind: str, quality: float) -> dict[str, float]:
         right = draw.random(80) < quality
         answers = [a[0] if ok else "Bob" for a, ok in zip(references, right, strict=True)]
         return measured(squad.score(answers, references, 0))
-    elif kind == "embedding":
+    elif kind in {"embedding", "reranking"}:
         found = [ranking.Ranked(numpy.array([i]), numpy.ones(1)) for i in draw.random(80) > quality]
         return measured(ranking.score(found, [{0}] * 80, 0))
     elif kind == "text2text-generation":

@@ -17,7 +17,7 @@ from finetune import cli, inference, recipe, run_directory
 from finetune.errors import UserError
 from finetune.models import embeddings
 from finetune.report import files
-from finetune.tasks import embedding
+from finetune.tasks import embedding, searches
 from finetune.training import in_batch
 from finetune.training.job import Job
 from tests.conftest import interrupted, make_bert, train, train_job
@@ -230,7 +230,7 @@ def test_the_report_shows_queries_whose_passage_comes_late(path: Path) -> None:
     first = [row["prediction"][0]["passage"] in row["label"] for row in rows.to_dict("records")]
     assert len(shown) == first.count(False) > 0
     places = [each.confidence for each in shown]
-    assert places[-1] <= places[0] or "not in" in str(places[0])
+    assert places[-1] <= places[0] or "not among" in str(places[0])
     assert shown[0].text in (run.folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -351,7 +351,7 @@ def test_what_cannot_work_is_refused(path: Path, flags: list[str], message: str)
 
 
 def test_a_missing_package_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "PACKAGES", ("bm25s", "no_such_package"))
+    monkeypatch.setattr(searches, "PACKAGES", ("bm25s", "no_such_package"))
     with pytest.raises(
         UserError, match=r"no_such_package is not installed: pip install 'finetune-"
     ):
