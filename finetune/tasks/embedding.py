@@ -9,60 +9,47 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer
 
-from finetune.data import sources, token_cache
+from finetune.data import sources
 from finetune.data.retrieval import RETRIEVAL
-from finetune.errors import UserError
 from finetune.evaluation import metrics, ranking
-from finetune.models import configs, devices, embeddings, pretrained, tuning
-from finetune.models.speed import padding_free
+from finetune.models import devices, tuning
 from finetune.recipe import Recipe
-from finetune.tasks import searches, text, usage
+from finetune.tasks import encoders, searches, text, usage
 from finetune.tasks.base import Row
 from finetune.tasks.searches import SPLITS
 from finetune.training import in_batch
 from finetune.training.job import Job
 
-if TYPE_CHECKING:
-    import pandas
-
-# Columns of an encoded text that are not the model's.
-CUT = ("length", "truncated")
 # Texts of a batch that is embedded outside of training.
 BATCH = 32
 
 
-class Embedding(searches.Search):
+class Embedding(encoders.Encoder, searches.Search):
     """BERT and its relatives as encoders of queries and passages."""
 
     name = "embedding"
-    auto_model = embeddings.AutoModelForEmbeddings
-    auto_processor = AutoTokenizer
-    hub_tag = "sentence-similarity"
 
     def build(self, recipe: Recipe) -> Job:
         # Prediction starts without it.
         from finetune.data import corpus
 
-        _check(recipe)
+        encoders.check(recipe, self.name)
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         data = corpus.load(recipe.data, RETRIEVAL)
-        config = configs.override(configs.load_config(recipe, checkpoint, {}), recipe)
-        config = embeddings.complete(config, checkpoint)
-        tokenizer: Any = text.load_tokenizer(recipe, checkpoint, config)
-        model = pretrained.load(self.auto_model, checkpoint, config, recipe)
-        model = tuning.apply(model, recipe, checkpoint)
-        batching = text.skip_padding(model, recipe)
+        model, tokenizer, notes = encoders.load(recipe, checkpoint)
         frames = {name: getattr(data, name) for name in SPLITS}
         passages, truth = searches.candidates(data, recipe)
-        texts, cut = _encoded(passages, frames, tokenizer, recipe)
+        queries = {name: frame["query"].tolist() for name, frame in frames.items()}
+        given = [*passages, *(each for part in queries.values() for each in part)]
+        texts, lengths, cut = encoders.encoded(given, tokenizer, recipe)
+        if cut:
+            data.report["notes"].append(cut)
 
         @torch.no_grad()
         def embedded(given: list[str]) -> Any:
@@ -85,34 +72,28 @@ class Embedding(searches.Search):
         numbers = searches.negatives(data, passages)
         if count := recipe.data.mined_negatives:
             with tuning.before_training(model, checkpoint):
-                ours, theirs = embedded(data.train["query"].tolist()), embedded(passages)
+                ours, theirs = embedded(queries["train"]), embedded(passages)
             for row, own, query, ranked in zip(
                 numbers, truth["train"], ours, ranking.nearest(ours, theirs), strict=True
             ):
                 row += in_batch.mined(ranked, own, theirs[sorted(own)] @ query, count)
         splits, start = {}, len(passages)
         for name in SPLITS:
-            splits[name] = _rows(start, truth[name], numbers if name == "train" else None, texts)
+            splits[name] = _rows(start, truth[name], numbers if name == "train" else None, lengths)
             start += len(truth[name])
         seed = int(recipe.training.get("seed", 0))
 
         def collect(_: Any, __: Any, split: str) -> tuple[Any, Any]:
-            if not len(frames[split]):
-                return ranking.as_rows([]), truth[split]
-            queries = embedded(frames[split]["query"].tolist())
-            return ranking.nearest(queries, embedded(passages)), truth[split]
+            return ranking.nearest(embedded(queries[split]), embedded(passages)), truth[split]
 
         searched = f"searches {len(passages):,} passages"
-        if cut:
-            longest = f"max_length {recipe.model.max_length}"
-            data.report["notes"].append(f"{cut:,} of {len(texts):,} texts cut to {longest}")
         return Job(
             model=model,
             checkpoint=checkpoint,
             processor=tokenizer,
             collator=in_batch.PassageCollator(
                 partial(tokenizer.pad, padding=text.padding(), return_tensors="pt"),
-                texts.select_columns([n for n in texts.column_names if n not in CUT]),
+                texts,
                 seed,
                 any(numbers),
             ),
@@ -121,9 +102,7 @@ class Embedding(searches.Search):
             loss=in_batch.InBatchLoss(model),
             score=ranking.score,
             headline=metrics.HEADLINE[self.name],
-            baselines=lambda: {
-                ranking.BM25: ranking.bm25(frames["test"]["query"].tolist(), passages)
-            },
+            baselines=lambda: {ranking.BM25: ranking.bm25(queries["test"], passages)},
             answers=lambda ranked, _: searches.answers(ranked, passages),
             difference=ranking.difference,
             # Rankings are scored, which ``collect`` makes.
@@ -138,22 +117,11 @@ class Embedding(searches.Search):
                 "include_num_input_tokens_seen": "no",
             },
             untuned=not checkpoint.is_new,
-            notes=[searched, *configs.describe(recipe, config, checkpoint), batching],
+            notes=[searched, *notes],
             finish=partial(self.finish, recipe),
         )
 
-    def finish(self, recipe: Recipe, folder: Path) -> None:
-        # An adapter gets them when it is merged.
-        if not (folder / "adapter_config.json").is_file():
-            config = AutoConfig.from_pretrained(folder)
-            embeddings.save_modules(config, recipe.model.max_length, folder)
-
     # --- prediction ------------------------------------------------------------------------------
-
-    def prepare(self, model: torch.nn.Module, recipe: Recipe) -> None:
-        if recipe.model.padding_free:
-            with torch.no_grad():
-                padding_free.enable(model, {})
 
     def fields(self, recipe: Recipe) -> dict[str, type]:
         return {"query": str}
@@ -202,45 +170,8 @@ class Embedding(searches.Search):
 TASK = Embedding()
 
 
-def _check(recipe: Recipe) -> None:
-    """Checks what does not need the data.
-
-    Raises:
-        UserError: a package is missing, or a method or batch does not fit.
-    """
-    searches.check(recipe, "embedding")
-    method, where = recipe.tuning.method, recipe.where("tuning.method")
-    if method == "head" or tuning.is_prompt(method):
-        reason = "has no head to train" if method == "head" else f"gets no tokens by {method}"
-        raise UserError(f"{where}: an encoder of embeddings {reason}; take lora, or full")
-    if recipe.auto_batch or recipe.training.get("gradient_accumulation_steps", 1) > 1:
-        raise UserError(
-            f"{recipe.where('training.gradient_accumulation_steps')}: queries are compared with "
-            "the passages of one batch, which cannot be divided; set per_device_train_batch_size, "
-            "and activation_checkpointing: true if memory is short"
-        )
-
-
-def _encoded(
-    passages: list[str], frames: dict[str, "pandas.DataFrame"], tokenizer: Any, recipe: Recipe
-) -> tuple[Dataset, int]:
-    """Returns all passages, then the queries of each split, as token ids; and how many were cut."""
-    import pandas
-
-    model = recipe.model
-    queries = [query for frame in frames.values() for query in frame["query"]]
-    rows = pandas.DataFrame({"id": "", "text": [*passages, *queries]}, dtype=object)
-    keys = (model.max_length, model.truncation, model.head_share)
-
-    def encode(part: dict[str, list[str]]) -> dict[str, list[Any]]:
-        return text.encode(part, tokenizer, model)
-
-    found = token_cache.once(rows, "", tokenizer, encode, "search", *keys)
-    return found, sum(found["truncated"])
-
-
 def _rows(
-    start: int, truth: numpy.ndarray, negatives: list[list[int]] | None, texts: Dataset
+    start: int, truth: numpy.ndarray, negatives: list[list[int]] | None, lengths: list[int]
 ) -> Dataset:
     """Returns a split's rows, which name texts by their numbers.
 
@@ -248,8 +179,8 @@ def _rows(
         start: the number of the first query.
         truth: the numbers of each query's passages.
         negatives: those of its negatives, for training rows.
+        lengths: of every text.
     """
-    lengths = texts["length"][:]
     positives = [sorted(row) for row in truth]
     columns: dict[str, Any] = {
         "query": [start + i for i in range(len(truth))],
