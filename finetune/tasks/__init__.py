@@ -1,7 +1,7 @@
 """The tasks: ``base`` states the contract, each task is one module that fulfils it.
 
-``text``, ``images``, ``pairs``, ``searches``, ``encoders`` and ``classification`` hold what tasks of
-one kind share; no task imports another. May import every package but inference and report.
+``text``, ``images``, ``pairs``, ``searches``, ``encoders`` and ``classification`` hold what tasks
+of one kind share; no task imports another. May import every package but inference and report.
 """
 
 from importlib import import_module

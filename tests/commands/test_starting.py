@@ -212,7 +212,7 @@ def test_only_the_first_process_prints(
         ),
         ("mine.csv --label strs", "mine.csv: no column 'strs'; it has review, stars (set `label:`; "
          "did you mean 'stars'?)"),
-        ("mine.csv --task x", "--task: task 'x' is unknown; it can be embedding, fill-mask, "
+        ("mine.csv --task x", "--task: task 'x' is unknown; it can be fill-mask, "
          "image-classification, masked-image-modeling, question-answering, text-classification, "
          "text-generation, token-classification"),
         ("", "train needs a recipe or a file, for example mine.csv; `finetune recipes` lists "
