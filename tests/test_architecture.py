@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "finetune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What one launches for a task: a docstring with the command, and the default recipe.
-RECIPE_MODULES = ("sentiment", "digits", "writing", "entities", "answers", "translation")
+RECIPE_MODULES = ("sentiment", "digits", "writing", "entities", "answers", "translation", "search")
 
 # Which floors each floor may import. A floor is a package, or a module at the top of finetune/.
 EVERYTHING = {
@@ -110,7 +110,7 @@ def test_modules_of_a_floor_do_not_import_in_a_circle() -> None:
 
 def test_no_task_imports_another() -> None:
     shared = {"base", "classification", "images", "pairs", "text", "usage"}
-    shared |= {"augmented_texts", "class_settings"}
+    shared |= {"augmented_texts", "class_settings", "encoders", "searches"}
     tasks = [f for f in (PACKAGE / "tasks").glob("*.py") if f.stem not in {*shared, "__init__"}]
     assert len(tasks) >= 5
     for path in tasks:

@@ -37,12 +37,15 @@ SHORT = ["--dataset", "embedded:rotten_tomatoes"]
 OTHER = ("mnist", "wnut16", "cmudict")
 # The same for questions.
 ASKED = ["--checkpoint", "embedded:minilm", "--train", "squad.json", "--stride", "4"]
+# The same for searches: the BBC's articles are not installed for everyone.
+FOUND = ["--train", "found.jsonl"]
 # What `make TARGET -n` has to print.
 MAKE = {
     "imdb": "finetune train recipes/imdb/minilm.yaml",
     "gpt": "finetune train recipes/reviews/smollm2-lora.yaml",
     "serve": "finetune serve runs/rotten_tomatoes/minilm-minute",
     "phonemes": "finetune train recipes/cmudict/transformer.yaml",
+    "search": "finetune train recipes/bbc/minilm.yaml",
     "mnist": "finetune compare runs/mnist/cnn-tutorial runs/mnist/cnn",
     "ner": "finetune compare runs/wnut16/minilm-head runs/wnut16/minilm-lora",
     "seeds": "finetune compare runs/rotten_tomatoes/minilm runs/rotten_tomatoes/minilm-lora",
@@ -147,8 +150,10 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     texts = [text for text, _ in sentences(40)]
     asked = {"role": "assistant", "content": "!"}
     chats = [{"messages": [{"role": "user", "content": text}, asked]} for text in texts]
-    for name, rows in (("chats.jsonl", chats), ("corpus.jsonl", [{"text": t} for t in texts])):
-        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = [{"query": f"{text} {i}", "passage": f"{i} {text}"} for i, text in enumerate(2 * texts)]
+    corpus = [{"text": text} for text in texts]
+    for name, rows in (("chats", chats), ("corpus", corpus), ("found", found), ("pages", found)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     tagged = [f"see O\nAda B-PER\nLovelace{i} I-PER\n" for i in range(120)]
     (tmp_path / "mine.conll").write_text("\n".join(tagged), encoding="utf-8")
     questions = [
@@ -184,6 +189,7 @@ def finished(clone: Path, kept: Path, writer: str) -> Callable[[str], None]:
         own = [] if name.startswith(OTHER) else SHORT
         own = ["--checkpoint", writer] if name.startswith("reviews") else own
         own = ASKED if name.startswith("squad") else own
+        own = FOUND if name.startswith("bbc") else own
         train(f"recipes/{name}.yaml", *own, *SMALL, name=name, folder=here.relative_to(clone))
         shutil.copytree(here, kept / name)
 
@@ -245,6 +251,8 @@ def test_launchers(command: str, clone: Path, writer: str) -> None:
         own = ["--checkpoint", writer]
     if "finetune/answers.py" in words:
         own = ASKED
+    if "finetune/search.py" in words:
+        own = FOUND
     done = subprocess.run(
         [sys.executable, "-m", LAUNCHERS[start], *words[len(start) :], *own, *SMALL],
         capture_output=True,
@@ -280,6 +288,8 @@ def test_train(command: str, clone: Path, writer: str, capsys: pytest.CaptureFix
     small = list(SMALL)
     if "--train" not in words and not name.startswith(OTHER):
         small = [*SHORT, *small]
+    if name.startswith("bbc"):
+        small = [*FOUND, *SMALL]
     if name in {"your-data/chat", "your-data/text-corpus"}:
         small = ["--checkpoint", writer, "--max_length", "64", "--max_steps", "1"]
     first = re.fullmatch(r"(\w+/\w+)-after-(mlm|mae)", name)
@@ -400,7 +410,7 @@ def test_predict(
         rows = [json.loads(line) for line in shown]
         expected = 2 if command.endswith("--file -") else len(runs)
         assert len(rows) == expected
-    if "wnut16" in command:
+    if "wnut16" in command or "bbc" in command:
         assert all(isinstance(row["prediction"], list) for row in rows)
         return
     labels = set("0123456789") if "mnist" in command else {"negative", "positive"}

@@ -17,6 +17,7 @@ COLUMNS = {
     "text_pair": "the second text of a pair",
     "source": "the text that another is written for",
     "image": "the image",
+    "query": "the query to search by",
     "question": "the question",
     "context": "the context, or a text file that all questions are about",
 }
@@ -33,6 +34,8 @@ def _predict(options: argparse.Namespace) -> None:
         )
     columns = {name: vars(options)[name] for name in COLUMNS if vars(options)[name]}
     of_table = [name for name in columns if name != "context"]
+    if options.corpus:
+        columns["corpus"] = options.corpus
     if of_table and options.file in {None, "-"}:
         raise UserError(f"--{of_table[0]} names a column of a table; add --file TABLE")
     output = Path(options.output) if options.output else None
@@ -95,6 +98,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", metavar="COLUMN", help=f"--file: column of {what}, if not the recipe's"
         )
+    parser.add_argument(
+        "--corpus", metavar="FILE", help="table of passages: the nearest to each query are found"
+    )
     parser.add_argument("--output", metavar="FILE", help="write to FILE, .csv or .jsonl")
     parser.add_argument(
         "--format", choices=["jsonl", "csv"], help="[that of --output FILE, else jsonl]"

@@ -11,6 +11,7 @@ from finetune.data.document_rows import DOCUMENTS as DOCUMENTS
 from finetune.data.image_rows import IMAGES as IMAGES
 from finetune.data.pairs import PAIRS as PAIRS
 from finetune.data.questions import QUESTIONS as QUESTIONS
+from finetune.data.retrieval import RETRIEVAL as RETRIEVAL
 from finetune.data.row_kinds import UNLABELLED as UNLABELLED
 from finetune.data.row_kinds import RowKind
 from finetune.data.tagged_texts import TAGGED as TAGGED
@@ -26,8 +27,9 @@ class Corpus:
     Documents for a language model have prompt and completion instead of text, or messages: a chat
     as JSON. Images have image (a path, or the bytes of the file) and digest (of the pixels).
     Questions have question and context instead of text, and answers as ``questions.usable`` gives
-    them for a label. Pairs for an encoder-decoder have source, and as label the list of its
-    targets, at least one.
+    them for a label. Queries have query and negatives (a JSON list) instead of text, and as label
+    the list of their passages, at least one. Pairs for an encoder-decoder have source, and as label
+    the list of its targets, at least one.
 
     ``label`` is a class index (int), a 0/1 vector (list of K floats) or a target (float), as
     ``problem_type`` says; ``label_names`` has K names, or none for regression. Rows without labels
@@ -68,8 +70,8 @@ def load(data: Data, kind: RowKind = TEXTS, labelled: bool = True) -> Corpus:
     """Reads, checks and splits the recipe's data.
 
     Args:
-        kind: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES``, ``DOCUMENTS``, ``QUESTIONS`` or
-            ``PAIRS``.
+        kind: what a row is: ``TEXTS``, ``TAGGED``, ``IMAGES``, ``DOCUMENTS``, ``QUESTIONS``,
+            ``PAIRS`` or ``RETRIEVAL``.
         labelled: whether the task needs labels. If it does not, but the rows have labels that a
             classifier could use, test and validation get the same rows as for that classifier,
             which may start from the model that is pretrained here.

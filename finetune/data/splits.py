@@ -128,6 +128,31 @@ class Frame:
         taken[chosen] = True
         return self._only(~taken), self._only(taken)
 
+    def _take_whole(
+        self, groups: numpy.ndarray, members: str, count: int, seed: int
+    ) -> tuple[Self, Self]:
+        """Takes whole groups of rows, together about ``count`` rows.
+
+        Where there are too few groups, single rows are taken, and a note says so.
+
+        Args:
+            groups: (N,) of each row, from 0.
+            members: what the rows of a group are, for the note.
+        """
+        sizes, left = numpy.bincount(groups), count
+        taken = numpy.zeros(len(sizes), bool)
+        for group in numpy.random.default_rng(seed).permutation(len(sizes)):
+            if sizes[group] <= left:
+                taken[group] = True
+                left -= sizes[group]
+        if left > count / 2 or taken.all():
+            self._say(
+                f"{members} are in two splits: there are {len(sizes):,} groups of them, the "
+                f"largest with {sizes.max():,} rows"
+            )
+            return Frame.take(self, count, seed)
+        return self._only(~taken[groups]), self._only(taken[groups])
+
     def sample(self, count: int, seed: int) -> Self:
         from sklearn.model_selection import train_test_split
 

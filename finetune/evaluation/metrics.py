@@ -72,6 +72,12 @@ METRICS: dict[str, MetricSpec] = {
     "rouge2": _share("ROUGE-2"),
     "rougel": _share("ROUGE-L", hub_name="rougeL"),
     "token_error_rate": _share("token error rate", greater_is_better=False),
+    # rankings
+    "ndcg_at_10": _share("NDCG@10"),
+    "mrr_at_10": _share("MRR@10"),
+    "recall_at_1": _share("recall@1"),
+    "recall_at_10": _share("recall@10"),
+    "recall_at_100": _share("recall@100"),
     # pretraining
     "bits_per_byte": _loss("bits per byte"),
     "perplexity": _loss("perplexity"),
@@ -106,6 +112,9 @@ MEASURED: dict[str, tuple[str, ...]] = {
         *("entity_f1", "entity_precision", "entity_recall", "token_accuracy"),
     ),
     "question-answering": ("answer_f1", "exact_match", "has_answer_f1", "no_answer_accuracy"),
+    "embedding": ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "recall_at_100"),
+    "sentence-similarity": ("spearman", "pearson"),
+    "reranking": ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "recall_at_100"),
     "text-generation": ("bits_per_byte", "perplexity"),
     "fill-mask": ("masked_accuracy", "log_loss"),
     "masked-image-modeling": ("explained_variance",),

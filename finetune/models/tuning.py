@@ -58,8 +58,8 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     """Returns the names of the modules that belong to the task's head.
 
     These are all modules outside of the base model, and the base model's pooler: only the head
-    reads it, and many checkpoints have none. A causal LM has no head in this sense: its output
-    layer was pretrained.
+    reads it, and many checkpoints have none. An encoder of embeddings has no head. Neither has a
+    causal LM in this sense: its output layer was pretrained.
     """
     if is_causal_lm(model):
         return []
@@ -72,7 +72,7 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     pooler = [
         f"{prefix}.pooler" for name, _ in model.base_model.named_children() if name == "pooler"
     ]
-    return pooler + outside
+    return pooler + outside if outside else []
 
 
 def is_prompt(method: str) -> bool:
@@ -289,6 +289,8 @@ def _task_type(model: PreTrainedModel) -> str | None:
         return "CAUSAL_LM"
     if model.main_input_name != "input_ids" or "ForQuestionAnswering" in type(model).__name__:
         return None
+    if not head_modules(model):
+        return "FEATURE_EXTRACTION"
     return "TOKEN_CLS" if type(model).__name__.endswith("ForTokenClassification") else "SEQ_CLS"
 
 
@@ -303,7 +305,10 @@ def _defaults(model: PreTrainedModel, method: str, cls: type, heads: list[str]) 
         for name, module in model.named_modules()
         if _is_norm(module) and not any(name.startswith(f"{head}.") for head in heads)
     ]
-    common = {"task_type": _task_type(model), "modules_to_save": saved}
+    common: dict[str, Any] = {"task_type": _task_type(model), "modules_to_save": saved}
+    if common["task_type"] == "FEATURE_EXTRACTION" and getattr(model.base_model, "pooler", None):
+        # Nothing reads it, so it would get no gradient.
+        common["exclude_modules"] = r".*\.pooler\..*"
     if method == "bottleneck":
         return common | {"modules_to_save": saved + norms}
     if method == "ln_tuning":

@@ -16,6 +16,7 @@ STARTS = {
     "fill-mask": "imdb/minilm-mlm",
     "text2text-generation": "your-data/translation",
     "masked-image-modeling": "mnist/vit-mae",
+    "embedding": "your-data/search",
 }
 # The same for data with a column of this key.
 STARTS_BY_COLUMN = {"messages": "your-data/chat", "prompt": "your-data/chat"}

@@ -136,6 +136,19 @@ class Data:
     answer_start: str = key(
         "answer_start", "question answering: column of the character at which an answer starts"
     )
+    query: str = key("query", "search: column of the query")
+    passage: str = key(
+        "passage", "search: column of the relevant passage, a list of them, or ids of the corpus"
+    )
+    negative: str | None = key(
+        None, "search: column of passages that look relevant and are not, as passage"
+    )
+    corpus: str | None = key(
+        None, "search: a file of passages to search, whose ids the rows then have as passages"
+    )
+    mined_negatives: Annotated[int, Field(ge=0)] = key(
+        0, "search: passages for each training query that the model wrongly ranks high at first"
+    )
     label: list[str] | str = key(  # noqa: RUF009
         "label", "column of the label; multi-label: also a list of columns of 0 and 1"
     )

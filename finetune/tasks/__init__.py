@@ -1,7 +1,7 @@
 """The tasks: ``base`` states the contract, each task is one module that fulfils it.
 
-``text``, ``images``, ``pairs`` and ``classification`` hold what tasks of one kind share; no task
-imports another. May import every package but inference and report.
+``text``, ``images``, ``pairs``, ``searches``, ``encoders`` and ``classification`` hold what tasks
+of one kind share; no task imports another. May import every package but inference and report.
 """
 
 from importlib import import_module
@@ -22,6 +22,9 @@ MODULES = {
     "text-generation": "finetune.tasks.causal_lm",
     "fill-mask": "finetune.tasks.masked_lm",
     "text2text-generation": "finetune.tasks.sequence_to_sequence",
+    "embedding": "finetune.tasks.embedding",
+    "sentence-similarity": "finetune.tasks.sentence_similarity",
+    "reranking": "finetune.tasks.reranking",
 }
 REGISTERED: dict[str, "Task"] = {}
 

@@ -9,6 +9,7 @@ task promises is that their first axis, or their list, has one entry for each ro
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy
@@ -130,6 +131,10 @@ class Task(ABC):
         Raises:
             UserError: the data, the checkpoint and the recipe do not fit each other.
         """
+
+    def finish(self, recipe: Recipe, folder: Path) -> None:
+        """Writes what else a saved model's folder needs, for a library beside transformers."""
+        return
 
     # --- prediction ----------------------------------------------------------------------------
 

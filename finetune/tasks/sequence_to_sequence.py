@@ -7,7 +7,7 @@
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -16,8 +16,6 @@ from typing import Any
 import numpy
 import pandas
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
 from finetune.data import corpus, sources
@@ -113,7 +111,7 @@ class SequenceToSequence(Task):
             frame = getattr(data, split)
             given = frame["source"].tolist()
             expected = map(generation.Expected, given, frame["label"])
-            return _shared(generated, given), list(expected)
+            return text.shared(generated, given), list(expected)
 
         def samples() -> dict[str, str]:
             rows = numpy.linspace(0, len(data.test) - 1, SAMPLES).astype(int)
@@ -290,17 +288,6 @@ def _check_new(recipe: Recipe, checkpoint: sources.Checkpoint, is_new: bool) -> 
             f"{recipe.where('model.token_pattern')}: token_pattern is for new models; "
             f"{checkpoint.name} has a tokenizer of its own"
         )
-
-
-def _shared(generate: Callable[[list[str]], list[str]], given: list[str]) -> list[str]:
-    """Generates for all sources, of which each process has a part of its own."""
-    state = PartialState()
-    count, rank = state.num_processes, state.process_index
-    mine = range(rank, len(given), count)
-    texts = dict(zip(mine, generate([given[i] for i in mine]), strict=True))
-    parts = gather_object([texts]) if count > 1 else [texts]
-    found = {number: written for part in parts for number, written in part.items()}
-    return [found[number] for number in range(len(given))]
 
 
 def _values(rows: pandas.DataFrame) -> dict[str, numpy.ndarray]:

@@ -1,13 +1,15 @@
 """What tasks on texts share: the tokenizer, truncation, padding, rows and batches to predict."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_torch_xla_available
@@ -237,6 +239,17 @@ def batches(
         for chosen in within(encoded["length"], size * recipe.model.max_length):
             columns = {name: [encoded[name][i] for i in chosen] for name in inputs}
             yield start + chosen, tokenizer.pad(columns, return_tensors="pt")
+
+
+def shared(function: Callable[[list[str]], list[Any]], given: list[str]) -> list[Any]:
+    """Returns what ``function`` makes of texts, of which each process has a part of its own."""
+    state = PartialState()
+    count, rank = state.num_processes, state.process_index
+    mine = range(rank, len(given), count)
+    made = dict(zip(mine, function([given[i] for i in mine]), strict=True))
+    parts = gather_object([made]) if count > 1 else [made]
+    found = {number: each for part in parts for number, each in part.items()}
+    return [found[number] for number in range(len(given))]
 
 
 def exported(recipe: Recipe) -> list[str]:

@@ -105,6 +105,24 @@ def generating(given: str, results: dict[str, Any], folder: str) -> str:
     return section(code, results, [])
 
 
+def searching(loader: str, example: str, results: dict[str, Any], folder: str) -> str:
+    """Returns the section for a folder of sentence-transformers.
+
+    Args:
+        loader: the name of its class.
+        example: code that uses ``model``.
+    """
+    notes = []
+    if is_adapter(results):
+        notes = [
+            "An adapter becomes such a folder when it is merged: `finetune merge "
+            f"{folder.removesuffix('/model')} --output {folder}-merged`."
+        ]
+        folder = f"{folder}-merged"
+    code = f"from sentence_transformers import {loader}\n\nmodel = {loader}({quoted(folder)})\n"
+    return section(code + example, results, notes)
+
+
 def load_adapter(
     auto_model: str,
     auto_processor: str,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -73,6 +74,7 @@ class Job:
         balanced: whether an epoch has equally many rows of each class.
         calibrates: whether ``collect`` of the validation rows sets what predictions need. They are
             then read once more before the test, with the chosen weights.
+        finish: the task's ``finish``, where the model's folder needs further files.
         blocks: whether a training row is cut from the data's rows or packed from several.
     """
 
@@ -106,6 +108,7 @@ class Job:
     extra_metrics: dict[str, ExtraMetric] = dataclasses.field(default_factory=dict)
     for_metrics: Callable[[Any, Any], tuple[numpy.ndarray, numpy.ndarray]] | None = None
     encode: Callable[["pandas.DataFrame"], Dataset] | None = None
+    finish: Callable[[Path], None] | None = None
 
     def all_scores(self, outputs: Any, labels: Any, resamples: int) -> dict[str, Any]:
         """Returns ``score`` with the recipe's further metrics."""

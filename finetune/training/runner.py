@@ -336,4 +336,6 @@ def _save(trainer: Trainer, job: Job, run: run_directory.Run) -> None:
             if isinstance(part, PreTrainedModel) and part.can_generate():
                 part.generation_config.save_pretrained(run.model)
                 break
+        if job.finish:
+            job.finish(run.model)
         run_directory.apply_umask(run.model)

@@ -65,6 +65,10 @@ def test_an_unknown_metric_is_an_error_even_with_a_direction() -> None:
 # --- every metric that a run can measure -----------------------------------------------------
 
 ROWS = 60
+# Tasks whose outputs are no arrays.
+OTHER = {"token-classification", "question-answering", "text2text-generation"} | {
+    *("embedding", "reranking", "sentence-similarity")
+}
 
 
 def quality(kind: str, good: float) -> tuple[Any, Any]:
@@ -88,7 +92,7 @@ def quality(kind: str, good: float) -> tuple[Any, Any]:
 
 def measured(kind: str, good: float) -> dict[str, float]:
     """Returns every metric of ``quality``, built-in further ones included, and a loss."""
-    if kind in {"token-classification", "question-answering", "text2text-generation"}:
+    if kind in OTHER:
         return {"loss": 1 / good, **test_metrics.scored(kind, good / (1 + good))}
     outputs, labels = quality(kind, good)
     extra: dict[str, Any] = {}
