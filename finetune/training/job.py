@@ -65,6 +65,7 @@ class Job:
         calibrates: whether ``collect`` of the validation rows sets what predictions need. They are
             then read once more before the test, with the chosen weights.
         blocks: whether a training row is cut from the data's rows or packed from several.
+        teacher: what identifies the weights of the model that this one is taught by.
     """
 
     model: torch.nn.Module
@@ -89,6 +90,7 @@ class Job:
     samples: Callable[[], dict[str, str]] = dict
     tokens: int = 0
     blocks: bool = False
+    teacher: str | None = None
     calibrates: bool = False
     label_smoothing: float = 0.0
     extra_metrics: dict[str, ExtraMetric] = dataclasses.field(default_factory=dict)
