@@ -263,7 +263,7 @@ def _add_allow_changed(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY",
         help="resume although KEY differs: training.learning_rate or another key of the recipe, "
-        "data, base, versions, processes; can be repeated",
+        "data, base, teacher, versions, processes; can be repeated",
     )
 
 

@@ -70,7 +70,11 @@ def _taught(job: Job, recipe: Recipe, task: Classifier) -> Job:
             "them the same, or leave hidden_weight out"
         )
     test = teacher.outputs(job.data.test)
-    job = replace(job, baselines=lambda: {**untaught(), f"teacher ({teacher.run})": test})
+    job = replace(
+        job,
+        baselines=lambda: {**untaught(), f"teacher ({teacher.run})": test},
+        teacher=teacher.digest,
+    )
     if asked.label_weight == 1 and not layers:
         return job
     outputs, classes = teacher.outputs(job.data.train, layers), len(teacher.order)

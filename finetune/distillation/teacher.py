@@ -44,6 +44,9 @@ class Teacher:
             raise UserError(f"{where}: {self.run} predicts {theirs}, and the data has {ours}")
         self.order = order
         self.model, self.processor, self.recipe = inference.load(self.run)
+        own = sources.Checkpoint(str(self.run), self.run.model, None).digest()
+        # An adapter's weights are those of its base, too.
+        self.digest = f"{own} {self.run.base_digest() or ''}".strip()
         if self.recipe.data != recipe.data:
             train = corpus.load(self.recipe.data, task.content).train
             if shared := splits.Frame(train, "").shared(data.test):
@@ -75,8 +78,7 @@ class Teacher:
 
     def _digest(self, content: pandas.DataFrame, layers: int) -> str:
         """Returns a hash of everything that the outputs depend on; images count by their pixels."""
-        weights = sources.Checkpoint(str(self.run), self.run.model, None).digest()
-        settings = [weights, self.run.base_digest(), self.recipe.dump(), layers]
+        settings = [self.digest, self.recipe.dump(), layers]
         settings += [version("torch"), version("transformers")]
         digest = hashlib.sha256(repr(settings).encode())
         for row in content.drop(columns="image", errors="ignore").itertuples(index=False):

@@ -81,6 +81,8 @@ def _given(authorization: str) -> bytes:
 class Gate:
     """Refuses work at once while the queue is full, and ends requests at their deadline.
 
+    A request whose client has left ends, too: the model works for the others.
+
     A request of another site's page is refused, too: it could not read the answer, but would cost
     the work, or write where a route writes.
 
@@ -104,30 +106,48 @@ class Gate:
         return await self._before_deadline(scope, receive, send)
 
     async def _before_deadline(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_read = has_started = False
+        loop, has_left = asyncio.get_running_loop(), False
+        is_read, has_started = asyncio.Event(), False
 
         async def read() -> Message:
-            nonlocal is_read
             message = await receive()
-            is_read = not message.get("more_body", False)
+            if not message.get("more_body", False):
+                is_read.set()
             return message
 
         async def write(message: Message) -> None:
             nonlocal has_started
             if not has_started:
                 has_started = True
-                limit.reschedule(asyncio.get_running_loop().time() + self.deadline)
+                limit.reschedule(loop.time() + self.deadline)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                watching.cancel()
             await send(message)
+
+        async def end_with_client() -> None:
+            nonlocal has_left
+            # Until then the route receives.
+            await is_read.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            has_left = True
+            limit.reschedule(loop.time())
 
         limit = asyncio.timeout(self.deadline)
         try:
             async with limit:
-                await self.app(scope, read, write)
+                watching = asyncio.create_task(end_with_client())
+                try:
+                    await self.app(scope, read, write)
+                finally:
+                    watching.cancel()
         except TimeoutError:
             if not limit.expired():
                 raise
+            if has_left:
+                return
             # Of an answer that has begun, the connection is closed by the server.
-            if not has_started and is_read:
+            if not has_started and is_read.is_set():
                 late = error(503, f"not answered in {self.deadline:g} seconds", retry_after="1")
                 await late(scope, receive, send)
             elif not has_started:

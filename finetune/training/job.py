@@ -76,6 +76,7 @@ class Job:
             then read once more before the test, with the chosen weights.
         finish: the task's ``finish``, where the model's folder needs further files.
         blocks: whether a training row is cut from the data's rows or packed from several.
+        teacher: what identifies the weights of the model that this one is taught by.
     """
 
     model: torch.nn.Module
@@ -103,6 +104,7 @@ class Job:
     rescale: Callable[[torch.nn.Module, Any, Any], None] | None = None
     details: Callable[[Any, Any], dict[str, Any]] = nothing
     balanced: bool = False
+    teacher: str | None = None
     calibrates: bool = False
     label_smoothing: float = 0.0
     extra_metrics: dict[str, ExtraMetric] = dataclasses.field(default_factory=dict)

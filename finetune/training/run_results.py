@@ -164,6 +164,7 @@ def identity(recipe: Recipe, job: Job, processes: int) -> dict[str, Any]:
         "recipe": recipe.dump(),
         "data": job.data.fingerprint,
         "base": job.checkpoint.start(),
+        "teacher": job.teacher,
         "versions": versions(),
         "processes": processes,
     }
@@ -172,9 +173,10 @@ def identity(recipe: Recipe, job: Job, processes: int) -> dict[str, Any]:
 def changes(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """In what two ``identity`` differ, (was, is) by key; a recipe's are ``section.key``."""
     found = differences(was["recipe"], now["recipe"])
-    for key in ("data", "base", "processes"):
-        if was[key] != now[key]:
-            found[key] = (was[key], now[key])
+    for key in ("data", "base", "teacher", "processes"):
+        # Checkpoints of before there were teachers have none.
+        if was.get(key) != now[key]:
+            found[key] = (was.get(key), now[key])
     others = [
         name for name in now["versions"] if was["versions"].get(name) != now["versions"][name]
     ]

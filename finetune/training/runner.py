@@ -54,7 +54,7 @@ def train(
         overwrite, resume: what to do with a directory that holds a run. A run that was killed
             before its first checkpoint starts from the beginning; a finished one is not touched.
         allowed: what may differ from the run to resume: ``section.key`` of the recipe, ``data``,
-            ``base``, ``processes``, ``versions``.
+            ``base``, ``teacher``, ``processes``, ``versions``.
         end: when training has to end, in seconds of ``time.monotonic``.
 
     Returns:

@@ -162,4 +162,4 @@ def test_questions_about_one_text_are_divided_and_it_is_said(workdir: Path) -> N
     data = corpus.load(Data(train="asked.jsonl"), corpus.QUESTIONS)
     assert (len(data.train), len(data.validation), len(data.test)) == (29, 3, 8)
     notes = [n for n in data.report["notes"] if "two splits" in n]
-    assert any("1 contexts, the largest with 40 questions" in note for note in notes)
+    assert any("1 groups of them, the largest with 40 rows" in note for note in notes)

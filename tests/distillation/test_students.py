@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from finetune import cli, distillation, inference, recipe, run_directory
@@ -101,6 +101,23 @@ def test_a_stopped_student_resumes_bit_for_bit(teacher: run_directory.Run) -> No
         train(Path("tiny.yaml"), *halves, build=interrupted(build))
     resumed = train(Path("tiny.yaml"), *halves, build=build, resume=True)
     assert_same(resumed, whole)
+
+
+def test_a_student_is_not_resumed_with_another_teacher(teacher: run_directory.Run) -> None:
+    """The student starts from other weights, so that its base is the same."""
+    read = recipe.load("tiny.yaml", ["--teacher", str(teacher), "--layers", "1"])
+    build = distillation.builder(read)
+    how: dict[str, Any] = {"build": build, "resume": True}
+    flags = ["--teacher", str(teacher), "--layers", "1", "--output_dir", "halves"]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(Path("tiny.yaml"), *flags, build=interrupted(build))
+    changed = weights(teacher)
+    changed["classifier.bias"] += 1
+    save_file(changed, teacher.model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="is of another run: teacher was "):
+        train(Path("tiny.yaml"), *flags, **how)
+    run = train(Path("tiny.yaml"), *flags, **how, allowed=["teacher"])
+    assert run.is_finished
 
 
 def test_a_student_of_random_weights_has_the_teachers_tokenizer(teacher: run_directory.Run) -> None:

@@ -27,6 +27,7 @@ class Stub:
         self.task = type("Task", (), {"name": "text-classification", "is_labelled": False})
         self.batches: list[int] = []
         self.threads: set[str] = set()
+        self.begun = 0
         self.hold = threading.Event()
         self.hold.set()
 
@@ -44,6 +45,7 @@ class Stub:
         self, prompt: str, write: Callable[[str], None], stop: threading.Event, **_: Any
     ) -> Generated:
         words = 0
+        self.begun += 1
         for word in itertools.repeat("on") if prompt == ENDLESS else prompt.split():
             self.hold.wait(30)
             time.sleep(0.005)

@@ -89,7 +89,7 @@ def test_what_may_begin_a_stop_waits(text: str, sent: str, held: str, ended: boo
 
 
 def test_an_answer_ends_before_its_deadline() -> None:
-    with TestClient(app_of(Stub({}, generates=True), Limits(deadline=1.0)), LOOPBACK) as client:
+    with TestClient(app_of(Stub({}, generates=True), Limits(deadline=3.0)), LOOPBACK) as client:
         asked = {"prompt": ENDLESS, "stream": True}
         *chunks, done = events(client.post("/v1/completions", json=asked).text)
     assert done == "[DONE]"

@@ -6,7 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -15,14 +16,18 @@ from finetune import cli
 from finetune.run_directory import Run
 from finetune.serving import server
 from finetune.serving.limits import Limits
-from tests.serving.stub import Stub, app_of
+from tests.serving.stub import ENDLESS, Stub, app_of
 
 HOST = "127.0.0.1"
 
 
 def request(text: str) -> bytes:
-    body = json.dumps({"inputs": [text]})
-    head = f"POST /predict HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+    return post("/predict", {"inputs": [text]})
+
+
+def post(path: str, given: Any) -> bytes:
+    body = json.dumps(given)
+    head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
@@ -70,29 +75,51 @@ def test_sigterm_answers_what_was_accepted(texts: Run) -> None:
         process.communicate()
 
 
+@asynccontextmanager
+async def serving(stub: Stub, limits: Limits) -> AsyncIterator[int]:
+    """A server in this event loop; its port."""
+    running = server.Server(server.configured(app_of(stub, limits), limits))
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        ended = asyncio.create_task(running.serve([taken]))
+        while not running.started:
+            await asyncio.sleep(0.01)
+        yield taken.getsockname()[1]
+        running.should_exit = True
+        await ended
+
+
 def test_a_connection_that_begins_no_request_is_closed() -> None:
     async def whole() -> list[bytes]:
-        limits = Limits(deadline=0.3)
-        running = server.Server(server.configured(app_of(Stub()), limits))
-        with socket.socket() as taken:
-            taken.bind((HOST, 0))
-            serving = asyncio.create_task(running.serve([taken]))
-            while not running.started:
-                await asyncio.sleep(0.01)
-            port = taken.getsockname()[1]
+        async with serving(Stub(), Limits(deadline=0.3)) as port:
             # Half a head; half a body; a body that is sent on after it was refused.
             large = request("a").replace(b"Content-Length: 17", b"Content-Length: 9000000")
-            found = [await asked(port, part) for part in (b"POST /pre", request("a")[:-5], large)]
-            found.append(await asked(port, request("a")))
-            running.should_exit = True
-            await serving
-        return found
+            parts = (b"POST /pre", request("a")[:-5], large, request("a"))
+            return [await asked(port, part) for part in parts]
 
     head, body, refused, answered = asyncio.run(whole())
     assert head == b""
     assert body.startswith(b"HTTP/1.1 408 ")
     assert refused.startswith(b"HTTP/1.1 413 ")
     assert answered.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_leaves_frees_the_model() -> None:
+    """Of one answer nothing was sent yet, and another waits for its turn."""
+    stub = Stub({}, generates=True)
+
+    async def whole() -> bytes:
+        async with serving(stub, Limits(deadline=600)) as port:
+            for path in ("/v1/completions", "/generate"):
+                _, writer = await asyncio.open_connection(HOST, port)
+                writer.write(post(path, {"prompt": ENDLESS}))
+                while not stub.begun:
+                    await asyncio.sleep(0.01)
+                writer.close()
+            last = post("/v1/completions", {"prompt": "one two"})
+            return await asked(port, last.replace(b"Host", b"Connection: close\r\nHost", 1))
+
+    assert asyncio.run(whole()).startswith(b"HTTP/1.1 200 ")
 
 
 async def asked(port: int, given: bytes) -> bytes:
