@@ -1,7 +1,8 @@
 """The contract of a kind of rows: how a table of them is read, checked and labelled.
 
 One module has one kind: ``texts``, ``image_rows``, ``document_rows``, ``pairs``, ``tagged_texts``,
-``questions`` and ``retrieval``. Their instances stand in ``corpus``; nothing there asks which of them it has.
+``questions`` and ``retrieval``. Their instances stand in ``corpus``; nothing there asks which of
+them it has.
 """
 
 from abc import ABC, abstractmethod
