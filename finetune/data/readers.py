@@ -250,11 +250,7 @@ def from_snapshot(folder: Path, config: str | None, name: str) -> Any:
 
 
 def saved_splits(folder: Path, unread: str | None = None) -> Any:
-    """Returns the splits of a folder that ``save_to_disk`` wrote as a ``DatasetDict``, or None.
-
-    Args:
-        unread: a split that stays empty.
-    """
+    """Returns the splits that ``save_to_disk`` wrote, or None; one of them may stay empty."""
     parts = folder / "dataset_dict.json"
     if not parts.is_file() and not (folder / "state.json").is_file():
         return None

@@ -5,11 +5,12 @@
   sides.
 - ``max_test_samples`` then samples test, and ``max_train_samples`` what is left of train.
 - At last the rows of the three splits that are used are compared.
+- ``untested`` scores the rows of validation instead of those of test.
 
 Train fits the model, validation chooses a checkpoint, and test is read once, after the choice.
 
 The policy needs a few operations on rows (``Rows``): ``Frame`` has them for rows in memory,
-``streaming.OnDisk`` for rows on disk.
+``streaming.OnDisk`` for rows on disk. It is one file because they change together.
 """
 
 from collections import Counter
@@ -310,10 +311,10 @@ def choose(
         validation = taken.frame()
     else:
         validation = tested.iloc[:0]
-    if data.untested:
-        if not len(validation):
-            raise UserError(f"{source}: untested needs validation rows; raise validation_size")
-        tested, test_is = validation, VALIDATION
+    if data.untested and not len(validation):
+        raise UserError(f"{source}: untested needs validation rows; raise validation_size")
+    if unread:
+        tested = validation.iloc[:0]
     sample_seed = data.split_seed if data.sample_seed is None else data.sample_seed
     train = _sampled(train, data.max_train_samples, sample_seed)
     if join:
@@ -322,11 +323,9 @@ def choose(
     contradictions = train.contradictions()
     shared = _shared(train, tested, "test", "train", source, data)
     validated = _shared(train, validation, "validation", "train", source, data)
-    both = (
-        []
-        if data.untested
-        else _shared(Frame(validation, source), tested, "test", "validation", source, data)
-    )
+    both = _shared(Frame(validation, source), tested, "test", "validation", source, data)
+    if data.untested:
+        tested, test_is = validation, VALIDATION
     rejected = [row for rows in given for row in rows.rejected]
     return Chosen(
         train,

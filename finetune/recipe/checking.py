@@ -34,13 +34,14 @@ def typed(hint: Any, value: Any, name: str, where: str) -> Any:
             problem = f"{value!r} does not fit: {hint_at or first['msg']}"
     parts = value if isinstance(value, list) else str(value).split(",")
     if len(parts) > 1 and all(_fits(adapter, part) for part in parts):
-        each = " ".join(str(part).strip() for part in parts)
-        problem = (
-            f"a run has one value, not {len(parts)}; for several runs: "
-            f"for v in {each}; do finetune train RECIPE --{name} $v; done"
+        each = [str(part).strip() for part in parts]
+        several = (
+            f"finetune train RECIPE --seeds {','.join(each)}"
+            if name == "seed"
+            else f"for v in {' '.join(each)}; do finetune train RECIPE --{name} $v "
+            "--output_dir runs/$v; done"
         )
-        if name != "seed":
-            problem = problem.replace("$v;", "$v --output_dir runs/$v;")
+        problem = f"a run has one value, not {len(parts)}; for several runs: {several}"
     raise UserError(f"{where}: {name}: {problem}")
 
 

@@ -207,7 +207,7 @@ GONE = {
     "include_tokens_per_second": "results.json always has the tokens per second",
     "include_inputs_for_metrics": "metrics get predictions and labels",
     "save_safetensors": "every checkpoint is written as safetensors",
-    "ray_scope": "searches over settings are not supported",
+    "ray_scope": "`finetune sweep` searches settings, with Optuna",
     "num_labels": "the labels are counted in the data",
 }
 

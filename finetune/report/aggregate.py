@@ -58,12 +58,17 @@ class Seeds:
         """The mean with Student's interval over the seeds."""
         return intervals.student(list(self.values.values()))
 
-    @property
+    @cached_property
     def over_rows(self) -> wording.Metric | None:
         """The mean with an interval over seeds and rows; None where rows cannot be resampled."""
-        found = self.statistics
-        rows = next(iter(self.runs.values()))[1]["data"]["test"] if self.runs else 0
-        return intervals.pigeonhole(list(found.values()), rows) if found else None
+        found = list(self.statistics.values())
+        return intervals.pigeonhole(found, self.rows) if found else None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the runs were tested on."""
+        _, results = next(iter(self.runs.values()))
+        return results["data"]["test"]
 
     @property
     def worst(self) -> int:
@@ -105,8 +110,7 @@ class Seeds:
         def apart(seed: int) -> Statistic:
             return lambda rows: ours[seed](rows) - theirs[seed](rows)
 
-        rows = next(iter(self.runs.values()))[1]["data"]["test"]
-        found = intervals.pigeonhole([apart(seed) for seed in shared], rows)
+        found = intervals.pigeonhole([apart(seed) for seed in shared], self.rows)
         return {**found, "seeds": len(shared), "rows": True}
 
     def line(self) -> str:

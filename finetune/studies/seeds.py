@@ -107,6 +107,10 @@ def validated(run: run_directory.Run) -> float | None:
     return rows[-1][name] if rows else None
 
 
+def _interval(scores: wording.Metric) -> wording.Metric:
+    return {key: scores[key] for key in ("value", "low", "high", "n")}
+
+
 def write(folder: Path, runs: Mapping[int, run_directory.Run]) -> str:
     """Writes seeds.json, a page, and cards and pages of the runs; returns the result as text."""
     read = [(run, run.results()) for run in runs.values()]
@@ -130,8 +134,8 @@ def write(folder: Path, runs: Mapping[int, run_directory.Run]) -> str:
         "values": {str(seed): value for seed, value in group.values.items()},
         "validation": {str(seed): value for seed, value in values.items()},
         "kept": None if kept is None else runs[kept].folder.name,
-        "mean": group.mean,
-        "over_rows": group.over_rows,
+        "mean": _interval(group.mean),
+        "over_rows": group.over_rows and _interval(group.over_rows),
         "worst": group.worst,
     }
     run_directory.write_whole(folder / run_directory.SEEDS, json.dumps(found, indent=2) + "\n")

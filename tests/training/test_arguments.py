@@ -175,8 +175,8 @@ def test_what_is_not_near_is_not_suggested(name: str) -> None:
 @pytest.mark.parametrize(
     ("flag", "value", "command"),
     [
-        ("seed", "0,1,2", "for v in 0 1 2; do finetune train RECIPE --seed $v; done"),
-        ("seed", "[0, 1]", "for v in 0 1; do finetune train RECIPE --seed $v; done"),
+        ("seed", "0,1,2", "finetune train RECIPE --seeds 0,1,2"),
+        ("seed", "[0, 1]", "finetune train RECIPE --seeds 0,1"),
         ("learning_rate", "1e-5,2e-5", "--learning_rate $v --output_dir runs/$v; done"),
         ("max_length", "64,128", "for v in 64 128; do"),
     ],
