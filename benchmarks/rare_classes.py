@@ -58,14 +58,11 @@ def write_rows(folder: Path) -> list[str]:
         negatives, positives = rows[rows["label"] != positive], rows[rows["label"] == positive]
         few = positives.sample(round(len(negatives) * SHARE / (1 - SHARE)), random_state=0)
         parts: dict[str, list[pandas.DataFrame]] = {name: [] for name in files}
-        for kind in (negatives.sample(frac=1, random_state=0), few):
+        for kind in (negatives.sample(len(negatives), random_state=0), few):
             half, third = len(kind) // 2, 2 * len(kind) // 3
-            for name, part in zip(
-                ("test", "validation", "train"),
-                (kind[:half], kind[half:third], kind[third:]),
-                strict=True,
-            ):
-                parts[name].append(part)
+            parts["test"].append(kind.iloc[:half])
+            parts["validation"].append(kind.iloc[half:third])
+            parts["train"].append(kind.iloc[third:])
         for name, path in files.items():
             table = pandas.concat(parts[name])[["text", "label"]]
             table["label"] = [found.label_names[label] for label in table["label"]]
