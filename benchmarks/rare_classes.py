@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy
 import pandas
-from sklearn import metrics as sk
 
 from finetune import distillation, recipe, run_directory
 from finetune.data import corpus
+from finetune.evaluation import scoring
 from finetune.recipe import Data
 from finetune.training import runner
 
@@ -44,6 +44,7 @@ TRAINED = {
 }
 WAYS = ("nothing", "threshold", "weights", "focal", "sampler")
 Rows = dict[str, numpy.ndarray]
+Statistic = Callable[[numpy.ndarray], float]
 
 
 def write_rows(folder: Path) -> list[str]:
@@ -58,14 +59,11 @@ def write_rows(folder: Path) -> list[str]:
         negatives, positives = rows[rows["label"] != positive], rows[rows["label"] == positive]
         few = positives.sample(round(len(negatives) * SHARE / (1 - SHARE)), random_state=0)
         parts: dict[str, list[pandas.DataFrame]] = {name: [] for name in files}
-        for kind in (negatives.sample(frac=1, random_state=0), few):
+        for kind in (negatives.sample(len(negatives), random_state=0), few):
             half, third = len(kind) // 2, 2 * len(kind) // 3
-            for name, part in zip(
-                ("test", "validation", "train"),
-                (kind[:half], kind[half:third], kind[third:]),
-                strict=True,
-            ):
-                parts[name].append(part)
+            parts["test"].append(kind.iloc[:half])
+            parts["validation"].append(kind.iloc[half:third])
+            parts["train"].append(kind.iloc[third:])
         for name, path in files.items():
             table = pandas.concat(parts[name])[["text", "label"]]
             table["label"] = [found.label_names[label] for label in table["label"]]
@@ -94,29 +92,31 @@ def outputs(run: run_directory.Run, decided: bool) -> Rows:
     return {"label": (rows["label"] == POSITIVE).to_numpy(), "score": score, "said": said}
 
 
-def average_precision(rows: Rows, places: numpy.ndarray) -> float:
-    return float(sk.average_precision_score(rows["label"][places], rows["score"][places]))
+def average_precision(rows: Rows) -> Statistic:
+    return scoring.average_precision(rows["score"], rows["label"])
 
 
-def macro_f1(rows: Rows, places: numpy.ndarray) -> float:
+def macro_f1(rows: Rows) -> Statistic:
     """The mean of both classes' F1."""
-    label, said = rows["label"][places], rows["said"][places]
-    both = [(label, said), (~label, ~said)]
-    return float(numpy.mean([2 * (a & b).sum() / max(1, a.sum() + b.sum()) for a, b in both]))
+
+    def mean(places: numpy.ndarray) -> float:
+        label, said = rows["label"][places], rows["said"][places]
+        both = [(label, said), (~label, ~said)]
+        return float(numpy.mean([2 * (a & b).sum() / max(1, a.sum() + b.sum()) for a, b in both]))
+
+    return mean
 
 
 def over_seeds(
-    statistic: Callable[[Rows, numpy.ndarray], float], runs: list[Rows], others: list[Rows] | None
+    statistic: Callable[[Rows], Statistic], runs: list[Rows], others: list[Rows] | None
 ) -> dict[str, float]:
     """Returns the mean over seeds, less that of ``others``; intervals over seeds and rows."""
     count = len(runs[0]["label"])
+    ours = [statistic(each) for each in runs]
+    theirs = [statistic(each) for each in others] if others else [lambda _: 0.0] * len(runs)
 
     def value(seeds: numpy.ndarray, places: numpy.ndarray) -> float:
-        each = [
-            statistic(runs[s], places) - (statistic(others[s], places) if others else 0.0)
-            for s in seeds
-        ]
-        return float(numpy.mean(each))
+        return float(numpy.mean([ours[s](places) - theirs[s](places) for s in seeds]))
 
     draw, every = numpy.random.default_rng(0), numpy.arange(len(runs))
     means = [

@@ -102,15 +102,12 @@ def start(read: recipe.Recipe, options: argparse.Namespace, began: float) -> Non
     launching.check_processes()
     sources.checkpoint(read.model.checkpoint, read.model.revision)
 
-    from finetune import distillation
-    from finetune.training import runner
+    from finetune import distillation, tasks
+    from finetune.training import label_errors, runner
 
     resolved = recipe.resolve(read)
     build = distillation.builder(resolved)
     if options.find_label_errors:
-        from finetune import tasks
-        from finetune.training import label_errors
-
         if not tasks.find(resolved.task).judges_labels:
             raise UserError(f"--find_label_errors: {resolved.task} has no labels of whole texts")
         label_errors.check(resolved)

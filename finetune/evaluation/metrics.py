@@ -135,9 +135,7 @@ def hub_name(name: str) -> str:
     return spec(name).hub_name or name
 
 
-def chosen_by(
-    name: str, headline: str, extra: Mapping[str, MetricSpec], where: str, kind: str = ""
-) -> MetricSpec:
+def chosen_by(name: str, headline: str, extra: Mapping[str, MetricSpec], where: str) -> MetricSpec:
     """Returns the entry of the metric that chooses the best checkpoint.
 
     Args:
@@ -145,16 +143,13 @@ def chosen_by(
         headline: the task's headline, which tells what else the task measures.
         extra: metrics that the recipe names.
         where: the place of the setting, for messages.
-        kind: the problem type, where it is known.
 
     Raises:
         UserError: no such metric is measured.
     """
-    sets = [names for names in MEASURED.values() if names[0] == headline]
-    sets = [MEASURED[kind]] if kind in MEASURED else sets
-    # A task whose headline is the recipe's choice has another first metric in the table.
-    sets = sets or [names for names in MEASURED.values() if headline in names]
-    measured = list(dict.fromkeys(["loss", *(sets[0] if sets else METRICS), headline, *extra]))
+    # It is the first of them, unless the recipe or rare classes chose another.
+    beside = [other for names in MEASURED.values() if headline in names for other in names]
+    measured = list(dict.fromkeys(["loss", *(beside or METRICS), *extra]))
     bare = name.removeprefix("eval_")
     if bare not in measured:
         refuse_unknown(bare, measured, f"{where}: metric_for_best_model")

@@ -104,7 +104,7 @@ def best_model(values: dict[str, Any], recipe: Recipe, job: Job) -> dict[str, An
     name = values.get("metric_for_best_model") or f"eval_{job.headline}"
     where = recipe.where("training.metric_for_best_model")
     extra = {name: each.spec for name, each in job.extra_metrics.items()}
-    spec = metrics.chosen_by(name, job.headline, extra, where, job.data.problem_type)
+    spec = metrics.chosen_by(name, job.headline, extra, where)
     greater_is_better = values.get("greater_is_better")
     if greater_is_better is None:
         greater_is_better = spec.greater_is_better

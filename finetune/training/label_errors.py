@@ -10,6 +10,7 @@
 """
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def find(recipe: Recipe, build: Callable[[Recipe], Job], run: run_directory.Run)
     quality = get_label_quality_scores(places, shares, method="normalized_margin")
     wrong = find_label_issues(places, shares, n_jobs=1)
     order = numpy.argsort(quality, kind="stable")
-    count = max(int(wrong.sum()), round(LISTED * len(rows)))
+    count = max(int(wrong.sum()), math.ceil(LISTED * len(rows)))
     names, suggested = data.label_names, classes[shares.argmax(1)]
     texts = [column for column in ("text", "text_pair") if column in rows]
     listed = [

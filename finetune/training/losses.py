@@ -7,6 +7,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 import torch
@@ -64,30 +65,30 @@ class ClassificationLoss:
         weights = None if self.weights is None else logits.new_tensor(self.weights)
         count: torch.Tensor | float = labels.numel()
         if self.problem_type == "single_label_classification":
-            smoothing = {"label_smoothing": self.label_smoothing}
-            each = functional.cross_entropy(logits, labels, weights, reduction="none", **smoothing)
+            entropy = partial(functional.cross_entropy, reduction="none")
+            each = entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
             if weights is not None:
                 count = weights[labels].sum()
             if self.focal_gamma is not None:
-                plain = functional.cross_entropy(logits, labels, reduction="none")
-                each = each * self._focus(plain)
+                each = each * self._focus(entropy(logits, labels), self.focal_gamma)
             if labels.ndim == 2:
                 # The Trainer counts K items for each row.
                 each = each * labels.shape[1]
         elif self.problem_type == "multi_label_classification":
             target = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
-            entropy = functional.binary_cross_entropy_with_logits
-            each = entropy(logits, target, pos_weight=weights, reduction="none")
+            entropy = partial(functional.binary_cross_entropy_with_logits, reduction="none")
+            each = entropy(logits, target, pos_weight=weights)
             if self.focal_gamma is not None:
-                each = each * self._focus(entropy(logits, target, reduction="none"))
+                each = each * self._focus(entropy(logits, target), self.focal_gamma)
         else:
             each = functional.mse_loss(logits.squeeze(-1), labels, reduction="none")
         return each.sum() / (count if num_items_in_batch is None else num_items_in_batch)
 
-    def _focus(self, losses: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def _focus(losses: torch.Tensor, gamma: float) -> torch.Tensor:
         """Returns the factor of each loss, minus the log of the label's probability."""
         # A power below 1 has no finite derivative at 0.
-        return (-torch.expm1(-losses)).clamp(min=1e-6) ** self.focal_gamma
+        return (-torch.expm1(-losses)).clamp(min=1e-6) ** gamma
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ def test_sure_from_is_the_least_confidence_that_is_right_often_enough() -> None:
 
 def test_average_precision_is_that_of_the_named_class() -> None:
     scores, truth = rows()
+    # Rows of the same score, too.
+    scores = scores.round(1).clip(0.1, 0.9)
     logits = numpy.stack([numpy.log(scores), numpy.log(1 - scores)], 1)
     labels = (~truth).astype(int)
     found = scoring.score(SINGLE, logits, labels, ["rare", "other"], 200, "rare")["metrics"]
@@ -83,6 +85,11 @@ def test_average_precision_is_that_of_the_named_class() -> None:
     expected = average_precision_score(truth, scores)
     assert found["average_precision"]["value"] == pytest.approx(expected)
     assert found["average_precision"]["low"] < expected < found["average_precision"]["high"]
+    draw = numpy.random.default_rng(5)
+    statistic = scoring.average_precision(logits[:, 0] - logits[:, 1], truth)
+    for _ in range(20):
+        some = draw.integers(0, 400, 300)
+        assert statistic(some) == pytest.approx(average_precision_score(truth[some], scores[some]))
     worse = numpy.stack([numpy.zeros(400), numpy.zeros(400)], 1)
     apart = scoring.difference(SINGLE, logits, worse, labels, "average_precision", 0)
     assert apart["value"] == pytest.approx(expected - truth.mean())

@@ -11,7 +11,6 @@ import pytest
 from sklearn import metrics as sk
 
 from finetune import inference, recipe
-from finetune.data.corpus import Corpus
 from finetune.errors import UserError
 from finetune.evaluation import built_in, extra_metrics, metrics
 from finetune.report import tables
@@ -264,9 +263,9 @@ def test_a_classifier_passes_class_indices_matrices_or_numbers(kind: str) -> Non
     elif kind == MULTI:
         labels = (draw.random((50, 3)) < 0.5).astype(numpy.float32)
     extra = load(list(built_in.BUILT_IN[kind]), kind, len(names))
-    data = cast(Corpus, SimpleNamespace(problem_type=kind, label_names=names))
-    job = cast(Any, SimpleNamespace(score=classification.scorer(data), extra_metrics=extra))
-    job.for_metrics = classification.for_metrics(data)
+    scorer = classification.scorer({"problem_type": kind, "label_names": names})
+    job = cast(Any, SimpleNamespace(score=scorer, extra_metrics=extra))
+    job.for_metrics = classification.for_metrics(kind)
     found = Job.all_scores(job, logits, labels, 20)["metrics"]
     assert list(found) == [*metrics.MEASURED[kind], *built_in.BUILT_IN[kind]]
     if kind == SINGLE:

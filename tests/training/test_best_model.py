@@ -98,9 +98,8 @@ def measured(kind: str, good: float) -> dict[str, float]:
     extra: dict[str, Any] = {}
     if kind in BUILT_IN:
         extra = extra_metrics.load(list(BUILT_IN[kind]), kind, 3, "metrics")
-        data: Any = SimpleNamespace(problem_type=kind)
         found = scoring.score(kind, outputs, labels, ["a", "b", "c"], 0)["metrics"]
-        pair = classification.for_metrics(data)(outputs, labels)
+        pair = classification.for_metrics(kind)(outputs, labels)
         found |= extra_metrics.measure(extra, *pair, 0)
     elif kind == "text-generation":
         found = scoring.language(outputs, 0)["metrics"]
