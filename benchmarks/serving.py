@@ -9,7 +9,7 @@
   batches and one by one, in turn, and whether both give the same answers.
 
 The run has to label texts; its test rows are sent. Client and server share the machine; all traffic
-stays on the loopback address. Writes results/serving.json.
+stays on the loopback address. It takes two minutes and writes results/serving.json, an entry a run.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -202,6 +203,8 @@ def main() -> None:
     run = run_directory.one(options.run)
     texts = run.predictions()["text"].tolist()
     with Server(options.run) as shared:
+        with urllib.request.urlopen(f"http://{HOST}:{shared.port}/health") as health:
+            engine = json.load(health)["engine"]
         asyncio.run(throughput(shared.port, texts))
         bursts = [asyncio.run(burst(shared.port, texts)) for _ in range(BURSTS)]
     print(json.dumps(bursts, indent=1))
@@ -219,7 +222,8 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in PACKAGES},
-        "checkpoint": run.results()["checkpoint"]["name"],
+        "engine": engine,
+        "words_of_a_text": statistics.mean(len(text.split()) for text in texts),
         "burst": {"slow_clients": SLOW, "requests": BURST, "rounds": bursts},
         "throughput": {
             "clients": CLIENTS,
@@ -228,7 +232,9 @@ def main() -> None:
             "answers": differences(answers["shared"], answers["one_by_one"]),
         },
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    known[run.results()["name"]] = results
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results["throughput"], indent=1))
 
 

@@ -47,9 +47,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=["onnx", "openvino"], required=True, help="the format")
     parser.add_argument(
         "--precision",
-        choices=["fp32", "fp16", "int8"],
+        choices=["fp32", "fp16", "int8", "int4"],
         default="fp32",
-        help="int8 for CPUs, fp16 for GPUs [fp32]",
+        help="int8 for CPUs, fp16 for GPUs, int4 for language models [fp32]",
     )
     parser.add_argument(
         "--accept_loss",

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,27 +22,32 @@ class Engine:
     Attributes:
         name: the runtime and the precision, for example ``ONNX Runtime, int8``.
         inputs: the element type of each input that the model reads, by name.
+        outputs: the names of its logits, as the model in transformers has them.
     """
 
     def __init__(
-        self, name: str, inputs: Mapping[str, Any], run: Callable[[dict[str, Array]], Array]
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        outputs: Iterable[str],
+        run: Callable[[dict[str, Array], list[str]], Iterable[Array]],
     ) -> None:
         self.name, self.inputs, self._run = name, dict(inputs), run
+        # A causal model also gives the keys and values of its attention.
+        self.outputs = [output for output in outputs if output.endswith("logits")]
 
-    def logits(self, inputs: Mapping[str, Array]) -> Array:
-        """Returns the logits of a batch, (B, K) or (B, T, V) float32.
+    def __call__(self, **inputs: torch.Tensor) -> SimpleNamespace:
+        """Returns an object with the logits by their names, as a model of transformers does.
+
+        They are float32 (B, K) for a row, (B, T, V) or (B, T) for tokens.
 
         Args:
             inputs: a padded batch of B rows, as the folder's tokenizer or image processor makes it;
                 what the model does not read is ignored.
         """
-        given = {name: inputs[name].astype(kind, copy=False) for name, kind in self.inputs.items()}
-        return self._run(given).astype(numpy.float32, copy=False)
-
-    def __call__(self, **inputs: torch.Tensor) -> SimpleNamespace:
-        """Returns an object with ``logits``, as a model of transformers does."""
-        found = self.logits({name: value.numpy() for name, value in inputs.items()})
-        return SimpleNamespace(logits=torch.from_numpy(found))
+        given = {n: inputs[n].numpy().astype(kind, copy=False) for n, kind in self.inputs.items()}
+        found = [torch.from_numpy(each).float() for each in self._run(given, self.outputs)]
+        return SimpleNamespace(**dict(zip(self.outputs, found, strict=True)))
 
 
 def load(folder: str | Path) -> Engine:
@@ -90,8 +95,12 @@ def _onnx(file: Path, precision: str) -> Engine:
     kinds = {"tensor(int64)": numpy.int64, "tensor(float)": numpy.float32}
     kinds["tensor(float16)"] = numpy.float16
     inputs = {put.name: kinds[put.type] for put in session.get_inputs()}
+    outputs = [put.name for put in session.get_outputs()]
     return Engine(
-        f"ONNX Runtime, {precision}", inputs, lambda given: session.run(["logits"], given)[0]
+        f"ONNX Runtime, {precision}",
+        inputs,
+        outputs,
+        lambda given, names: session.run(names, given),
     )
 
 
@@ -103,8 +112,10 @@ def _openvino(file: Path, precision: str) -> Engine:
     options["INFERENCE_PRECISION_HINT"] = "f32"
     compiled = openvino.Core().compile_model(str(file), "CPU", options)
     inputs = {put.any_name: put.get_element_type().to_dtype() for put in compiled.inputs}
-    return Engine(
-        f"OpenVINO, {precision}",
-        inputs,
-        lambda given: compiled.infer_new_request(given)["logits"],
-    )
+    outputs = [put.any_name for put in compiled.outputs]
+
+    def run(given: dict[str, Array], names: list[str]) -> list[Array]:
+        found = compiled.infer_new_request(given)
+        return [found[name] for name in names]
+
+    return Engine(f"OpenVINO, {precision}", inputs, outputs, run)

@@ -43,7 +43,7 @@ def export(
         whole: the run's model without peft around it, as ``inference.whole`` loads it.
         model: the same as ``inference.load`` loads it, to compare with.
         to: ``onnx`` or ``openvino``.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: ``fp32``, ``fp16``, ``int8`` or ``int4``.
         folder: replaced if it holds an export, and else has to be empty.
         accept_loss: whether the export may be clearly worse than the run.
         base_folder: the base of an adapter, where it is not found by itself.
@@ -88,6 +88,7 @@ def export(
         made = engine.load(staged)
         found = proof.compare(job, model, made)
         proof.judge(found, results["headline"], precision, accept_loss)
+        manifest["outputs"] = made.outputs
         manifest["checked"] = found | {
             "engine": made.name,
             "bytes": sum(f.stat().st_size for f in staged.glob("*model.*")),
@@ -125,6 +126,8 @@ def _job(run: run_directory.Run, recipe: Recipe, base_folder: str | None) -> Job
             f"{run}: the data of {recipe.name} have changed since the run, so there are no test "
             "rows to compare on; train it again"
         )
+    # Also what the run's validation rows have set.
+    job.data.report |= results["data"]
     return job
 
 

@@ -1,5 +1,6 @@
 """Compares an exported model with its run's torch model on the run's test rows."""
 
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,10 @@ def collate(job: Job, split: str, numbers: list[int]) -> dict[str, torch.Tensor]
     rows = [job.splits[split][int(i)] for i in numbers]
     # The collators change training rows: augmentation, other masks in each epoch.
     rows = [{**row, "training": False} if "training" in row else row for row in rows]
+    if job.training.get("remove_unused_columns", True):
+        # As the Trainer does: the places of words in a text, for example, are only for scoring.
+        used = {*inspect.signature(job.model.forward).parameters, *_labels(job)}
+        rows = [{name: cell for name, cell in row.items() if name in used} for row in rows]
     batch = job.collator(rows)
     if "attention_mask" in job.processor.model_input_names:
         # Documents of a causal model are padded at their end, which no earlier token attends to.
@@ -53,14 +58,13 @@ def compare(job: Job, model: torch.nn.Module, engine: Engine) -> dict[str, Any]:
     Args:
         model: the run's model on the CPU, as `finetune predict` loads it.
     """
-    names = job.training.get("label_names", ["labels"])
     size = job.training.get("per_device_eval_batch_size", BATCH)
     runs: list[tuple[Callable[..., Any], list[float], list[Any]]]
     runs = [(engine, [], []), (model, [], [])]
     labels, order, largest, most = [], [], 0.0, 0.0
     for numbers in batches(job, "test", size):
         batch = collate(job, "test", list(numbers))
-        given = tuple(batch[name] for name in names)
+        given = tuple(batch[name] for name in _labels(job))
         inputs = {name: batch[name] for name in engine.inputs}
         found = []
         for call, seconds, outputs in runs:
@@ -68,27 +72,32 @@ def compare(job: Job, model: torch.nn.Module, engine: Engine) -> dict[str, Any]:
                 # The first call of a shape allocates memory and compiles.
                 call(**inputs)
             start = time.perf_counter()
-            logits = call(**inputs).logits.float()
+            made = call(**inputs)
             seconds.append(time.perf_counter() - start)
-            found.append(_of_tokens(logits, inputs))
-            kept = job.reduce(logits, given if given[1:] else given[0]) if job.reduce else logits
-            outputs.append(kept.numpy())
-        largest = max(largest, float((found[0] - found[1]).abs().max()))
-        most = max(most, float(found[1].abs().max()))
+            logits = tuple(getattr(made, name).float() for name in engine.outputs)
+            named = zip(engine.outputs, logits, strict=True)
+            found.append([_of_tokens(*pair, inputs) for pair in named])
+            if job.reduce:
+                logits = (job.reduce(_alone(logits), _alone(given)),)
+            outputs.append(tuple(each.numpy() for each in logits))
+        for ours, theirs in zip(*found, strict=True):
+            largest = max(largest, float((ours - theirs).abs().max()))
+            most = max(most, float(theirs.abs().max()))
         labels.append(tuple(each.numpy() for each in given))
         order.append(numbers)
     back = numpy.argsort(numpy.concatenate(order))
-    truth = tuple(part[back] for part in _joined(labels))
-    known = truth if truth[1:] else truth[0]
+    known = _alone(tuple(part[back] for part in _joined(labels)))
     scored, collected = [], []
     for _, _, outputs in runs:
-        rows, kept = job.collect(_joined(outputs)[back], known, "test")
+        every = _alone(tuple(part[back] for part in _joined(outputs)))
+        rows, kept = job.collect(every, known, "test")
         collected.append((rows, kept))
         scored.append(job.score(rows, kept, scoring.RESAMPLES)["metrics"][job.headline])
     (ours, kept), (theirs, _) = collected
-    speeds = [round(len(back) / sum(seconds), 2) for _, seconds, _ in runs]
+    count = len(job.data.test)
+    speeds = [round(count / sum(seconds), 2) for _, seconds, _ in runs]
     return {
-        "rows": len(back),
+        "rows": count,
         "largest_difference": largest,
         "largest_logit": most,
         "metrics": {job.headline: scored[0]},
@@ -100,17 +109,30 @@ def compare(job: Job, model: torch.nn.Module, engine: Engine) -> dict[str, Any]:
     }
 
 
+def _labels(job: Job) -> list[str]:
+    """Returns the names of what a batch has for the loss and the scores."""
+    return job.training.get("label_names", ["labels"])
+
+
+def _alone(parts: tuple[Any, ...]) -> Any:
+    """Returns what the Trainer hands on: a tuple, or what is alone in it."""
+    return parts if parts[1:] else parts[0]
+
+
 def _joined(parts: list[Any]) -> Any:
-    """Returns the batches' arrays, or tuples of them, as one, shorter rows padded with -100."""
+    """Returns the batches' tuples of arrays as one, shorter rows padded with -100."""
     whole = parts[0]
     for part in parts[1:]:
         whole = nested_concat(whole, part)
     return whole
 
 
-def _of_tokens(logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Returns logits (B, K) as they are, and of (B, T, V) those that are not of padding."""
-    if logits.ndim < 3 or "attention_mask" not in inputs:
+def _of_tokens(name: str, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Returns logits of rows (B, K) as they are, and of tokens those that are not of padding.
+
+    The latter are (B, T, V), or (B, T) where each token has a single one, as for an answer's start.
+    """
+    if (name == "logits" and logits.ndim < 3) or "attention_mask" not in inputs:
         return logits
     return logits[inputs["attention_mask"].bool()]
 

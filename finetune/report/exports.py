@@ -1,5 +1,6 @@
 """What is said of exports: on the terminal, in the model card, in the export's own README."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def readme(manifest: Manifest, recipe: Recipe) -> str:
         f"{manifest['export_format']}; any number of rows of any length. Checked with {versions}.",
         "## Use\n\n```bash\nfinetune predict . --file new.csv\n```\n\nWithout this project "
         f"(`pip install {LIBRARIES[manifest['export_format']]} transformers`):\n\n"
-        f"```python\n{_code(manifest, task)}\n```",
+        f"```python\n{_code(manifest, task, recipe)}\n```",
         "## Input and output\n\n" + "\n".join(f"- {line}" for line in task.exported(recipe, run)),
     ]
     if names:
@@ -73,12 +74,16 @@ NOTE = (
 )
 
 
-def _code(manifest: Manifest, task: Any) -> str:
+def _code(manifest: Manifest, task: Any, recipe: Recipe) -> str:
     """Returns Python code from the input to the logits."""
-    file = manifest["components"]["model"]["file"]
+    file, outputs = manifest["components"]["model"]["file"], manifest["outputs"]
+    logits = ", ".join(outputs) + "," * (len(outputs) == 1)
     processor = task.auto_processor.__name__
     texts = processor == "AutoTokenizer"
-    given = '["A text."], padding=True' if texts else 'Image.open("image.png").convert("RGB")'
+    # A question, for example, has its context beside it.
+    given = ", ".join(['["A text."]'] * max(1, len(task.fields(recipe)))) + ", padding=True"
+    if not texts:
+        given = 'Image.open("image.png").convert("RGB")'
     head = [f"from transformers import {processor}"]
     if not texts:
         head = ["from PIL import Image", *head]
@@ -94,7 +99,8 @@ def _code(manifest: Manifest, task: Any) -> str:
                 f'session = onnxruntime.InferenceSession("{file}")',
                 inputs,
                 "names = [put.name for put in session.get_inputs()]",
-                'logits = session.run(["logits"], {name: inputs[name] for name in names})[0]',
+                "inputs = {name: inputs[name] for name in names}",
+                f"{logits} = session.run({json.dumps(outputs)}, inputs)",
             ]
         )
     # Without it OpenVINO computes in bf16 on some processors.
@@ -108,6 +114,7 @@ def _code(manifest: Manifest, task: Any) -> str:
             f'model = openvino.Core().compile_model("{file}", "CPU", {hint})',
             inputs,
             "names = [put.any_name for put in model.inputs]",
-            'logits = model({name: inputs[name] for name in names})["logits"]',
+            "made = model({name: inputs[name] for name in names})",
+            f"{logits} = (made[name] for name in {json.dumps(outputs)})",
         ]
     )

@@ -47,12 +47,14 @@ class Batcher:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.requests: asyncio.Queue[_Request] = asyncio.Queue()
         self.model = asyncio.Lock()
-        self.waiting = 0
+        # Requests that wait, rows without an answer, and the seconds that a row of a batch takes.
+        self.waiting, self.rows, self.pace = 0, 0, 0.0
 
     @property
     def is_full(self) -> bool:
         """Whether the next request would be refused."""
-        return self.waiting >= self.limits.queued
+        late = self.rows * self.pace > self.limits.patience
+        return self.waiting >= self.limits.queued or (late and self.rows >= self.limits.rows)
 
     async def submit(self, rows: list[Row], decoded: int = 0) -> list[Row]:
         """Returns the answers to a request's rows.
@@ -68,8 +70,12 @@ class Batcher:
             raise Busy
         future = asyncio.get_running_loop().create_future()
         self.waiting += 1
+        self.rows += len(rows)
         self.requests.put_nowait(_Request(rows, decoded, future))
-        return await future
+        try:
+            return await future
+        finally:
+            self.rows -= len(rows)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[ThreadPoolExecutor]:
@@ -125,6 +131,7 @@ class Batcher:
             return
         self.observe(len(rows))
         loop = asyncio.get_running_loop()
+        start = loop.time()
         try:
             answers = await loop.run_in_executor(self.thread, self.answer, rows)
         except Exception as error:
@@ -137,6 +144,8 @@ class Batcher:
                 for request in batch:
                     _settle(request, error)
             return
+        # A mean in which older batches count less and less.
+        self.pace += ((loop.time() - start) / len(rows) - self.pace) / 4
         for request in batch:
             own, answers = answers[: len(request.rows)], answers[len(request.rows) :]
             _settle(request, own)

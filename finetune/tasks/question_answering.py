@@ -191,7 +191,7 @@ class QuestionAnswering(Task):
         own = (*OF_TOKENS, *OF_WINDOWS)
         starts, ends, null, longest = (inputs[name].cpu().numpy() for name in own)
         out = model(**{name: value for name, value in inputs.items() if name not in own})
-        logits = (out[name].float().cpu().numpy() for name in LOGITS)
+        logits = (getattr(out, name).float().cpu().numpy() for name in LOGITS)
         windows = zip(*logits, starts, ends, null, longest, strict=True)
         return [answer_spans.decode(*window) for window in windows]
 
@@ -234,6 +234,17 @@ class QuestionAnswering(Task):
         )
         note = "transformers 5 has no pipeline for question answering any more."
         return usage.section(code, results, [note])
+
+    def exported(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
+        model = recipe.model
+        return [
+            "Input: what the tokenizer makes of questions and contexts, padded, at most "
+            f"{model.max_length} tokens. `finetune predict` reads longer contexts in windows that "
+            f"share {context_windows.stride(model)} tokens.",
+            text.PADDED,
+            "Output: `start_logits` and `end_logits` (B, T) of every token. The answer is the span "
+            "of the context with the largest sum of the two.",
+        ]
 
     def limits(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
         model = recipe.model

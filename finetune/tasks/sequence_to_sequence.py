@@ -65,6 +65,10 @@ class SequenceToSequence(Task):
     name = KIND
     auto_model = AutoEncoderDecoder
     auto_processor = AutoTokenizer
+    not_exported = (
+        "an exported encoder and decoder would need a generation of their own; `finetune serve` "
+        "answers with the run itself"
+    )
 
     def build(self, recipe: Recipe) -> Job:
         _check(recipe)

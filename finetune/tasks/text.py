@@ -32,6 +32,8 @@ WINDOW = 1024
 EVAL_ROWS, EVAL_TOKENS = 64, 32_768
 # Characters of a text that the report shows.
 SHOWN = 600
+# What the README of an export says of its batches.
+PADDED = "Padding is computed too: batches of texts of similar length are faster."
 
 
 def refuse_augmentation(recipe: Recipe) -> None:
@@ -261,7 +263,7 @@ def exported(recipe: Recipe) -> list[str]:
         f"Input: what the tokenizer makes of a batch, padded. {what} of more than "
         f"{model.max_length} tokens keep the {which[model.truncation]}, as `finetune predict` "
         "cuts them.",
-        "Padding is computed too: batches of texts of similar length are faster.",
+        PADDED,
     ]
 
 

@@ -190,6 +190,15 @@ class TokenClassification(Task):
         arguments = ['"Ada Lovelace was born in London."', 'aggregation_strategy="first"']
         return Example("find_entities", arguments)
 
+    def exported(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
+        return [
+            "Input: what the tokenizer makes of a batch, padded. `finetune predict` reads a text of"
+            f" more than {recipe.model.max_length} tokens in overlapping windows.",
+            text.PADDED,
+            "Output: `logits` (B, T, K) of every token, for the K tags below; the tag of a word is "
+            "that of its first token.",
+        ]
+
     def limits(self, recipe: Recipe, results: dict[str, Any]) -> list[str]:
         return [
             f"The pipeline cuts a text at {recipe.model.max_length} tokens; `finetune predict` "

@@ -19,6 +19,7 @@ from finetune.export import engine, proof
 from finetune.run_directory import Export, Run
 from tests.conftest import make_writer, sentences, train, write_csv
 from tests.tasks.test_image_classification import SIZES
+from tests.tasks.test_question_answering import NOT_OPINIONS, recipe_for
 
 
 def pairs(path: Path) -> None:
@@ -67,6 +68,26 @@ def of_documents(folder: Path, bert: Path) -> Path:
     text = recipe.read_text(encoding="utf-8").replace("text-classification", "text-generation")
     recipe.write_text(text.replace("max_length: 16", "max_length: 64"), encoding="utf-8")
     return recipe
+
+
+def of_entities(folder: Path, bert: Path) -> Path:
+    """Opinions are entities; some texts have two windows."""
+    texts = [f"{a} {b}" for (a, _), (b, _) in zip(sentences(60), sentences(60, 1), strict=True)]
+    rows = [
+        {"tokens": words, "tags": ["O" if word in NOT_OPINIONS else "B-OPINION" for word in words]}
+        for words in map(str.split, texts)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (folder / "reviews.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    recipe = text_recipe(folder, bert, ", text: tokens, label: tags")
+    text = recipe.read_text(encoding="utf-8").replace("text-classification", "token-classification")
+    recipe.write_text(text.replace("reviews.csv", "reviews.jsonl"), encoding="utf-8")
+    return recipe
+
+
+def of_questions(folder: Path, bert: Path) -> Path:
+    """Contexts have several windows, and some have no answer."""
+    return recipe_for(folder, bert, without=40)
 
 
 def of_images(folder: Path, bert: Path) -> Path:
@@ -138,15 +159,48 @@ def test_an_export_predicts_as_its_run_wherever_it_is_moved(
     assert ours[0]["probabilities"] == pytest.approx(theirs[0]["probabilities"], abs=1e-4)
 
     # The README's own code gives the logits that the engine gives.
-    page = (moved / "README.md").read_text(encoding="utf-8")
-    code = page.split("```python\n")[1].split("```")[0] + "print(logits.tolist())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=moved, capture_output=True, text=True, check=True
-    )
     processor = inference.load(Export(moved))[1]
-    batch = processor(["A text."], return_tensors="np")
-    expected = engine.load(moved).logits(batch)
-    assert numpy.allclose(json.loads(done.stdout), expected, atol=1e-6)
+    expected = engine.load(moved)(**processor(["A text."], return_tensors="pt"))
+    assert numpy.allclose(printed(moved, "logits"), expected.logits, atol=1e-6)
+
+
+def printed(made: Path, name: str) -> Any:
+    """What the code of an export's README computes."""
+    page = (made / "README.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0] + f"\nprint({name}.tolist())"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=made, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("make", "to", "name"),
+    [(of_entities, "openvino", "logits"), (of_questions, "onnx", "end_logits")],
+)
+def test_entities_and_questions_are_answered_as_by_their_run(
+    workdir: Path, tiny_bert: Path, make: Callable[[Path, Path], Path], to: str, name: str
+) -> None:
+    run = train(make(workdir, tiny_bert), "--max_steps", "12")
+    made = export(run, "--to", to)
+    found, results = made["checked"], run.results()
+    assert 0 < found["largest_difference"] <= 1e-4
+    assert found["rows"] == results["data"]["test"]
+    # With the threshold for no answer that the run's validation rows have set.
+    headline = results["headline"]
+    assert found["metrics"][headline] == found["torch_metrics"][headline]
+    assert found["torch_metrics"][headline] == results["metrics"][headline]
+    folder = run.folder / "export" / made["name"]
+    assert numpy.isfinite(printed(folder, name)).all()
+
+    tested = run.predictions()
+    columns = ["question", "context"] if name != "logits" else ["text", "words"]
+    answers = inference.predict(Export(folder), tested[columns].to_dict("records"))
+    assert answers
+    for answer, theirs in zip(answers, tested["prediction"], strict=True):
+        ours = answer["prediction"]
+        if name == "logits":
+            ours, theirs = ([(a["start"], a["label"]) for a in each] for each in (ours, theirs))
+        assert ours == theirs
 
 
 def test_a_lora_is_merged_and_openvino_keeps_full_precision(workdir: Path, tiny_bert: Path) -> None:
@@ -232,6 +286,8 @@ MATRIX = {
     of_texts: ["full", "lora", "bottleneck", "head"],
     of_pairs: ["full", "lora", "bottleneck", "head"],
     of_images: ["full", "lora", "bottleneck", "head"],
+    of_entities: ["full", "lora", "bottleneck", "head"],
+    of_questions: ["full", "lora", "bottleneck", "head"],
     of_numbers: ["full"],
     of_masks: ["full"],
     of_documents: ["full", "lora", "bottleneck"],
@@ -251,10 +307,15 @@ def test_every_task_and_method_is_exported(
     assert found["rows"] == run.results()["data"]["test"]
 
 
+REDUCED = [of_texts, of_images, of_entities, of_questions, of_documents]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
-@pytest.mark.parametrize("make", [of_texts, of_images, of_documents])
+@pytest.mark.parametrize(
+    ("make", "precision"),
+    [*((make, each) for make in REDUCED for each in ("fp16", "int8")), (of_documents, "int4")],
+)
 def test_reduced_precision_is_smaller_and_close(
     workdir: Path, tiny_bert: Path, make: Callable[[Path, Path], Path], precision: str, to: str
 ) -> None:

@@ -1,5 +1,6 @@
 """Finished tiny runs to serve, each trained once, and a client of their service."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,9 +19,9 @@ TRAINING = "training: {max_steps: 1, use_cpu: true, output_dir: "
 LOOPBACK = "http://127.0.0.1:8000"
 
 
-def trained(folder: Path, text: str) -> Run:
+def trained(folder: Path, text: str, *flags: str) -> Run:
     (folder / "recipe.yaml").write_text(f'{text}\n{TRAINING} "{folder}/run"}}\n', encoding="utf-8")
-    return train(folder / "recipe.yaml")
+    return train(folder / "recipe.yaml", *flags)
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +66,60 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "task: image-classification\n"
         f'model: {{checkpoint: "new:vit", config: {{image_size: 8, patch_size: 4, {size}}}}}\n'
         f'data: {{train: "{folder}/photos", holdout: 8, validation_size: 8}}',
+    )
+
+
+@pytest.fixture(scope="session")
+def entities(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A token classifier; every word is an entity to it."""
+    folder = tmp_path_factory.mktemp("entities")
+    rows = [
+        json.dumps({"tokens": words, "tags": ["B-WORD"] * len(words)})
+        for words in (text.split() for text, _ in sentences(60))
+    ]
+    rows[0] = rows[0].replace("B-WORD", "O", 1)
+    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return trained(
+        folder,
+        "task: token-classification\n"
+        f'model: {{checkpoint: "{tiny_bert}", max_length: 16}}\n'
+        f'data: {{train: "{folder}/rows.jsonl", text: tokens, label: tags, holdout: 10, '
+        "validation_size: 10}",
+        *("--max_steps", "20", "--learning_rate", "5e-3"),
+    )
+
+
+@pytest.fixture(scope="session")
+def questions(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A model that answers questions with the first word of a text."""
+    folder = tmp_path_factory.mktemp("questions")
+    rows = []
+    for text, _ in sentences(60):
+        answer = {"text": text.split()[0], "answer_start": 0}
+        rows.append({"question": "the film was", "context": text, "answers": [answer]})
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return trained(
+        folder,
+        "task: question-answering\n"
+        f'model: {{checkpoint: "{tiny_bert}", max_length: 16, stride: 4}}\n'
+        f'data: {{train: "{folder}/rows.jsonl", holdout: 10, validation_size: 10}}',
+    )
+
+
+@pytest.fixture(scope="session")
+def speller(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An encoder-decoder that knows some letters."""
+    folder = tmp_path_factory.mktemp("speller")
+    words = ["".join(letters) for letters in itertools.permutations("abcd", 3)]
+    rows = [f"{word},{word.upper()}" for word in [*words, "bad"]]
+    (folder / "rows.csv").write_text("\n".join(["source,target", *rows]), encoding="utf-8")
+    size = "d_model: 32, d_kv: 16, d_ff: 64, num_layers: 1, num_heads: 2, num_decoder_layers: 1"
+    return trained(
+        folder,
+        "task: text2text-generation\n"
+        f'model: {{checkpoint: "new:t5", config: {{{size}}}, token_pattern: "[A-Z]|.", '
+        "max_length: 16, max_target_length: 10}\n"
+        f'data: {{train: "{folder}/rows.csv", holdout: 5, validation_size: 5}}',
     )
 
 

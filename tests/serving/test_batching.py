@@ -105,6 +105,30 @@ def test_a_full_queue_refuses_and_a_client_that_gives_up_is_not_answered() -> No
     assert stub.batches == [1, 1]
 
 
+def test_a_slow_model_refuses_what_would_wait_for_long_but_not_a_batch() -> None:
+    async def act(batcher: Batcher) -> Any:
+        stub.hold.clear()
+        asked = [asyncio.create_task(batcher.submit(rows("slow")))]
+        await asyncio.sleep(0.2)
+        stub.hold.set()
+        await asked[0]
+        stub.hold.clear()
+        seen = []
+        for text in ("a", "b"):
+            seen.append(batcher.is_full)
+            asked.append(asyncio.create_task(batcher.submit(rows(text))))
+            await asyncio.sleep(0)
+        seen.append(batcher.is_full)
+        stub.hold.set()
+        await asyncio.gather(*asked)
+        return [*seen, batcher.is_full]
+
+    stub = Stub()
+    # A row took 0.2 seconds, of which a quarter counts so far.
+    assert run(stub, Limits(rows=2, patience=0.08), act) == [False, False, True, False]
+    assert run(stub, Limits(rows=3, patience=0.08), act) == [False] * 4
+
+
 def test_a_turn_has_the_model_alone() -> None:
     async def act(batcher: Batcher) -> Any:
         async with batcher.turn():

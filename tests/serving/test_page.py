@@ -156,6 +156,35 @@ def test_pairs_with_a_number(pairs: Run, visit: Open) -> None:
     assert (line["text_pair"], line["label"]) == ("a plot", 4.5)
 
 
+def test_entities_and_an_answer_are_marked_in_their_text(
+    entities: Run, questions: Run, visit: Open
+) -> None:
+    opened = visit(entities)
+    opened.get_by_label("Text").fill("💥 the film")
+    opened.get_by_role("button", name="Predict").click()
+    opened.get_by_role("heading", name="The model finds 3 entities").wait_for()
+    marks = opened.locator(".marked mark")
+    assert [mark.removesuffix("WORD") for mark in marks.all_inner_texts()] == ["💥", "the", "film"]
+
+    opened = visit(questions)
+    opened.get_by_label("Question").fill("the film was")
+    opened.get_by_label("Text with the answer").fill("a plot was poor")
+    opened.get_by_role("button", name="Predict").click()
+    said = opened.get_by_role("heading", name="The model finds")
+    answer = said.locator("b").inner_text()
+    assert answer in "a plot was poor"
+    assert opened.locator(".marked").inner_text() == "a plot was poor"
+    assert opened.locator(".marked mark").inner_text() == answer
+
+
+def test_a_target_is_written(speller: Run, visit: Open) -> None:
+    opened = visit(speller)
+    opened.get_by_label("Text").fill("bad")
+    opened.get_by_role("button", name="Predict").click()
+    opened.get_by_role("heading", name="The model says").wait_for()
+    assert opened.get_by_role("button").all_inner_texts() == ["Predict"]
+
+
 def test_an_image(images: Run, visit: Open) -> None:
     opened = visit(images)
     file = next((images.folder.parent / "photos" / "dog").iterdir())

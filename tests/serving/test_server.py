@@ -56,7 +56,7 @@ def test_sigterm_answers_what_was_accepted(texts: Run) -> None:
             while b'"status":"ok"' not in seen:
                 seen += (part := asked.recv(65536))
                 assert part, seen
-        whole = [opened.enter_context(connect(port)) for _ in range(40)]
+        whole = [opened.enter_context(connect(port)) for _ in range(30)]
         for connection in whole:
             connection.sendall(request("a poor plot"))
         process.send_signal(signal.SIGTERM)

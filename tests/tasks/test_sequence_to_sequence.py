@@ -481,3 +481,12 @@ def test_check_shows_what_is_in_the_pairs(
     assert "text2text-generation" in shown
     assert "empty target" in shown
     assert "target that equals its source" in shown
+
+
+def test_it_is_not_exported(spelling: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(spelling, "--max_steps", "1")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["export", str(run), "--to", "onnx"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert f"{run}: text2text-generation is not exported: an exported encoder" in line
