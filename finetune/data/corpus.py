@@ -51,6 +51,7 @@ class Corpus:
     report: dict[str, Any] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     train_digest: str = ""
+    kind: RowKind = TEXTS
 
     @property
     def fingerprint(self) -> str:
@@ -152,4 +153,5 @@ def _load(data: Data, kind: RowKind, labelled: bool) -> Corpus:
         test_is=chosen.test_is,
         report=chosen.report,
         rejected=chosen.rejected,
+        kind=kind,
     )
