@@ -38,6 +38,8 @@ from finetune.training.saver import Saver
 Side = Ours | Plain
 # The figures of this project with a wrong outcome.
 broken: list[str] = []
+# The kinds of trainings that are killed: one of each task that computes its results in its own way.
+KILLED = ["random", "entities", "questions", "pairs"]
 # Where each cell of the resume matrix is stopped, in steps of an epoch of seven.
 PLACES = {"mid-epoch": 3, "boundary": 7, "second epoch": 10}
 
@@ -84,16 +86,24 @@ def kill(side: Side, size: int) -> None:
     """SIGKILL at random times, half of them during a save."""
     count, draw, saving = Count(), random.Random(1), 0
     flags = ["--eval_steps", "1", "--save_total_limit", "2"]
-    began = time.monotonic()
-    whole = whole_of(side, "kill-whole", "random", *flags)
-    took = time.monotonic() - began
+    whole, took = {}, {}
+    for kind in KILLED:
+        began = time.monotonic()
+        whole[kind] = whole_of(side, f"kill-{kind}", kind, *flags)
+        took[kind] = time.monotonic() - began
     for i in range(size):
         run, (hear, say) = f"runs/kill-{i}", os.pipe()
+        # Half of each kind's are during a save.
+        kind = KILLED[i // 2 % len(KILLED)]
         owner, method = side.save_of()
         wanted = 1 + draw.randrange(13)
 
         def victim(
-            run: str = run, say: int = say, owner: Any = owner, method: str = method
+            run: str = run,
+            say: int = say,
+            owner: Any = owner,
+            method: str = method,
+            kind: str = kind,
         ) -> None:
             kept = getattr(owner, method)
 
@@ -104,7 +114,7 @@ def kill(side: Side, size: int) -> None:
                 return result
 
             setattr(owner, method, told)
-            side.train(run, "random", *flags)
+            side.train(run, kind, *flags)
 
         pid = fork(victim, "victim.log")
         os.close(say)
@@ -115,7 +125,7 @@ def kill(side: Side, size: int) -> None:
             time.sleep(draw.uniform(0, 0.02))
         else:
             # Over the whole life of the process: loading, training, testing.
-            time.sleep(draw.uniform(0, took))
+            time.sleep(draw.uniform(0, took[kind]))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         while byte := os.read(hear, 1):
@@ -124,16 +134,16 @@ def kill(side: Side, size: int) -> None:
         saving += heard.count(b"(") > heard.count(b")")
         if side.end(run) is not None:
             # Over before it was killed.
-            count.add(side.end(run) == whole, "end otherwise")
+            count.add(side.end(run) == whole[kind], "end otherwise")
         else:
             where = Path(run)
             started = (where / run_directory.RECIPE).is_file() or side.name != "finetune"
             if started:
-                judge(side, count, run, whole, "random", *flags)
+                judge(side, count, run, whole[kind], kind, *flags)
             else:
                 # Killed before the run had a folder: nothing to resume, and nothing in the way.
-                do(lambda run=run: side.train(run, "random", *flags))
-                count.add(side.end(run) == whole, "end otherwise")
+                do(lambda run=run, kind=kind: side.train(run, kind, *flags))
+                count.add(side.end(run) == whole[kind], "end otherwise")
     show("SIGKILL at random times", side, count, f"{saving} of them during a save")
 
 
@@ -568,7 +578,7 @@ def show(what: str, side: Side, count: Count, more: str = "") -> None:
 
 # How often each figure repeats: in the short form, and in the long one.
 FIGURES: dict[Callable[[Side, int], None], tuple[int, int]] = {
-    kill: (6, 50),
+    kill: (8, 50),
     calls: (8, 60),
     flip: (40, 200),
     term: (3, 20),

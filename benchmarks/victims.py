@@ -71,6 +71,26 @@ model:
   config: {n_layer: 2, n_head: 2, n_embd: 32, n_positions: 16, vocab_size: 300}
 data: {train: reviews.csv, streaming: true, holdout: 24, validation_size: 24}
 """
+ENTITIES = """\
+task: token-classification
+model: {checkpoint: tiny, max_length: 16}
+data: {train: entities.jsonl, label: spans, holdout: 24, validation_size: 24}
+"""
+QUESTIONS = """\
+task: question-answering
+model: {checkpoint: tiny, max_length: 24, stride: 4, max_answer_length: 4}
+data: {train: questions.jsonl, holdout: 24, validation_size: 24}
+"""
+PAIRS = """\
+task: text2text-generation
+model:
+  checkpoint: "new:t5"
+  max_length: 32
+  max_target_length: 8
+  token_pattern: " ?[a-z]+"
+  config: {d_model: 32, d_kv: 16, d_ff: 64, num_layers: 1, num_decoder_layers: 1, num_heads: 2}
+data: {train: pairs.jsonl, holdout: 24, validation_size: 24}
+"""
 KINDS = {
     "random": (TEXTS.format(task="text-classification", free="false"), ["random"]),
     "length-grouped": (TEXTS.format(task="text-classification", free="false"), []),
@@ -78,6 +98,9 @@ KINDS = {
     "MLM masks": (TEXTS.format(task="fill-mask", free="false"), []),
     "augmentation": (IMAGES, ["random"]),
     "streaming": (STREAMED, []),
+    "entities": (ENTITIES, []),
+    "questions": (QUESTIONS, []),
+    "pairs": (PAIRS, []),
 }
 
 
@@ -106,6 +129,25 @@ def prepare() -> None:
         texts[" ".join(words)] = label
     lines = ["text,label", *(f"{text},{label}" for text, label in texts.items())]
     Path("reviews.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    opinions = {text: text.split()[0] for text in texts}
+    rows = {
+        "entities": [
+            {"text": text, "spans": [{"start": 0, "end": len(word), "label": texts[text]}]}
+            for text, word in opinions.items()
+        ],
+        "questions": [
+            {
+                "question": "the film was",
+                "context": text,
+                "answers": [{"text": word, "answer_start": 0}],
+            }
+            for text, word in opinions.items()
+        ],
+        "pairs": [{"source": text, "target": f"a {word}"} for text, word in opinions.items()],
+    }
+    for name, made in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in made)
+        Path(f"{name}.jsonl").write_text(lines, encoding="utf-8")
     shades = numpy.random.default_rng(0)
     for label in range(2):
         Path(f"photos/{label}").mkdir(parents=True)

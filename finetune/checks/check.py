@@ -1,6 +1,5 @@
 """Runs the checks that fit a recipe's task over its data."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,21 +11,10 @@ from finetune.checks import duplicates, labels, leaks, shift, tokens
 from finetune.checks.finding import Example, Finding, Severity, joined, some
 from finetune.data import corpus, readers, sources
 from finetune.data.corpus import Corpus
+from finetune.data.row_kinds import RowKind
 from finetune.errors import UserError, nearest
 from finetune.recipe import Recipe
 
-# What a row is for each task, and whether it has a label.
-ROWS = {
-    "text-classification": (corpus.TEXTS, True),
-    "token-classification": (corpus.TAGGED, True),
-    "image-classification": (corpus.IMAGES, True),
-    "masked-image-modeling": (corpus.IMAGES, False),
-    "text-generation": (corpus.DOCUMENTS, False),
-    "fill-mask": (corpus.TEXTS, False),
-    "text2text-generation": (corpus.PAIRS, False),
-}
-# Tasks that learn the rest of a long text in another row.
-PIECES = {"fill-mask", "token-classification"}
 # Rows that the checks look at whose time grows faster than reading does, if there are more.
 MOST_ROWS, MOST_LABELS, MOST_DOCUMENTS = 20_000, 5_000, 5_000
 # Classes that the facts name.
@@ -68,28 +56,21 @@ def check(recipe: Recipe, name: str) -> Checked:
     Raises:
         UserError: the data cannot be used at all; see ``corpus.load``.
     """
-    if recipe.task not in ROWS:
-        hint = nearest(recipe.task, list(ROWS))
+    if recipe.task not in CHECKS:
+        hint = nearest(recipe.task, list(CHECKS))
         raise UserError(f"{recipe.where('task')}: no checks for task {recipe.task!r}; {hint}")
-    content, labelled = ROWS[recipe.task]
+    kind, labelled, checks = CHECKS[recipe.task]
     data = recipe.data
     if data.streaming:
         where = recipe.where("data.streaming")
         raise UserError(
             f"{where}: rows are checked in memory; give a part of them, and no streaming"
         )
-    loaded = corpus.load(replace(data, allow_overlap=True), content, labelled)
+    loaded = corpus.load(replace(data, allow_overlap=True), kind, labelled)
     out = Checked(recipe, name, loaded.source, _facts(loaded))
     out.findings += _reading(loaded) + duplicates.repeated(loaded, data.allow_overlap)
-    if labelled and loaded.problem_type not in {"regression", corpus.TAGGED.name}:
-        out.findings += labels.balance(loaded) + shift.class_shares(loaded)
-    if content == corpus.IMAGES:
-        _images(loaded, out)
-    else:
-        _texts(loaded, out)
-        _documents(loaded, out) if content == corpus.DOCUMENTS else _tokens(loaded, out)
-        if labelled:
-            _labels(loaded, out)
+    for each in checks:
+        each(loaded, out)
     out.findings.sort(key=lambda finding: -finding.severity)
     return out
 
@@ -99,20 +80,16 @@ def _facts(data: Corpus) -> dict[str, str]:
     facts = {"rows": ", ".join(sizes)}
     if data.test_is == "holdout":
         facts["rows"] += " (taken from train)"
-    if data.problem_type == corpus.TAGGED.name:
-        kinds = Counter(each["label"] for row in data.train["label"] for each in row)
-        named = [f"{kind} {count:,}" for kind, count in kinds.most_common(SHOWN_CLASSES)]
-        more = ", …" if len(kinds) > SHOWN_CLASSES else ""
-        facts[f"{kinds.total():,} entities"] = ", ".join(named) + more
-    elif data.label_names:
-        counted = labels.counts(data.train, data)
-        order = numpy.argsort(-counted, kind="stable")[:SHOWN_CLASSES]
+    things, _ = data.kind.counted
+    if found := data.kind.counts(data.train.get("label", ()), data.label_names):
+        # A row may have several classes.
+        whole = len(data.train) if things == "rows" else sum(found.values())
+        title = f"{len(found)} classes" if things == "rows" else f"{whole:,} {things}"
+        most = sorted(found, key=lambda name: -found[name])
         shares = [
-            f"{data.label_names[k]} {100 * counted[k] / len(data.train):.1f} %" for k in order
+            f"{name} {100 * found[name] / max(whole, 1):.1f} %" for name in most[:SHOWN_CLASSES]
         ]
-        facts[f"{len(counted)} classes"] = ", ".join(shares)
-        if len(counted) > len(order):
-            facts[f"{len(counted)} classes"] += ", …"
+        facts[title] = ", ".join(shares + ["…"] * (len(most) > SHOWN_CLASSES))
     elif data.problem_type == "regression":
         low, middle, high = data.train["label"].quantile([0, 0.5, 1])
         facts["numbers"] = f"from {low:g} to {high:g}, median {middle:g}"
@@ -120,8 +97,11 @@ def _facts(data: Corpus) -> dict[str, str]:
 
 
 def _reading(data: Corpus) -> list[Finding]:
-    """Describes what the readers rejected or changed."""
-    found = []
+    """Describes what the readers guessed, rejected or changed."""
+    found = [
+        Finding(Severity.NOTE, f"on reading: {note}", None, "Nothing to do.")
+        for note in data.report["notes"]
+    ]
     if data.rejected:
         examples = some(
             Example(readers.where(row["source"], row["line"]), row["reason"])
@@ -145,9 +125,17 @@ def _sampled(what: str, rows: pandas.DataFrame, data: Corpus, out: Checked) -> N
 # --- texts -----------------------------------------------------------------------------------
 
 
+def _classes(data: Corpus, out: Checked) -> None:
+    if data.label_names:
+        out.findings += labels.balance(data) + shift.class_shares(data)
+
+
 def _texts(data: Corpus, out: Checked) -> None:
     rows = duplicates.all_rows(data, MOST_ROWS)
     _sampled("near duplicates", rows, data, out)
+    if "context" in rows:
+        # Questions about one context differ in a few words of the row.
+        rows = rows.loc[~rows["context"].duplicated()].reset_index(drop=True)
     pairs = duplicates.similar_texts(joined(rows))
     out.findings += duplicates.near(data, rows, pairs, "rows")
     out.findings += shift.lengths(data) + shift.vocabulary(data)
@@ -196,14 +184,19 @@ def _attempt(action: Callable[[], Any], out: Checked) -> Any:
         return None
 
 
-def _tokens(data: Corpus, out: Checked) -> None:
+def _pieces(data: Corpus, out: Checked) -> None:
+    """As ``_tokens``, where the rest of a long text is learned in another row."""
+    _tokens(data, out, True)
+
+
+def _tokens(data: Corpus, out: Checked, pieces: bool = False) -> None:
     recipe = out.recipe
     checkpoint = _checkpoint(recipe, out)
     tokenizer = checkpoint and _attempt(lambda: tokens.tokenizer(checkpoint), out)
     if checkpoint is None or tokenizer is None:
         return
     found = tokens.count(data.train, tokenizer)
-    most, pieces = recipe.model.max_length, recipe.task in PIECES
+    most = recipe.model.max_length
     parts = _parts(found.lengths, most) if pieces else numpy.minimum(found.lengths, most)
     out.facts["tokens"] = tokens.describe(found.lengths)
     out.facts["one epoch"] = tokens.plan(recipe, len(parts), int(parts.sum()))
@@ -267,6 +260,47 @@ def _encoded(frame: pandas.DataFrame, tokenizer: Any, recipe: Recipe, kind: str)
     return documents.encode(frame, tokenizer, template, recipe.data.turns == "each")
 
 
+# --- questions and targets -------------------------------------------------------------------
+
+
+def _questions(data: Corpus, out: Checked) -> None:
+    from finetune.checks import answers
+
+    out.facts["answers"] = answers.describe(data.train)
+    out.findings += answers.unlike(data)
+    checkpoint = _checkpoint(out.recipe, out)
+    tokenizer = checkpoint and _attempt(lambda: tokens.of_transformers(checkpoint), out)
+    if checkpoint is None or tokenizer is None:
+        return
+    frame = data.train
+    if len(frame) > MOST_DOCUMENTS:
+        frame = frame.sample(MOST_DOCUMENTS, random_state=0).reset_index(drop=True)
+        out.left_out.append(f"windows: of {len(frame):,} of {len(data.train):,} training questions")
+    found = _attempt(lambda: answers.windows(frame, tokenizer, out.recipe), out)
+    if found is None:
+        return
+    scale, lengths = len(data.train) / len(frame), found["length"]
+    seen = round(len(lengths) * scale), round(sum(lengths) * scale)
+    out.facts["one epoch"] = tokens.plan(out.recipe, *seen, "windows")
+    out.findings += answers.unlearned(frame, found, out.recipe)
+
+
+def _targets(data: Corpus, out: Checked) -> None:
+    from finetune.checks import targets
+
+    written = targets.rows_of(duplicates.all_rows(data, MOST_ROWS))
+    spoken, odd = shift.languages(written)
+    if spoken:
+        out.facts["languages of targets"] = spoken
+    out.facts["targets"] = targets.describe(data.train)
+    out.findings += [*odd, *targets.frequent(data.train)]
+    if out.recipe.model.checkpoint.startswith("new:"):
+        return
+    found = _attempt(lambda: targets.lengths(data.train, out.recipe), out)
+    if found is not None:
+        out.findings += targets.cut(data.train, found, out.recipe)
+
+
 # --- images ----------------------------------------------------------------------------------
 
 
@@ -282,3 +316,17 @@ def _images(data: Corpus, out: Checked) -> None:
     out.findings += images.sizes(rows, looks, out.recipe.model.image_size)
     pairs = images.similar(looks, rows["digest"].to_list())
     out.findings += duplicates.near(data, rows, pairs, "images")
+
+
+Check = Callable[[Corpus, Checked], None]
+# What a row is for each task, whether it has a label, and the checks.
+CHECKS: dict[str, tuple[RowKind, bool, tuple[Check, ...]]] = {
+    "text-classification": (corpus.TEXTS, True, (_classes, _texts, _tokens, _labels)),
+    "token-classification": (corpus.TAGGED, True, (_classes, _texts, _pieces)),
+    "question-answering": (corpus.QUESTIONS, True, (_texts, _questions)),
+    "text2text-generation": (corpus.PAIRS, True, (_texts, _tokens, _targets)),
+    "image-classification": (corpus.IMAGES, True, (_classes, _images)),
+    "masked-image-modeling": (corpus.IMAGES, False, (_images,)),
+    "text-generation": (corpus.DOCUMENTS, False, (_texts, _documents)),
+    "fill-mask": (corpus.TEXTS, False, (_texts, _pieces)),
+}

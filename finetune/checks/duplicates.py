@@ -58,12 +58,7 @@ def label(rows: pandas.DataFrame, at: int, corpus: Corpus) -> str:
     """Returns the label of the row at a position as a text; empty where rows have none."""
     if "label" not in rows:
         return ""
-    value = rows["label"].to_list()[at]
-    if corpus.problem_type == "regression":
-        return f"{value:g}"
-    if corpus.problem_type == "single_label_classification":
-        return corpus.label_names[value]
-    return ", ".join(n for n, on in zip(corpus.label_names, value, strict=True) if on)
+    return corpus.kind.label_text(rows["label"].to_list()[at], corpus.label_names)
 
 
 # --- near duplicates -------------------------------------------------------------------------
@@ -118,7 +113,8 @@ def near(corpus: Corpus, rows: pandas.DataFrame, pairs: Pairs, kind: str) -> lis
         for name in ("test", "validation"):
             if between.keys() == {"train", name}:
                 across[name].setdefault(between[name], between["train"])
-        if "label" in rows and str(rows["label"].iloc[i]) != str(rows["label"].iloc[j]):
+        labels = [str(rows["label"].iloc[at]) for at in (i, j)] if "label" in rows else []
+        if corpus.kind.alike and len({*labels}) > 1:
             labelled.append((i, j))
 
     def shown(found: Pairs) -> Iterator[Example]:

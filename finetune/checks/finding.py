@@ -11,7 +11,7 @@ import pandas
 # Examples that a finding shows.
 SHOWN = 3
 # The columns of a row's texts.
-PARTS = ("text", "text_pair", "source", "messages", "prompt", "completion")
+PARTS = ("text", "text_pair", "source", "question", "context", "messages", "prompt", "completion")
 
 
 class Severity(IntEnum):

@@ -23,12 +23,13 @@ SURE, RIGHT, MANY, FEWEST = 0.8, 0.95, 0.01, 3
 
 
 def counts(frame: pandas.DataFrame, corpus: Corpus) -> numpy.ndarray:
-    """Returns how many rows of a split each class has, (K,) int."""
-    if not len(frame):
-        return numpy.zeros(len(corpus.label_names), int)
-    if corpus.problem_type == "multi_label_classification":
-        return numpy.stack(frame["label"].to_list()).sum(0).astype(int)
-    return numpy.bincount(frame["label"].to_numpy(int), minlength=len(corpus.label_names))
+    """Returns how many rows of a split each class has, or entities each type, (K,) int."""
+    return numpy.array([*corpus.kind.counts(frame["label"], corpus.label_names).values()], int)
+
+
+def names(corpus: Corpus) -> list[str]:
+    """Returns the names of what ``counts`` counts."""
+    return [*corpus.kind.counts([], corpus.label_names)]
 
 
 def half_width(rows: int) -> float:
@@ -44,24 +45,26 @@ def half_width(rows: int) -> float:
 
 def balance(corpus: Corpus) -> list[Finding]:
     """Finds classes that are too rare to learn, or to measure on the test split."""
-    names, found = corpus.label_names, []
+    known, found = names(corpus), []
+    things, sort = corpus.kind.counted
     train, test = counts(corpus.train, corpus), counts(corpus.test, corpus)
     rarest = int(train.argmin())
     if train[rarest] < RARE * train.max():
         what = (
-            f"training rows have the rarest class, {names[rarest]}, and {train.max():,} the largest"
+            f"training {things} have the rarest {sort}, {known[rarest]}, and {train.max():,} the "
+            "largest"
         )
-        advice = "Compare runs by macro F1, not accuracy, or add rows of the rare classes."
+        advice = "Compare runs by macro F1, not accuracy, or add rows of the rare ones."
         found.append(Finding(Severity.WARNING, what, int(train[rarest]), advice))
     least = int(test.argmin())
     width = half_width(int(test[least]))
     if width > WIDE:
         what = (
-            f"test rows have the class {names[least]}: its recall is known to ±{width:.0f} points"
+            f"test {things} have the {sort} {known[least]}: its recall is known to ±{width:.0f} "
+            "points"
         )
-        advice = (
-            f"Add rows: {_rows_for(WIDE / 2)} test rows of a class give ±{WIDE / 2:.0f} points."
-        )
+        enough = _rows_for(WIDE / 2)
+        advice = f"Add rows: {enough} test {things} of a {sort} give ±{WIDE / 2:.0f} points."
         found.append(Finding(Severity.WARNING, what, int(test[least]), advice))
     return found
 

@@ -8,7 +8,7 @@ import numpy
 import pandas
 
 from finetune.checks.finding import Finding, Severity, example, joined, some
-from finetune.checks.labels import counts
+from finetune.checks.labels import counts, names
 from finetune.data.corpus import Corpus
 
 # Splits differ if chance alone would make them so different in one of a thousand cases, and if the
@@ -78,7 +78,7 @@ def class_shares(corpus: Corpus) -> list[Finding]:
     """Finds evaluation splits whose classes have other shares than train's."""
     from scipy.stats import chi2_contingency
 
-    train, found = counts(corpus.train, corpus), []
+    train, found, (things, _) = counts(corpus.train, corpus), [], corpus.kind.counted
     for name in ("validation", "test"):
         frame = getattr(corpus, name)
         other = counts(frame, corpus)
@@ -90,8 +90,8 @@ def class_shares(corpus: Corpus) -> list[Finding]:
         worst = int(numpy.abs(apart).argmax())
         test: Any = chi2_contingency(table)
         if abs(apart[worst]) > SHARES and test.pvalue < CHANCE:
-            label = numpy.array(corpus.label_names)[train + other > 0][worst]
-            what = f"{name} rows: {100 * shares[1, worst]:.0f} % are {label}, in train "
+            label = numpy.array(names(corpus))[train + other > 0][worst]
+            what = f"{name} {things}: {100 * shares[1, worst]:.0f} % are {label}, in train "
             what += f"{100 * shares[0, worst]:.0f} %"
             advice = "Make the splits alike, or state which of the two is like the real use."
             found.append(Finding(Severity.WARNING, what, len(frame), advice))

@@ -5,7 +5,7 @@
 - A window without the answer has the null token as its answer: [CLS], or the first token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -106,24 +106,48 @@ def target(
     return [int(inside[begin[0]]), int(inside[end[-1]])]
 
 
+def spans(labels: Iterable[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Returns where each question's first answer begins and ends; "" where there is none."""
+    first = [label[0] if label else None for label in labels]
+    return [
+        f"{given['answer_start']} {given['answer_start'] + len(given['text'])}" if given else ""
+        for given in first
+    ]
+
+
+def labelled(
+    columns: Mapping[str, list[str]], tokenizer: Any, model: Model
+) -> dict[str, list[Any]]:
+    """Returns the windows of questions with the answers in them.
+
+    Args:
+        columns: ``question``, ``context``, and ``answer`` as ``spans`` gives it.
+
+    Returns:
+        The columns of ``encode``, ``labels``, as ``target`` returns them, and ``whole``: whether
+        that is the whole answer to the question.
+    """
+    made = encode(columns["question"], columns["context"], tokenizer, model)
+    answers = [tuple(map(int, cell.split())) if cell else None for cell in columns["answer"]]
+    sides = zip(made["starts"], made["ends"], made["null"], made["number"], strict=True)
+    made["labels"] = [
+        target(starts, ends, null, answers[number]) for starts, ends, null, number in sides
+    ]
+    pairs = zip(made["labels"], made["null"], made["number"], strict=True)
+    made["whole"] = [
+        label != [null, null] or answers[number] is None for label, null, number in pairs
+    ]
+    return made
+
+
 def dataset(frame: "pandas.DataFrame", tokenizer: Any, model: Model) -> Dataset:
     """Returns the windows of a split's rows with the answers in them, through the token cache.
 
-    Columns are those of ``encode``, ``labels``, as ``target`` returns them, and ``whole``: whether
-    that is the whole answer to the question.
+    Columns are those of ``labelled``.
     """
 
     def made_of(columns: dict[str, list[str]], numbers: list[int]) -> dict[str, list[Any]]:
-        made = encode(columns["question"], columns["context"], tokenizer, model)
-        answers = [tuple(map(int, cell.split())) if cell else None for cell in columns["answer"]]
-        sides = zip(made["starts"], made["ends"], made["null"], made["number"], strict=True)
-        made["labels"] = [
-            target(starts, ends, null, answers[number]) for starts, ends, null, number in sides
-        ]
-        pairs = zip(made["labels"], made["null"], made["number"], strict=True)
-        made["whole"] = [
-            label != [null, null] or answers[number] is None for label, null, number in pairs
-        ]
+        made = labelled(columns, tokenizer, model)
         made["number"] = [numbers[number] for number in made["number"]]
         # As Python integers they would take twice the space on disk.
         for name in ("input_ids", "starts", "ends"):
@@ -132,13 +156,7 @@ def dataset(frame: "pandas.DataFrame", tokenizer: Any, model: Model) -> Dataset:
 
     if not len(frame):
         return Dataset.from_dict({"input_ids": [], "labels": [], "length": []})
-    spans = [
-        f"{given[0]['answer_start']} {given[0]['answer_start'] + len(given[0]['text'])}"
-        if given
-        else ""
-        for given in frame["label"]
-    ]
-    rows = frame[["id", "question", "context"]].assign(answer=spans)
+    rows = frame[["id", "question", "context"]].assign(answer=spans(frame["label"]))
     cut = (model.max_length, stride(model))
     return token_cache.once(rows, "", tokenizer, made_of, "answers", *cut, numbered=True)
 
@@ -151,18 +169,31 @@ def learnable(windows: Dataset, data: "Corpus", model: Model) -> Dataset:
     Raises:
         UserError: none is left.
     """
-    numbers, whole, cut = (numpy.array(windows[name]) for name in ("number", "whole", "cut"))
-    labels, most = numpy.array(windows["labels"]), model.max_answer_length
+    numbers, whole = (numpy.array(windows[name]) for name in ("number", "whole"))
     learned = numpy.isin(numbers, numbers[whole])
-    long = numbers[labels[:, 1] - labels[:, 0] >= most]
-    counted = {
-        "training questions cut to half of max_length": numbers[cut],
-        "training answers longer than a window, left out": numbers[~learned],
-        f"training answers above max_answer_length {most}, which is never predicted": long,
-    }
+    names = ("number", "whole", "cut", "labels")
+    counted = unlearned({name: windows[name] for name in names}, model)
     notes = [f"{len(windows):,} windows of {len(data.train):,} training questions"]
-    notes += [f"{len({*found}):,} {what}" for what, found in counted.items() if len(found)]
+    notes += [f"{len(found):,} {what}" for what, found in counted.items() if found]
     data.report["notes"] += notes
     if not learned.any():
         raise UserError(f"{data.source}: no training answer fits into a window; raise max_length")
     return windows if learned.all() else windows.select(numpy.flatnonzero(learned))
+
+
+def unlearned(windows: Mapping[str, Any], model: Model) -> dict[str, list[int]]:
+    """Returns the training questions that are not learned as they are, by what is wrong with them.
+
+    Args:
+        windows: columns ``number``, ``whole``, ``cut`` and ``labels`` of training windows.
+    """
+    numbers, whole, cut = (numpy.array(windows[name]) for name in ("number", "whole", "cut"))
+    labels, most = numpy.array(windows["labels"]), model.max_answer_length
+    found = {
+        "training questions cut to half of max_length": cut,
+        "training answers longer than a window, left out": ~numpy.isin(numbers, numbers[whole]),
+        f"training answers above max_answer_length {most}, which is never predicted": (
+            labels[:, 1] - labels[:, 0] >= most
+        ),
+    }
+    return {what: sorted({*numbers[of].tolist()}) for what, of in found.items()}

@@ -53,6 +53,7 @@ class Corpus:
     report: dict[str, Any] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     train_digest: str = ""
+    kind: RowKind = TEXTS
 
     @property
     def fingerprint(self) -> str:
@@ -154,4 +155,5 @@ def _load(data: Data, kind: RowKind, labelled: bool) -> Corpus:
         test_is=chosen.test_is,
         report=chosen.report,
         rejected=chosen.rejected,
+        kind=kind,
     )

@@ -16,9 +16,6 @@ class Documents(plain_rows.PlainRows):
 
     name = "documents"
 
-    def columns(self, data: Data) -> dict[str, str]:
-        raise NotImplementedError
-
     def layout(self, source: str, sample: Mapping[str, Sequence[Any]], data: Data) -> Layout:
         return document_columns.find(source, sample, data)
 

@@ -15,7 +15,7 @@ from finetune.recipe import Data
 WINDOW = 1000
 
 
-class Images(plain_rows.PlainRows):
+class Images(plain_rows.NamedRows):
     """Images, as paths or as the bytes of files, with the digest of their pixels."""
 
     name = "images"

@@ -1,6 +1,7 @@
 """Sources with their targets, for encoder-decoders."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas
 
@@ -15,11 +16,12 @@ FURTHER = "further target of a source, learned and accepted beside the first"
 SAME = "target that equals its source"
 
 
-class Pairs(plain_rows.PlainRows):
+class Pairs(plain_rows.NamedRows):
     """A source with its targets, which are the row's label."""
 
     name = "sources with targets"
     labels = False
+    alike = False
 
     def columns(self, data: Data) -> dict[str, str]:
         return {"source": data.source, "target": data.target}
@@ -43,6 +45,9 @@ class Pairs(plain_rows.PlainRows):
         self, label_names: list[str], frame: pandas.DataFrame, table: Table, data: Data
     ) -> None:
         return
+
+    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+        return " | ".join(label)
 
 
 PAIRS = Pairs()

@@ -23,9 +23,6 @@ class PlainRows(RowKind):
     """Rows whose parts are cells of a table."""
 
     @abstractmethod
-    def columns(self, data: Data) -> dict[str, str]:
-        """Returns the column of each part, by the part's key in the recipe."""
-
     def layout(self, source: str, sample: Mapping[str, Sequence[Any]], data: Data) -> Layout:
         """Returns the parts of a row and the columns that make each.
 
@@ -36,22 +33,14 @@ class PlainRows(RowKind):
         Raises:
             UserError: a column is missing.
         """
-        names = self.columns(data)
-        for key, name in names.items():
-            if name not in sample:
-                raise readers.unknown_name(source, "column", name, list(sample), key)
-        return Layout({key: (name,) for key, name in names.items()})
 
+    @abstractmethod
     def cells(self, table: readers.Table, data: Data) -> tuple[Layout, dict[str, list[Any]]]:
         """Returns the parts of a row, and the columns that make them.
 
         Raises:
             UserError: a column is missing.
         """
-        # The table finds a column whose name is written in another way.
-        names = self.columns(data)
-        columns = {name: _cells(table, name, key).tolist() for key, name in names.items()}
-        return Layout({key: (name,) for key, name in names.items()}), columns
 
     def usable(
         self, table: readers.Table, split: str, data: Data, labelled: bool
@@ -68,6 +57,27 @@ class PlainRows(RowKind):
     ) -> pandas.DataFrame:
         """Returns the usable rows among those whose cells are in ``frame``, as ``usable`` does."""
         return without_empty(frame, table, parts, data)
+
+
+class NamedRows(PlainRows):
+    """Plain rows each part of which is one column, which the recipe names."""
+
+    @abstractmethod
+    def columns(self, data: Data) -> dict[str, str]:
+        """Returns the column of each part, by the part's key in the recipe."""
+
+    def layout(self, source: str, sample: Mapping[str, Sequence[Any]], data: Data) -> Layout:
+        names = self.columns(data)
+        for key, name in names.items():
+            if name not in sample:
+                raise readers.unknown_name(source, "column", name, list(sample), key)
+        return Layout({key: (name,) for key, name in names.items()})
+
+    def cells(self, table: readers.Table, data: Data) -> tuple[Layout, dict[str, list[Any]]]:
+        # The table finds a column whose name is written in another way.
+        names = self.columns(data)
+        columns = {name: _cells(table, name, key).tolist() for key, name in names.items()}
+        return Layout({key: (name,) for key, name in names.items()}), columns
 
 
 def _cells(table: readers.Table, name: str, key: str) -> pandas.Series:

@@ -8,7 +8,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -258,6 +258,7 @@ class Questions(RowKind):
 
     name = "questions"
     rows = Frame
+    alike = False
 
     def usable(self, table: Table, split: str, data: Data, labelled: bool) -> pandas.DataFrame:
         return usable(table, data)
@@ -275,6 +276,9 @@ class Questions(RowKind):
         self, label_names: list[str], frame: pandas.DataFrame, table: Table, data: Data
     ) -> None:
         return
+
+    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+        return " | ".join(answer["text"] for answer in label) or "no answer"
 
 
 QUESTIONS = Questions()

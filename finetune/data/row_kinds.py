@@ -6,9 +6,10 @@ them it has.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
+import numpy
 import pandas
 
 from finetune.data import labels, readers, splits
@@ -27,12 +28,16 @@ class RowKind(ABC):
             are a part of it.
         mend: what to mend where too many rows are unusable.
         rows: the rows of a split in memory, which know what may not be divided between two.
+        alike: whether rows that are nearly the same should have the same label.
+        counted: what ``counts`` counts: the things in the plural, and what they are sorted by.
     """
 
     name: ClassVar[str]
     labels: ClassVar[bool] = True
     mend: ClassVar[str] = "the file"
     rows: ClassVar[type[splits.Frame]] = splits.Frame
+    alike: ClassVar[bool] = True
+    counted: ClassVar[tuple[str, str]] = ("rows", "class")
 
     def read(self, files: str | list[str], data: Data, labelled: bool) -> readers.Table:
         """Reads a file, files, or a folder.
@@ -87,3 +92,20 @@ class RowKind(ABC):
             UserError: a label is of another type, or unknown.
         """
         labels.encode_by(label_names, frame, table, data)
+
+    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+        """Returns a label, as ``encode`` leaves it, for people to read."""
+        if isinstance(label, float):
+            return f"{label:g}"
+        if isinstance(label, list):
+            return ", ".join(n for n, on in zip(label_names, label, strict=True) if on)
+        return label_names[label]
+
+    def counts(self, labels: Iterable[Any], label_names: Sequence[str]) -> dict[str, int]:
+        """Returns how many rows have each class, or a regression's none."""
+        found = dict.fromkeys(label_names, 0)
+        for label in labels if label_names else ():
+            chosen = [label] if isinstance(label, int) else numpy.flatnonzero(label)
+            for place in chosen:
+                found[label_names[place]] += 1
+        return found

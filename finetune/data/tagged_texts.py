@@ -10,7 +10,7 @@ What a row becomes:
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -182,6 +182,10 @@ def of_tokens(tokens: Any) -> tuple[str, list[Place]]:
     return " ".join(tokens), places
 
 
+def _types(label_names: Sequence[str]) -> list[str]:
+    return [name.removeprefix("B-") for name in label_names if name.startswith("B-")]
+
+
 def _reject(table: Table, line: Any, reason: str) -> None:
     source, at = table.place(line)
     table.rejected.append({"source": source, "line": at, "reason": reason})
@@ -257,6 +261,8 @@ class Tagged(RowKind):
     """A text with entities, which are its label."""
 
     name = "tagged texts"
+    alike = False
+    counted = ("entities", "type")
 
     def usable(self, table: Table, split: str, data: Data, labelled: bool) -> pandas.DataFrame:
         return read(table, data, labelled)
@@ -276,8 +282,15 @@ class Tagged(RowKind):
     def encode_by(
         self, label_names: list[str], frame: pandas.DataFrame, table: Table, data: Data
     ) -> None:
-        types = [name.removeprefix("B-") for name in label_names if name.startswith("B-")]
-        check_types(frame, table, types)
+        check_types(frame, table, _types(label_names))
+
+    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+        spans = [f"{each['label']} {each['start']} to {each['end']}" for each in label]
+        return ", ".join(spans) or "no entity"
+
+    def counts(self, labels: Iterable[Any], label_names: Sequence[str]) -> dict[str, int]:
+        found = Counter(each["label"] for label in labels for each in label)
+        return {name: found[name] for name in _types(label_names)}
 
 
 TAGGED = Tagged()

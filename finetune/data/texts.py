@@ -7,7 +7,7 @@ from finetune.data.document_columns import Layout
 from finetune.recipe import Data
 
 
-class Texts(plain_rows.PlainRows):
+class Texts(plain_rows.NamedRows):
     """A text, and maybe a second one."""
 
     name = "texts"

@@ -39,8 +39,8 @@ from finetune.training.trainer import StepTrainer
 PERCENTILES = (10, 50, 95, 100)
 # Each percentile is timed so often, unless the seconds are used up after once.
 ROUNDS, SECONDS = 5, 60.0
-# Rows of an evaluation that is timed.
-EVALUATED = 256
+# Rows of an evaluation that is timed, and those for which a model generates, which takes longer.
+EVALUATED, GENERATED = 256, 128
 # What the measuring run does without.
 SHORT: dict[str, Any] = {
     "eval_strategy": IntervalStrategy.NO,
@@ -245,9 +245,10 @@ def _total(
 def _evaluation_seconds(trainer: StepTrainer, job: Job, split: str) -> float:
     """Returns the seconds that the model takes for a split, from rows of every length.
 
-    The longest batch is predicted before that, for its memory.
+    The longest batch is predicted before that, for its memory. Where texts are scored, which the
+    model generates, that counts, too.
     """
-    rows, _ = runner.by_length(job.splits[split])
+    rows, order = runner.by_length(job.splits[split])
     if not len(rows):
         return 0.0
     metrics, trainer.compute_metrics = trainer.compute_metrics, None
@@ -258,7 +259,13 @@ def _evaluation_seconds(trainer: StepTrainer, job: Job, split: str) -> float:
     trainer.predict(cast(Any, some))
     seconds = time.perf_counter() - started
     trainer.compute_metrics = metrics
-    return seconds * sum(rows["length"]) / sum(some["length"])
+    seconds *= sum(rows["length"]) / sum(some["length"])
+    if job.generate:
+        some = order[numpy.linspace(0, len(rows) - 1, min(len(rows), GENERATED)).astype(int)]
+        started = time.perf_counter()
+        job.generate(split, some)
+        seconds += (time.perf_counter() - started) * len(rows) / len(some)
+    return seconds
 
 
 def _evaluations(planned: TrainingArguments, steps: int, steps_in_epoch: int) -> int:

@@ -117,6 +117,16 @@ class SequenceToSequence(Task):
             expected = map(generation.Expected, given, frame["label"])
             return text.shared(generated, given), list(expected)
 
+        @torch.no_grad()
+        def generate(split: str, places: numpy.ndarray) -> None:
+            targets = splits[split].select(places)["labels"]
+            rows = [{"source": s} for s in getattr(data, split)["source"].iloc[places]]
+            with devices.as_trained(model, recipe.training):
+                for numbers, batch in self.batches(rows, tokenizer, recipe, BATCH):
+                    most = max(len(targets[n]) for n in numbers)
+                    inputs = {name: value.to(model.device) for name, value in batch.items()}
+                    _generated(model.eval(), inputs, min_new_tokens=most, max_new_tokens=most)
+
         def samples() -> dict[str, str]:
             rows = numpy.linspace(0, len(data.test) - 1, SAMPLES).astype(int)
             given = data.test["source"].iloc[rows].tolist()
@@ -143,6 +153,7 @@ class SequenceToSequence(Task):
             collect=collect,
             untuned=not is_new,
             samples=samples,
+            generate=generate,
             notes=[*configs.describe(recipe, config, checkpoint), _describe(base)],
         )
 
@@ -181,9 +192,7 @@ class SequenceToSequence(Task):
         return text.batches(prefixed, processor, recipe, size)
 
     def forward(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[Any]:
-        generate: Any = model.generate
-        made = generate(**{name: inputs[name] for name in ("input_ids", "attention_mask")})
-        return list(made.cpu().numpy())
+        return list(_generated(model, inputs).cpu().numpy())
 
     def join(self, parts: list[list[Any]], rows: list[Row]) -> list[numpy.ndarray]:
         return [tokens for (tokens,) in parts]
@@ -292,6 +301,12 @@ def _check_new(recipe: Recipe, checkpoint: sources.Checkpoint, is_new: bool) -> 
             f"{recipe.where('model.token_pattern')}: token_pattern is for new models; "
             f"{checkpoint.name} has a tokenizer of its own"
         )
+
+
+def _generated(model: Any, inputs: dict[str, torch.Tensor], **settings: Any) -> torch.Tensor:
+    """Returns the tokens that the model generates for a batch, (B, T)."""
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    return model.generate(**given, **settings)
 
 
 def _values(rows: pandas.DataFrame) -> dict[str, numpy.ndarray]:

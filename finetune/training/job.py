@@ -66,6 +66,8 @@ class Job:
         notes: printed when training starts.
         untuned: whether the model before training is a baseline.
         samples: what the model generates, by prompt, before and after training.
+        generate: (split, places (N,) of rows in it) -> None: generates for them as ``collect``
+            does, but as many tokens as their targets have, as a trained model will; for forecasts.
         tokens: tokens of an epoch, where the Trainer cannot count them.
         label_smoothing: how much the loss smooths labels; 0 where it cannot.
         rescale: (model, outputs, labels of the validation rows) -> None: changes the chosen model
@@ -99,6 +101,7 @@ class Job:
     notes: list[str] = dataclasses.field(default_factory=list)
     untuned: bool = False
     samples: Callable[[], dict[str, str]] = dict
+    generate: Callable[[str, numpy.ndarray], None] | None = None
     tokens: int = 0
     blocks: bool = False
     rescale: Callable[[torch.nn.Module, Any, Any], None] | None = None

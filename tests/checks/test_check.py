@@ -12,6 +12,7 @@ from rich.console import Console
 from finetune import cli, recipe
 from finetune.checks import check, rendering
 from finetune.checks.finding import Example, Finding, Severity
+from finetune.data import corpus
 from finetune.report import tables
 from tests.checks.made_up import reviews, write
 from tests.checks.test_images import picture
@@ -53,9 +54,8 @@ def test_notes_end_with_0_warnings_with_1_and_errors_with_2(
     mine: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
     found: list[Finding] = []
-    monkeypatch.setattr(check, "_texts", lambda data, out: out.findings.extend(found))
-    monkeypatch.setattr(check, "_tokens", lambda data, out: None)
-    monkeypatch.setattr(check, "_labels", lambda data, out: None)
+    own = (corpus.TEXTS, True, (lambda data, out: out.findings.extend(found),))
+    monkeypatch.setitem(check.CHECKS, "text-classification", own)
     for severity in Severity:
         found[:] = [Finding(Severity.NOTE, "rows", 1, "Nothing."), Finding(severity, "x", 2, "Y.")]
         status, out, _ = shown(capsys, "mine.csv", *keys(tiny_bert))

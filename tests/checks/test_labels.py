@@ -1,9 +1,12 @@
 """Rare classes and wrong labels are found; balanced and right ones are not."""
 
+import json
 from pathlib import Path
 
 from finetune.checks import duplicates, labels
 from finetune.checks.finding import Severity
+from finetune.data import corpus
+from finetune.recipe import Data
 from tests.checks.made_up import load, reviews
 
 
@@ -87,3 +90,20 @@ def test_several_labels_a_row_are_counted_each(tmp_path: Path) -> None:
         len(data.train),
         sum(vector[1] for vector in data.train["label"]),
     ]
+
+
+def test_types_of_entities_are_counted_as_classes_are(tmp_path: Path) -> None:
+    rows = [
+        {"tokens": [f"w{i}", "saw", f"n{i}"], "tags": ["B-PER", "O", "B-LOC" if i < 4 else "O"]}
+        for i in range(120)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    keys = {"text": "tokens", "label": "tags", "holdout": 40, "validation_size": 0}
+    found = corpus.load(Data(train=str(file), **keys), corpus.TAGGED)  # type: ignore[arg-type]
+    assert labels.names(found) == ["LOC", "PER"]
+    counted = labels.counts(found.train, found) + labels.counts(found.test, found)
+    assert counted.tolist() == [4, 120]
+    rare, unsure = labels.balance(found)
+    assert rare.what.startswith("training entities have the rarest type, LOC, and 80 the largest")
+    assert unsure.what.startswith("test entities have the type LOC: its recall is known to ±")

@@ -19,6 +19,14 @@ def load(folder: Path, rows: list[tuple[str, str]], **settings: object) -> Corpu
     return corpus.load(data, corpus.PAIRS, labelled=False)
 
 
+def load_lines(folder: Path, rows: list[dict]) -> Corpus:
+    """A corpus of these rows, as JSON lines, and ten others."""
+    others = [{"source": f"s{i}", "target": f"t{i}"} for i in range(10)]
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows + others), encoding="utf-8")
+    return corpus.load(Data(train=str(file), holdout=2, validation_size=2), corpus.PAIRS)
+
+
 def every(data: Corpus) -> dict[str, list[str]]:
     frames = (data.train, data.validation, data.test)
     return {s: t for f in frames for s, t in zip(f["source"], f["label"], strict=True)}
@@ -46,14 +54,41 @@ def test_a_target_that_equals_its_source_is_counted(tmp_path: Path) -> None:
     assert data.report["fixed"] == {pairs.SAME: 1}
 
 
-@pytest.mark.parametrize(("row", "reason"), [(("a", " "), "target"), (("", "b"), "source")])
+BAD = {
+    "blank target": ({"source": "a", "target": " "}, "empty target"),
+    "no target": ({"source": "a"}, "empty target"),
+    "null target": ({"source": "a", "target": None}, "empty target"),
+    "no words": ({"source": "a", "target": []}, "empty target"),
+    "blank source": ({"source": "\t", "target": "b"}, "empty source"),
+    "nothing": ({"source": "", "target": ""}, "empty source and target"),
+}
+
+
+@pytest.mark.parametrize(("row", "reason"), BAD.values(), ids=BAD)
 def test_a_row_without_source_or_target_is_left_out(
-    tmp_path: Path, row: tuple[str, str], reason: str
+    tmp_path: Path, row: dict[str, str], reason: str
 ) -> None:
-    data = load(tmp_path, [row, ("a", "b")])
-    assert [r["reason"] for r in data.rejected] == [f"empty {reason}"]
-    assert data.rejected[0]["line"] == 2
+    data = load_lines(tmp_path, [{"source": "a", "target": "b"}, row])
+    assert [(r["line"], r["reason"]) for r in data.rejected] == [(2, reason)]
     assert len(every(data)) == 11
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"de": "x"}, r"rows.jsonl:1: target is an object with de, not a text"),
+        ([1, 2], r"rows.jsonl:1: target is a list of int; a text or a list of words is needed"),
+    ],
+)
+def test_a_target_that_is_no_text_is_an_error(tmp_path: Path, target: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_lines(tmp_path, [{"source": "a", "target": target}])
+
+
+def test_words_that_stand_for_missing_ones_elsewhere_are_targets(tmp_path: Path) -> None:
+    rows = [{"source": f"a{i}", "target": each} for i, each in enumerate(["NA", "null", "007", 7])]
+    found = every(load_lines(tmp_path, rows))
+    assert [found[f"a{i}"] for i in range(4)] == [["NA"], ["null"], ["007"], ["7"]]
 
 
 def test_a_missing_column_names_the_key(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import re
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -20,11 +21,13 @@ from transformers import (
     MarianConfig,
     NllbTokenizer,
     T5Config,
+    T5ForConditionalGeneration,
 )
 
 from finetune import cli, inference, recipe, run_directory, tasks
 from finetune.data import pair_tokenizer
 from finetune.errors import UserError
+from finetune.forecast import measuring
 from finetune.inference import evaluation as inference_evaluation
 from finetune.run_directory import Run
 from finetune.tasks.sequence_to_sequence import COPY, LEAD, TASK
@@ -244,6 +247,27 @@ def test_it_resumes_to_the_same_bits(spelling: Path, method: str) -> None:
     assert run.history() == whole.history()
     assert run.results()["metrics"] == whole.results()["metrics"]
     assert list(run.predictions()["prediction"]) == list(whole.predictions()["prediction"])
+
+
+def test_a_forecast_counts_what_is_generated_for_scores(
+    spelling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, batches, generate = [0.0], [], T5ForConditionalGeneration.generate
+
+    def slow(self: Any, **given: Any) -> torch.Tensor:
+        clock[0] += 2.0 * len(given["input_ids"])
+        batches.append((len(given["input_ids"]), given["min_new_tokens"]))
+        return generate(self, **given)
+
+    monkeypatch.setattr(T5ForConditionalGeneration, "generate", slow)
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(measuring, "GENERATED", 8)
+    found = measuring.measure(recipe.load(spelling, ["--max_steps", "2"]))
+    # Two seconds a row, of 16 validation and 24 test rows.
+    assert (found.evaluation_seconds, found.test_seconds) == (32, 48)
+    assert sum(rows for rows, _ in batches) == 2 * 8
+    # As many tokens as the longest target, of at most six letters, and its end.
+    assert all(3 <= tokens <= 7 for _, tokens in batches)
 
 
 # --- checkpoints and adapters ----------------------------------------------------------------
