@@ -28,7 +28,7 @@ import pandas
 
 from finetune import distillation, recipe, run_directory
 from finetune.data import corpus
-from finetune.evaluation import scoring
+from finetune.evaluation import statistics
 from finetune.recipe import Data
 from finetune.training import runner
 
@@ -93,7 +93,7 @@ def outputs(run: run_directory.Run, decided: bool) -> Rows:
 
 
 def average_precision(rows: Rows) -> Statistic:
-    return scoring.average_precision(rows["score"], rows["label"])
+    return statistics.average_precision(rows["score"], rows["label"])
 
 
 def macro_f1(rows: Rows) -> Statistic:

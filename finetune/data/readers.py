@@ -312,8 +312,7 @@ def dataset(
             f"{name}: is a file; give it as `train:`, a dataset is a folder or a hub id"
         )
     if folder.is_dir():
-        saved = saved_splits(folder, unread)
-        if saved is not None:
+        if (saved := saved_splits(folder, unread)) is not None:
             return _from_datasets(saved, name, data), None
         files = split_files(folder)
         if not files:
@@ -347,6 +346,5 @@ def _embedded(name: str, unread: str | None) -> dict[str, Table]:
     if table_files.kind(file) != ".csv" or file.suffix == ".gz":
         raise UserError(f"{name}: has images, not texts; embedded:imdb has texts")
     table = read_table(file)
-    rows = table.rows.loc[table.rows["source"] == short].drop(columns="source")
-    rows["label"] = rows["label"].astype(int)
-    return {"train": Table(rows, name, label_names=["negative", "positive"])}
+    rows = table.rows.loc[table.rows["source"] == short].astype({"label": int})
+    return {"train": Table(rows.drop(columns="source"), name, label_names=["negative", "positive"])}

@@ -11,20 +11,13 @@ from typing import Any
 import numpy
 from scipy.special import expit, log_expit, log_softmax, softmax
 
-from finetune.evaluation import intervals
+from finetune.evaluation import intervals, statistics
 from finetune.evaluation.decisions import Outputs, both
 from finetune.evaluation.intervals import RESAMPLES, Array, Metric, bootstrap, wilson
 
 # scikit-learn and scipy.stats are imported inside functions: finetune predict needs neither.
 
 BINS = 15
-
-
-def _macro_f1(confusion: Array) -> float:
-    """Mean F1 over the classes that occur; ``confusion`` (K, K) counts, rows are true classes."""
-    hits, truth, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    occurs = truth + predicted > 0
-    return float((2 * hits[occurs] / (truth + predicted)[occurs]).mean())
 
 
 def reliability(confidence: Array, correct: Array) -> dict[str, list[float]]:
@@ -73,7 +66,7 @@ def single_label(
     cells = labels * k + predicted
 
     def f1(rows: Array) -> float:
-        return _macro_f1(numpy.bincount(cells[rows], minlength=k * k).reshape(k, k))
+        return statistics.macro_f1(numpy.bincount(cells[rows], minlength=k * k).reshape(k, k))
 
     def ece(rows: Array) -> float:
         return calibration_error(confidence[rows], likeliest[rows])
@@ -86,7 +79,7 @@ def single_label(
         "calibration_error": bootstrap(ece, n, resamples),
     }
     if positive is not None:
-        precision = _of_positive(logits, labels, names.index(positive))
+        precision = statistics.of_positive(logits, labels, names.index(positive))
         metrics["average_precision"] = bootstrap(precision, n, resamples)
     confusion = numpy.bincount(cells, minlength=k * k).reshape(k, k)
     return {
@@ -114,7 +107,7 @@ def multi_label(
 
     exact = (truth == predicted).all(1)
     metrics = {
-        "macro_f1": bootstrap(_labels_f1(truth, predicted), n, resamples),
+        "macro_f1": bootstrap(statistics.labels_f1(truth, predicted), n, resamples),
         "micro_f1": bootstrap(micro_f1, n, resamples),
         "exact_match": wilson(int(exact.sum()), n),
         "log_loss": bootstrap(lambda rows: losses[rows].mean(), n, resamples),
@@ -148,7 +141,7 @@ def regression(logits: Array, labels: Array, resamples: int) -> dict[str, Any]:
         return statistic
 
     metrics = {
-        "r2": bootstrap(_r2(labels, predicted), n, resamples),
+        "r2": bootstrap(statistics.r2(labels, predicted), n, resamples),
         "rmse": bootstrap(lambda rows: float((errors[rows] ** 2).mean() ** 0.5), n, resamples),
         "mae": bootstrap(lambda rows: float(numpy.abs(errors[rows]).mean()), n, resamples),
     }
@@ -156,100 +149,6 @@ def regression(logits: Array, labels: Array, resamples: int) -> dict[str, Any]:
         metrics["pearson"] = bootstrap(correlation(ranked=False), n, resamples)
         metrics["spearman"] = bootstrap(correlation(ranked=True), n, resamples)
     return {"metrics": metrics}
-
-
-def average_precision(scores: Array, truth: Array) -> Callable[[Array], float]:
-    """Average precision of one class, as a statistic of row indices: that of scikit-learn.
-
-    Its rows are sorted once for all resamples, which takes a twentieth of the time.
-
-    Args:
-        scores: (N,) float, higher for rows of the class.
-        truth: (N,) bool.
-    """
-    order = numpy.argsort(-scores, kind="stable")
-    # Rows of the same score are found together.
-    last = numpy.append(numpy.diff(scores[order]) != 0, True)
-    right = truth[order]
-
-    def precision(rows: Array) -> float:
-        times = numpy.bincount(rows, minlength=len(order))[order]
-        hits, found = (times * right).cumsum()[last], times.cumsum()[last]
-        if not hits[-1]:
-            return numpy.nan if truth.any() else 0.0
-        gained = numpy.diff(hits, prepend=0)
-        return float((gained * hits / numpy.maximum(found, 1)).sum() / hits[-1])
-
-    return precision
-
-
-def _of_positive(logits: Array, labels: Array, positive: int) -> Callable[[Array], float]:
-    """Average precision of one of two classes, as a statistic of row indices."""
-    return average_precision(logits[:, positive] - logits[:, 1 - positive], labels == positive)
-
-
-def _labels_f1(truth: Array, predicted: Array) -> Callable[[Array], float]:
-    """Mean F1 over labels, as a statistic of row indices; both arguments (N, K) bool."""
-    hits, marks = truth & predicted, truth.astype(int) + predicted
-    return lambda rows: float((2 * hits[rows].sum(0) / numpy.maximum(marks[rows].sum(0), 1)).mean())
-
-
-def _r2(labels: Array, predicted: Array) -> Callable[[Array], float]:
-    """Coefficient of determination, as a statistic of row indices; both arguments (N,) float."""
-    from sklearn.metrics import r2_score
-
-    varies = numpy.ptp(labels) > 0
-
-    def r2(rows: Array) -> float:
-        if numpy.ptp(labels[rows]) == 0:
-            return numpy.nan if varies else 0.0
-        return float(r2_score(labels[rows], predicted[rows]))
-
-    return r2
-
-
-def _headline(
-    problem_type: str, name: str, outputs: Outputs, labels: Array, positive: int
-) -> Callable[[Array], float]:
-    """Returns a metric that can be a headline as a statistic of row indices."""
-    logits, decided = both(outputs)
-    if problem_type == "regression":
-        return _r2(labels, logits.reshape(len(labels)))
-    if problem_type == "multi_label_classification":
-        return _labels_f1(labels.astype(bool), decided > 0)
-    predicted, k = decided.argmax(1), logits.shape[1]
-    if name == "average_precision":
-        return _of_positive(logits, labels, positive)
-    if name == "macro_f1":
-        cells = labels * k + predicted
-        return lambda rows: _macro_f1(numpy.bincount(cells[rows], minlength=k * k).reshape(k, k))
-    correct = predicted == labels
-    return lambda rows: float(correct[rows].mean())
-
-
-def of_predictions(
-    problem_type: str, metric: str, labels: Array, predicted: Array
-) -> Callable[[Array], float] | None:
-    """Returns a metric as a statistic of row indices, from predictions instead of logits.
-
-    Args:
-        labels, predicted: (N, K) bool, or (N,) float for a regression.
-
-    Returns:
-        None for a metric that is not computed this way.
-    """
-    if metric == "r2":
-        return _r2(labels, predicted)
-    if metric == "accuracy":
-        right = (labels == predicted).all(1)
-        return lambda rows: float(right[rows].mean())
-    if metric == "macro_f1" and problem_type == "multi_label_classification":
-        return _labels_f1(labels, predicted)
-    if metric == "macro_f1":
-        k = labels.shape[1]
-        cells = labels.argmax(1) * k + predicted.argmax(1)
-        return lambda rows: _macro_f1(numpy.bincount(cells[rows], minlength=k * k).reshape(k, k))
-    return None
 
 
 def difference(
@@ -267,7 +166,10 @@ def difference(
         headline: of a single label: accuracy, macro_f1 or average_precision.
         positive: the class of average_precision.
     """
-    a, b = (_headline(problem_type, headline, each, labels, positive) for each in (ours, theirs))
+    a, b = (
+        statistics.headline(problem_type, headline, each, labels, positive)
+        for each in (ours, theirs)
+    )
     return intervals.difference(a, b, len(labels))
 
 

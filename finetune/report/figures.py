@@ -1,6 +1,7 @@
 """Draws the figures of a run as SVG elements for an HTML page, and sheets of images as PNG files.
 
-The same numbers give the same bytes. Text is kept as text. Ids start with the name of the figure,
+It is one file because the figures share one style and one way to become text. The same numbers
+give the same bytes. Text is kept as text. Ids start with the name of the figure,
 so that several figures can be on one page.
 """
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy
 
 from finetune.errors import UserError, refuse_unknown
-from finetune.evaluation import extra_metrics, scoring
+from finetune.evaluation import extra_metrics, scoring, statistics
 from finetune.evaluation.decisions import both
 from finetune.recipe import Recipe
 from finetune.tasks import class_settings
@@ -197,7 +197,7 @@ class Classifier(Task):
             labels, predicted = (column.to_numpy(float) for column in columns)
         else:
             labels, predicted = (_members(list(column), names) for column in columns)
-        return scoring.of_predictions(kind, metric, labels, predicted)
+        return statistics.of_predictions(kind, metric, labels, predicted)
 
     def mistakes(
         self, rows: "pandas.DataFrame", data: Mapping[str, Any], most: int

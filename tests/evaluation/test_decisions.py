@@ -4,7 +4,7 @@ import numpy
 import pytest
 from scipy.special import expit, softmax
 
-from finetune.evaluation import decisions, scoring
+from finetune.evaluation import decisions, scoring, statistics
 
 SINGLE = "single_label_classification"
 
@@ -86,7 +86,7 @@ def test_average_precision_is_that_of_the_named_class() -> None:
     assert found["average_precision"]["value"] == pytest.approx(expected)
     assert found["average_precision"]["low"] < expected < found["average_precision"]["high"]
     draw = numpy.random.default_rng(5)
-    statistic = scoring.average_precision(logits[:, 0] - logits[:, 1], truth)
+    statistic = statistics.average_precision(logits[:, 0] - logits[:, 1], truth)
     for _ in range(20):
         some = draw.integers(0, 400, 300)
         assert statistic(some) == pytest.approx(average_precision_score(truth[some], scores[some]))
