@@ -1,13 +1,12 @@
 """Sources with their targets, for encoder-decoders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas
 
 from finetune.data import plain_rows
 from finetune.data.document_columns import Layout
-from finetune.data.row_kinds import UNLABELLED
 from finetune.data.tables import Table
 from finetune.recipe import Data
 
@@ -21,6 +20,7 @@ class Pairs(plain_rows.NamedRows):
 
     name = "sources with targets"
     labels = False
+    classes = False
     alike = False
 
     def columns(self, data: Data) -> dict[str, str]:
@@ -31,20 +31,6 @@ class Pairs(plain_rows.NamedRows):
     ) -> pandas.DataFrame:
         plain_rows.as_texts(frame, table, parts)
         return joined(super().finished(frame, table, parts, data), table)
-
-    def encode(
-        self,
-        frames: dict[str, pandas.DataFrame],
-        tables: Mapping[str, Table],
-        data: Data,
-        labelled: bool,
-    ) -> tuple[list[str], str]:
-        return [], UNLABELLED
-
-    def encode_by(
-        self, label_names: list[str], frame: pandas.DataFrame, table: Table, data: Data
-    ) -> None:
-        return
 
     def label_text(self, label: Any, label_names: Sequence[str]) -> str:
         return " | ".join(label)

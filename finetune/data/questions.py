@@ -8,7 +8,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,7 @@ import pandas
 
 from finetune.data import readers, splits
 from finetune.data.readers import is_missing
-from finetune.data.row_kinds import UNLABELLED, RowKind
+from finetune.data.row_kinds import RowKind
 from finetune.data.tables import Table, find_column, shown
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -257,25 +257,12 @@ class Questions(RowKind):
     """A question about a context, whose answers are its label."""
 
     name = "questions"
+    classes = False
     rows = Frame
     alike = False
 
     def usable(self, table: Table, split: str, data: Data, labelled: bool) -> pandas.DataFrame:
         return usable(table, data)
-
-    def encode(
-        self,
-        frames: dict[str, pandas.DataFrame],
-        tables: Mapping[str, Table],
-        data: Data,
-        labelled: bool,
-    ) -> tuple[list[str], str]:
-        return [], self.name if labelled else UNLABELLED
-
-    def encode_by(
-        self, label_names: list[str], frame: pandas.DataFrame, table: Table, data: Data
-    ) -> None:
-        return
 
     def label_text(self, label: Any, label_names: Sequence[str]) -> str:
         return " | ".join(answer["text"] for answer in label) or "no answer"

@@ -9,7 +9,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ import pandas
 
 from finetune.data import readers, splits
 from finetune.data.readers import is_missing
-from finetune.data.row_kinds import UNLABELLED, RowKind
+from finetune.data.row_kinds import RowKind
 from finetune.data.tables import Table, shown
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -202,24 +202,15 @@ class Retrieval(RowKind):
     """A query whose relevant passages are its label."""
 
     name = "queries with passages"
+    classes = False
     rows = Frame
+    alike = False
 
     def usable(self, table: Table, split: str, data: Data, labelled: bool) -> pandas.DataFrame:
         return usable(table, data)
 
-    def encode(
-        self,
-        frames: dict[str, pandas.DataFrame],
-        tables: Mapping[str, Table],
-        data: Data,
-        labelled: bool,
-    ) -> tuple[list[str], str]:
-        return [], self.name if labelled else UNLABELLED
-
-    def encode_by(
-        self, label_names: list[str], frame: pandas.DataFrame, table: Table, data: Data
-    ) -> None:
-        return
+    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+        return " | ".join(label)
 
 
 RETRIEVAL = Retrieval()

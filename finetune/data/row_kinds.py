@@ -26,6 +26,7 @@ class RowKind(ABC):
         name: in the plural, for results.json.
         labels: whether a row may have a label, which a task may leave unread; the targets of a pair
             are a part of it.
+        classes: whether labels are classes or numbers, which are encoded; others stay as read.
         mend: what to mend where too many rows are unusable.
         rows: the rows of a split in memory, which know what may not be divided between two.
         alike: whether rows that are nearly the same should have the same label.
@@ -34,6 +35,7 @@ class RowKind(ABC):
 
     name: ClassVar[str]
     labels: ClassVar[bool] = True
+    classes: ClassVar[bool] = True
     mend: ClassVar[str] = "the file"
     rows: ClassVar[type[splits.Frame]] = splits.Frame
     alike: ClassVar[bool] = True
@@ -79,8 +81,10 @@ class RowKind(ABC):
         Raises:
             UserError: a label is of another type, or does not occur in train.
         """
-        if not labelled:
+        if not (labelled and self.labels):
             return [], UNLABELLED
+        if not self.classes:
+            return [], self.name
         return labels.encode(frames, dict(tables), data), data.problem_type
 
     def encode_by(
@@ -91,7 +95,8 @@ class RowKind(ABC):
         Raises:
             UserError: a label is of another type, or unknown.
         """
-        labels.encode_by(label_names, frame, table, data)
+        if self.classes:
+            labels.encode_by(label_names, frame, table, data)
 
     def label_text(self, label: Any, label_names: Sequence[str]) -> str:
         """Returns a label, as ``encode`` leaves it, for people to read."""
