@@ -15,7 +15,7 @@ from finetune.checks.check import Checked
 from finetune.checks.finding import Example, Finding, Severity
 from finetune.data import image_decoding
 from finetune.errors import UserError
-from finetune.report import page, tables, wording
+from finetune.report import tables, wording
 
 # Characters of a row that an example shows in the table and in the page.
 IN_TABLE, IN_PAGE = 120, 600
@@ -128,6 +128,9 @@ def html(checked: Checked) -> str:
         }
         for finding in checked.findings
     ]
+    # Imports the figures of reports, which the table does without.
+    from finetune.report import page
+
     template = page.TEMPLATES.get_template("check.html.j2")
     return template.render(checked=checked, findings=findings, verdict=verdict(checked))
 

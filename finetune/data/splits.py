@@ -112,8 +112,6 @@ class Frame:
         return len(self._unique)
 
     def take(self, count: int, seed: int) -> tuple[Self, Self]:
-        from sklearn.model_selection import train_test_split
-
         unique = self._unique
         rare = self._rare(unique)
         if len(rare) and count <= len(unique) - len(rare):
@@ -123,8 +121,7 @@ class Frame:
         if count == len(unique):
             chosen = unique
         else:
-            ways = {"test_size": count, "random_state": seed, "stratify": labels}
-            _, chosen = train_test_split(unique, **ways)
+            _, chosen = divided(unique, labels, count, seed)
         taken = numpy.zeros(len(self), bool)
         taken[chosen] = True
         return self._only(~taken), self._only(taken)
@@ -155,8 +152,6 @@ class Frame:
         return self._only(~taken[groups]), self._only(taken[groups])
 
     def sample(self, count: int, seed: int) -> Self:
-        from sklearn.model_selection import train_test_split
-
         places = numpy.arange(len(self))
         rare = self._rare(places)
         if not len(rare) or len(rare) > count // 2:
@@ -164,7 +159,7 @@ class Frame:
         places = numpy.setdiff1d(places, rare, assume_unique=True)
         count -= len(rare)
         labels = _strata(self.rows.iloc[places], count)
-        chosen, _ = train_test_split(places, train_size=count, random_state=seed, stratify=labels)
+        chosen, _ = divided(places, labels, len(places) - count, seed)
         return self._only(numpy.sort(numpy.concatenate([rare, chosen])))
 
     def duplicates(self) -> int:
@@ -215,6 +210,25 @@ def _has_classes(frame: pandas.DataFrame) -> bool:
     if not len(frame) or "label" not in frame:
         return False
     return not isinstance(frame["label"].iloc[0], list | float)
+
+
+def divided(
+    places: numpy.ndarray, labels: Any, count: int, seed: int
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Divides rows as scikit-learn's ``train_test_split`` does, with ``count`` in the second part.
+
+    Args:
+        places: (N,) of the rows.
+        labels: (N,) by which to stratify; None to draw from all rows alike.
+    """
+    if labels is None:
+        # The same rows, without an import of a second.
+        order = numpy.random.RandomState(seed).permutation(len(places))
+        return places[order[count:]], places[order[:count]]
+    from sklearn.model_selection import train_test_split
+
+    rest, taken = train_test_split(places, test_size=count, random_state=seed, stratify=labels)
+    return rest, taken
 
 
 def _strata(frame: pandas.DataFrame, taken: int) -> Any:

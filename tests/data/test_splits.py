@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from datasets import Dataset, DatasetDict
+from sklearn.model_selection import train_test_split
 
-from finetune.data import corpus, readers, sources, streaming
+from finetune.data import corpus, readers, sources, splits, streaming
 from finetune.data.corpus import Corpus
 from finetune.errors import UserError
 from finetune.recipe import Data
@@ -314,3 +316,11 @@ def test_untested_leaves_the_test_of_the_hub_and_of_saved_splits_unread(
     for file in Path("saved/test").iterdir():
         file.unlink()
     assert sizes(load(dataset="saved", validation_size=10, untested=True)) == (20, 10, 10)
+
+
+@pytest.mark.parametrize("rows", [2, 9, 1000])
+def test_rows_without_classes_are_divided_as_by_scikit_learn(rows: int) -> None:
+    places, count = numpy.arange(rows) * 3, max(rows // 5, 1)
+    expected = train_test_split(places, test_size=count, random_state=7)
+    found = splits.divided(places, None, count, 7)
+    assert [part.tolist() for part in found] == [part.tolist() for part in expected]
