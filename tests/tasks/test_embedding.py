@@ -338,8 +338,14 @@ def test_batches_without_padding_have_the_padded_losses(path: Path, method: str)
     [
         (["--method", "head"], "has no head to train; take lora, or full"),
         (["--method", "prompt_tuning"], "gets no tokens by prompt_tuning"),
-        (["--gradient_accumulation_steps", "2"], "one batch, which cannot be divided"),
-        (["--per_device_train_batch_size", "auto"], "one batch, which cannot be divided"),
+        (
+            ["--gradient_accumulation_steps", "2"],
+            "compared with each other, so it cannot be divided",
+        ),
+        (
+            ["--per_device_train_batch_size", "auto"],
+            "compared with each other, so it cannot be divided",
+        ),
         (["--test_views", "2"], "augmentation changes images"),
         (["--metrics", "[hamming_loss]"], "embedding takes no further metrics"),
         (["--checkpoint", "new:t5"], "t5 is no encoder"),
