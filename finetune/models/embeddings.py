@@ -34,11 +34,7 @@ class ForEmbeddings:
         from sentence_transformers.sentence_transformer.modules import Pooling
 
         super().__init__(config)  # pyright: ignore[reportCallIssue]
-        encoder = MODEL_MAPPING[type(config)](config)
-        if getattr(encoder, "pooler", None) is not None:
-            # It stays in the checkpoint, and nothing here reads it.
-            encoder.pooler.requires_grad_(False)
-        setattr(self, self.base_model_prefix, encoder)
+        setattr(self, self.base_model_prefix, MODEL_MAPPING[type(config)](config))
         self.pooling = Pooling(config.hidden_size, getattr(config, POOLING))
         self.post_init()
 
@@ -68,12 +64,20 @@ class AutoModelForEmbeddings:
 
     @classmethod
     def from_config(cls, config: Any) -> PreTrainedModel:
-        return cls._class(config)._from_config(config)
+        return _frozen_pooler(cls._class(config)._from_config(config))
 
     @classmethod
     def from_pretrained(cls, folder: Any, **options: Any) -> PreTrainedModel:
         config = options.pop("config", None) or AutoConfig.from_pretrained(folder)
-        return cls._class(config).from_pretrained(folder, config=config, **options)
+        return _frozen_pooler(cls._class(config).from_pretrained(folder, config=config, **options))
+
+
+def _frozen_pooler(model: Any) -> Any:
+    """Returns the model with the pooler as the checkpoint has it: nothing here reads it."""
+    pooler = getattr(model.base_model, "pooler", None)
+    if pooler is not None:
+        pooler.requires_grad_(False)
+    return model
 
 
 def complete(config: Any, checkpoint: Checkpoint) -> Any:

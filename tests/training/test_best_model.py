@@ -66,9 +66,7 @@ def test_an_unknown_metric_is_an_error_even_with_a_direction() -> None:
 
 ROWS = 60
 # Tasks whose outputs are no arrays.
-OTHER = {"token-classification", "question-answering", "text2text-generation"} | {
-    *("embedding", "reranking", "sentence-similarity")
-}
+OTHER = {"token-classification", "question-answering", "text2text-generation", "embedding"}
 
 
 def quality(kind: str, good: float) -> tuple[Any, Any]:
