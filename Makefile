@@ -68,7 +68,7 @@ ner: .venv/.installed
 	$(AT_ONCE) $(NER:%=runs/wnut16/%/seed-0/results.json)
 	$(BIN)/finetune compare $(NER:%=runs/wnut16/%)
 
-# Five seeds of each: in 45 minutes on 2 cores. Continues where it was stopped.
+# Five seeds of each. Continues where it was stopped.
 seeds: .venv/.installed
 	$(AT_ONCE) $(SEEDS:%=runs/rotten_tomatoes/%/seeds.json)
 	$(BIN)/finetune compare $(SEEDS:%=runs/rotten_tomatoes/%)

@@ -77,8 +77,10 @@ def _study(read: recipe.Recipe, place: str, options: argparse.Namespace) -> None
         UserError: an option contradicts that.
     """
     asked = "--seeds" if options.seeds is not None else "--learning_curve"
-    if options.minutes is not None:
-        raise UserError(f"{asked} and --minutes contradict each other; keep one")
+    for key in ("minutes", "allow_changed"):
+        if getattr(options, key):
+            flag = f"--{key.replace('_', '-')}"
+            raise UserError(f"{flag} is for a single run; leave it out, or {asked}")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"{asked} starts its runs itself; start it without a launcher")
     if options.seeds is not None and "seed" in options.overrides:

@@ -299,16 +299,16 @@ def _heights(column: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
 
 def power_law(
     rows: list[int],
-    errors: list[wording.Metric],
-    fitted: tuple[list[float], list[float], list[float], list[float]],
+    measured: numpy.ndarray,
+    fitted: tuple[Any, Any, Any, Any],
     title: str,
 ) -> str:
-    """Draws the error over the number of training rows, and the curve fitted to it.
+    """Draws a metric over the number of training rows, and the curve fitted to it.
 
     Args:
-        rows: (M,) training rows.
-        errors: (M,) with intervals.
-        fitted: rows, error, low and high of the curve, each (L,).
+        rows: M numbers of training rows.
+        measured: (M, 3) metric, low and high end of its interval.
+        fitted: rows, metric, low and high of the curve, each (L,).
 
     Returns:
         SVG.
@@ -319,16 +319,16 @@ def power_law(
         places, middle, low, high = fitted
         axes.fill_between(places, low, high, color=BLUE, alpha=0.15, linewidth=0)
         axes.plot(places, middle, color=BLUE, label="power law, 95 % interval")
-        values = numpy.array([[e["value"], e["low"], e["high"]] for e in errors]).T
-        reach = numpy.clip([values[0] - values[1], values[2] - values[0]], 0, None)
-        axes.errorbar(rows, values[0], reach, fmt="o", color=ORANGE, label="measured")
+        value, lowest, highest = measured.T
+        reach = numpy.clip([value - lowest, highest - value], 0, None)
+        axes.errorbar(rows, value, reach, fmt="o", color=ORANGE, label="measured")
         axes.set_xscale("log")
         axes.set_xticks(rows, [f"{count:,}" for count in rows])
         axes.minorticks_off()
         axes.set_xlabel("training rows")
         axes.set_ylabel(title)
         axes.legend()
-        return _svg(figure, "power", "Error over training rows")
+        return _svg(figure, "power", "Power law over training rows")
 
 
 # --- decisions -------------------------------------------------------------------------------

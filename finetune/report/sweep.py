@@ -91,7 +91,8 @@ def _beside(headline: str, done: list[Any], own: dict[str, Any]) -> str:
 def _importance(study: "optuna.Study", done: list[Any]) -> dict[str, float]:
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-    if len(done) < FEWEST or len({trial.value for trial in done}) < 2:
+    alone = len(done[0].params) < 2
+    if alone or len(done) < FEWEST or len({trial.value for trial in done}) < 2:
         return {}
     return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=IMPORTANCE_SEED))
 

@@ -103,16 +103,19 @@ def train(
     return study.text(page)
 
 
-def error_of(headline: str, value: float) -> float | None:
-    """Returns what falls to 0 or a limit above as a model gets better; None where it is unknown."""
+def is_fitted(headline: str) -> bool:
+    """Returns whether a metric tells an error: it is one, or a share, whose best value is 1."""
     spec = metrics.spec(headline)
-    if spec.greater_is_better is False:
-        return value
-    return 1 - value if spec.is_share else None
+    return spec.is_share or spec.greater_is_better is False
+
+
+def error_of(headline: str, values: Any) -> Any:
+    """Returns what falls as a model gets better, for a metric; and the metric for that."""
+    return values if metrics.spec(headline).greater_is_better is False else 1 - values
 
 
 def fit(
-    rows: Sequence[int], errors: Sequence[float], sigmas: Sequence[float], at: Sequence[float]
+    rows: Sequence[int], errors: numpy.ndarray, sigmas: numpy.ndarray, at: Sequence[float]
 ) -> Fit:
     """Fits a power law with an interval.
 
@@ -149,6 +152,7 @@ def _page(name: str, found: Mapping[int, list[dict[str, Any]]]) -> study.Page:
     sizes = sorted(found)
     headline = found[sizes[0]][0]["headline"]
     title = wording.title(headline)
+    name = f"{name}: learning curve over {len(sizes)} sizes"
     measured = {size: _measured(headline, found[size]) for size in sizes}
     table = (
         ["training rows", title, "95 % interval"],
@@ -162,62 +166,36 @@ def _page(name: str, found: Mapping[int, list[dict[str, Any]]]) -> study.Page:
         ],
     )
     sections = [study.Section("Measured", "On the same test rows.", table)]
-    errors = [error_of(headline, scores["value"]) for scores in measured.values()]
-    most = sizes[-1]
-    last = measured[most]
-    name = f"{name}: learning curve over {len(sizes)} sizes"
-    if None in errors:
-        notes = [f"No power law is fitted to {title}: it has no known best value."]
-        return study.Page(name, wording.number(headline, last["value"]), title, notes, sections)
-    places = numpy.geomspace(sizes[0], 2 * most, 40)
-    sigmas = [(scores["high"] - scores["low"]) / 2 / HALF for scores in measured.values()]
-    law = fit(sizes, [float(e or 0) for e in errors], sigmas, [most, 2 * most, *places])
-    gain = law.draws[:, 0] - law.draws[:, 1]
-    value, sign = law.values[0] - law.values[1], 1.0
-    if metrics.spec(headline).greater_is_better is False:
-        value, gain, sign = -value, -gain, -1.0
-    low, high = numpy.percentile(gain, [2.5, 97.5])
-    brings = {"value": value, "low": low, "high": high}
-    ends = {
-        "value": error_of(headline, law.values[1]),
-        "low": error_of(headline, law.high[1] if sign > 0 else law.low[1]),
-        "high": error_of(headline, law.low[1] if sign > 0 else law.high[1]),
-    }
-    clear = low > 0 if sign > 0 else high < 0
+    if not is_fitted(headline):
+        last = wording.number(headline, measured[sizes[-1]]["value"])
+        notes = [f"No power law is fitted to {title}: its best value is not known."]
+        return study.Page(name, last, title, notes, sections)
+    ends = ("value", "low", "high")
+    values = numpy.array([[scores[key] for key in ends] for scores in measured.values()])
+    sigmas = (values[:, 2] - values[:, 1]) / 2 / HALF
+    twice = 2 * sizes[-1]
+    at = [sizes[-1], twice, *numpy.geomspace(sizes[0], twice, 40)]
+    law = fit(sizes, error_of(headline, values[:, 0]), sigmas, at)
+    middle = error_of(headline, law.values)
+    low, high = numpy.sort([error_of(headline, end) for end in (law.low, law.high)], axis=0)
+    gains = numpy.diff(error_of(headline, law.draws[:, :2]))
+    reach = numpy.percentile(gains, [2.5, 97.5])
+    brings = {"value": middle[1] - middle[0], "low": reach[0], "high": reach[1]}
+    points = " points" if metrics.spec(headline).is_share else ""
+    reached = wording.measured(headline, {"value": middle[1], "low": low[1], "high": high[1]})
+    change = wording.signed(headline, brings)
+    sure = wording.verdict(headline, {"difference": brings}) == wording.BETTER
     notes = [
-        f"Twice the rows ({wording.rows(2 * most)}) would bring {title} to "
-        f"{wording.measured(headline, ends)}: {wording.signed(headline, brings)}"
-        f"{' points' if metrics.spec(headline).is_share else ''} by the fitted curve."
-        + ("" if clear else " That they would bring anything is not certain."),
+        f"Twice the rows ({wording.rows(twice)}) would bring {title} to {reached}, by the fitted "
+        f"curve: {change}{points}.{'' if sure else ' That they would help is not certain.'}",
         f"The error falls with the number of rows to the power of -{law.exponent:.2f}.",
     ]
-    band = [law.values[2:], law.low[2:], law.high[2:]]
-    shown = [
-        {key: error_of(headline, scores[key]) for key in ("value", "low", "high")}
-        for scores in measured.values()
-    ]
-    # Of an error, the ends of the interval change places.
-    bars = [
-        {"value": e["value"], "low": min(e["low"], e["high"]), "high": max(e["low"], e["high"])}
-        for e in shown
-    ]
-    drawn = figures.power_law(
-        sizes,
-        bars,
-        (places.tolist(), *(part.tolist() for part in band)),
-        title if sign < 0 else f"1 - {title}",
-    )
-    sections.append(
-        study.Section("Power law", "With its 95 % interval, up to twice the rows.", svg=drawn)
-    )
-    return study.Page(
-        name,
-        f"{wording.signed(headline, brings).split(' ')[0]}",
-        f"{title}{', points,' if metrics.spec(headline).is_share else ''} from twice the rows "
-        f"[{wording.signed(headline, brings).split('[')[1]}",
-        notes,
-        sections,
-    )
+    drawn = figures.power_law(sizes, values, (at[2:], middle[2:], low[2:], high[2:]), title)
+    note = "With the 95 % interval of the curve, up to twice the rows."
+    sections.append(study.Section("Power law", note, svg=drawn))
+    value, _, interval = change.partition(" ")
+    meaning = f"{title}{points} by twice the rows {interval}"
+    return study.Page(name, value, meaning, notes, sections)
 
 
 def _measured(headline: str, results: Sequence[dict[str, Any]]) -> wording.Metric:

@@ -87,7 +87,14 @@ def _check(run: run_directory.Run, resolved: Recipe) -> None:
     if run.is_finished and not resolved.auto_batch:
         before = (run.folder / run_directory.RECIPE).read_text(encoding="utf-8")
         changes = recipe.differences(before, resolved.dump())
-        run_directory.refuse_changes(str(run), changes, ())
+        if changes:
+            shown = ", ".join(
+                f"{key} was {was} and is {now}" for key, (was, now) in changes.items()
+            )
+            raise UserError(
+                f"{run}: is of another recipe: {shown}; name another --output_dir, or add "
+                "--overwrite"
+            )
 
 
 def _line(run: run_directory.Run, results: dict[str, Any]) -> str:

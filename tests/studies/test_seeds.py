@@ -71,7 +71,8 @@ def test_seeds_are_trained_aggregated_and_continued(
     ("more", "message"),
     [
         (["--seed", "1"], "--seeds and --seed contradict each other"),
-        (["--minutes", "3"], "--seeds and --minutes contradict each other"),
+        (["--resume", "--allow-changed", "data"], "--allow-changed is for a single run"),
+        (["--minutes", "3"], "--minutes is for a single run; leave it out, or --seeds"),
     ],
 )
 def test_options_that_contradict_seeds(
