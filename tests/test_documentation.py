@@ -283,13 +283,22 @@ def test_train_says_that_the_hub_cannot_be_reached(
 
 
 @pytest.mark.parametrize("command", [c for c in TRAIN if c not in OF_HUB])
-def test_train(command: str, clone: Path, writer: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train(
+    command: str,
+    clone: Path,
+    writer: str,
+    tiny_bert: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words, name = shlex.split(command)[2:], recipe_of(command)
     small = list(SMALL)
     if "--train" not in words and not name.startswith(OTHER):
         small = [*SHORT, *small]
     if name.startswith("bbc"):
         small = [*FOUND, *SMALL]
+    if "--find_label_errors" in words:
+        # It trains five times.
+        small += ["--checkpoint", str(tiny_bert)]
     if name in {"your-data/chat", "your-data/text-corpus"}:
         small = ["--checkpoint", writer, "--max_length", "64", "--max_steps", "1"]
     first = re.fullmatch(r"(\w+/\w+)-after-(mlm|mae)", name)
