@@ -46,7 +46,8 @@ def serve(run: str, rows: int) -> None:
     from finetune.serving.limits import Limits
     from finetune.serving.service import Service
 
-    limits = Limits(rows=rows)
+    # One by one, 16 clients would wait for too long.
+    limits = Limits(rows=rows) if rows > 1 else Limits(rows=rows, patience=60)
     server.run(create_app(Service(run_directory.one(run)), limits), HOST, 0, limits)
 
 
