@@ -57,7 +57,7 @@ def test_what_training_does_not_learn_as_it_is(shown: Any) -> None:
     out = shown(given, rows(20, 100))
     assert "43 train, 0 validation, 20 test" in out
     assert "answers 100.0 % of 43 questions have one, of 1 words typically" in out
-    assert "training questions (4.7 %) have a context of several windows of max_length 16" in out
+    assert "training questions (2.3 %) have a context of several windows of max_length 16" in out
     assert "1 training questions cut to half of max_length" in out
     assert "1 training answers longer than a window, left out" in out
     assert "training answers above max_answer_length 4, which is never predicted" in out

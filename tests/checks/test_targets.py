@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import T5Config
+from transformers import T5Config, T5ForConditionalGeneration
 
 from finetune.data import pair_tokenizer
 from tests.checks.test_check import shown as printed
@@ -22,7 +22,9 @@ def shown(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     """Writes the rows and returns what `finetune check` prints of them, on one line."""
     letters = pair_tokenizer.train(["abcdefghijklmnopqrstuvwxyz 0123456789"], 100, ".", "")
     letters.save_pretrained("letters")
-    T5Config(vocab_size=len(letters)).save_pretrained("letters")
+    size: Any = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    config = T5Config(vocab_size=len(letters), **size)
+    T5ForConditionalGeneration(config).save_pretrained("letters")
 
     def of(rows: list[tuple[str, str]], more: str = "") -> str:
         Path("rows.tsv").write_text("\n".join(map("\t".join, [("source", "target"), *rows])))
