@@ -60,10 +60,14 @@ def bm25(queries: Sequence[str], items: Sequence[str]) -> Array:
     """
     import bm25s
 
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(items), show_progress=False), show_progress=False)
-    words: Any = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
     nothing = numpy.zeros(len(items))
+    tokens: Any = bm25s.tokenize(list(items), show_progress=False)
+    if not any(map(len, tokens.ids)):
+        # An index of no words has no average length.
+        return as_rows(best(nothing) for _ in queries)
+    index = bm25s.BM25()
+    index.index(tokens, show_progress=False)
+    words: Any = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
     return as_rows(best(index.get_scores(each) if each else nothing) for each in words)
 
 

@@ -100,3 +100,5 @@ def test_bm25_finds_shared_words_and_takes_a_query_without_words() -> None:
     assert second.items.tolist()[0] == 1
     assert third.items.tolist() == [0, 1, 2]
     assert third.scores.tolist() == [0.0, 0.0, 0.0]
+    (without,) = ranking.bm25(["cat"], ["of the", "?"])
+    assert without.items.tolist() == [0, 1]
