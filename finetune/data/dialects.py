@@ -4,11 +4,18 @@ import codecs
 import csv
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import charset_normalizer
 
 from finetune.errors import UserError
 
+# How cells that hold a delimiter may be written, as arguments of csv.reader.
+QUOTING: tuple[dict[str, Any], ...] = (
+    {"quoting": csv.QUOTE_MINIMAL},
+    {"quoting": csv.QUOTE_MINIMAL, "doublequote": False, "escapechar": "\\"},
+    {"quoting": csv.QUOTE_NONE},
+)
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -205,18 +212,17 @@ def sniff(lines: Sequence[str], default: str) -> str:
     """
     sample, shares = list(lines[:MOST_LINES]), {}
     for sign in (default, *(d for d in DELIMITERS if d != default)):
-        shares[sign] = max(_regular(sample, sign, quotes) for quotes in (True, False))
+        shares[sign] = max(_regular(sample, sign, **way) for way in QUOTING)
         if sign == default and shares[sign] >= 0.9:
             return default
     best = max(shares, key=lambda sign: shares[sign])
     return best if shares[best] > 0.5 else default
 
 
-def _regular(lines: list[str], sign: str, quotes: bool) -> float:
+def _regular(lines: list[str], sign: str, **quoting: Any) -> float:
     """Returns the share of rows with as many cells as the first, 0 if that is one cell."""
     try:
-        way = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-        rows = [row for row in csv.reader(lines, delimiter=sign, quoting=way) if row]
+        rows = [row for row in csv.reader(lines, delimiter=sign, **quoting) if row]
     except csv.Error:
         return 0.0
     if not rows or len(rows[0]) < 2:

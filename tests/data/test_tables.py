@@ -778,6 +778,12 @@ def test_the_usual_table_reads_as_before() -> None:
     assert not found.report["fixed"]
 
 
+def test_a_delimiter_is_sniffed_beside_escaped_quotes(workdir: Path) -> None:
+    Path("a.csv").write_text('a;b;c\n"\\"\n0";"1";"2"\n', encoding="utf-8")
+    rows = readers.read_table("a.csv", Data()).rows
+    assert rows.to_numpy().tolist() == [['"\n0', "1", "2"]]
+
+
 def test_a_delimiter_is_sniffed_from_a_bounded_sample() -> None:
     lines = ["a;b\n", *["1;2\n"] * 1_000_000]
     assert dialects.sniff(lines, ",") == ";"
