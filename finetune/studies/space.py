@@ -147,10 +147,14 @@ def value_of(read: Recipe, key: str) -> Any:
     """
     if key in FLAGS:
         return getattr(getattr(read, FLAGS[key]), key)
-    for given in (read.training, read.tuning.options):
-        if key in given:
-            value = given[key]
-            return value.value if isinstance(value, Enum) else value
+    if key in read.tuning.options:
+        from finetune.recipe.adapters import adapter_methods, method_options
+
+        config = adapter_methods()[read.tuning.method]
+        return method_options(config, {key: read.tuning.options[key]}, {})[key]
+    if key in read.training:
+        value = read.training[key]
+        return value.value if isinstance(value, Enum) else value
     from transformers import TrainingArguments
 
     defaults = {f.name: f.default for f in fields(TrainingArguments)}

@@ -18,7 +18,8 @@ from finetune.studies import children, sweep
 from tests.children import Ended, trained
 from tests.conftest import sentences, write_csv
 
-SEARCH = "learning_rate=loguniform(1e-4,1e-1) weight_decay=uniform(0,0.1) warmup_steps=[0,1]"
+SEARCH = "learning_rate=loguniform(1e-4,1e-1) weight_decay=uniform(0,0.1) "
+SEARCH += "label_smoothing_factor=[0,0.1]"
 SHORT = ["--max_steps", "2", "--logging_steps", "2"]
 
 
@@ -66,7 +67,7 @@ def test_a_sweep_that_was_killed_ends_like_one_that_was_not_and_opens_no_test(
     assert {r["data"]["test_is"] for r in results} == {"validation"}
     assert [r["metrics"]["accuracy"]["value"] for r in results] == [v for *_, v, _ in whole]
     # The recipe's own values come first; other trials differ from each other.
-    assert whole[0][1] == {"learning_rate": 2e-3, "weight_decay": 0.0, "warmup_steps": 0}
+    assert whole[0][1] == {"learning_rate": 2e-3, "weight_decay": 0.0, "label_smoothing_factor": 0}
     assert len({params["learning_rate"] for _, params, *_ in whole}) == 4
 
     calls: list[list[str]] = []
