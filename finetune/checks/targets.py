@@ -56,7 +56,7 @@ def lengths(frame: pandas.DataFrame, recipe: Recipe) -> numpy.ndarray:
     written = rows_of(frame.assign(id=range(len(frame))))
     ids = tokenizer(text_target=written["text"].tolist())["input_ids"]
     counts = pandas.Series(map(len, ids), index=written.index, dtype=int)
-    return counts.groupby(written["id"]).max().to_numpy()
+    return numpy.asarray(counts.groupby(written["id"]).max())
 
 
 def cut(frame: pandas.DataFrame, lengths: numpy.ndarray, recipe: Recipe) -> list[Finding]:

@@ -1,6 +1,5 @@
 """Sources with their targets, for encoder-decoders."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas
@@ -32,7 +31,7 @@ class Pairs(plain_rows.NamedRows):
         plain_rows.as_texts(frame, table, parts)
         return joined(super().finished(frame, table, parts, data), table)
 
-    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+    def label_text(self, label: Any, label_names: list[str]) -> str:
         return " | ".join(label)
 
 

@@ -8,7 +8,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -264,7 +263,7 @@ class Questions(RowKind):
     def usable(self, table: Table, split: str, data: Data, labelled: bool) -> pandas.DataFrame:
         return usable(table, data)
 
-    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+    def label_text(self, label: Any, label_names: list[str]) -> str:
         return " | ".join(answer["text"] for answer in label) or "no answer"
 
 

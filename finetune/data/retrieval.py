@@ -9,7 +9,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -209,7 +209,7 @@ class Retrieval(RowKind):
     def usable(self, table: Table, split: str, data: Data, labelled: bool) -> pandas.DataFrame:
         return usable(table, data)
 
-    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+    def label_text(self, label: Any, label_names: list[str]) -> str:
         return " | ".join(label)
 
 

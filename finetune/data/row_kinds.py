@@ -6,7 +6,7 @@ them it has.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy
@@ -98,7 +98,7 @@ class RowKind(ABC):
         if self.classes:
             labels.encode_by(label_names, frame, table, data)
 
-    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+    def label_text(self, label: Any, label_names: list[str]) -> str:
         """Returns a label, as ``encode`` leaves it, for people to read."""
         if isinstance(label, float):
             return f"{label:g}"
@@ -106,7 +106,7 @@ class RowKind(ABC):
             return ", ".join(n for n, on in zip(label_names, label, strict=True) if on)
         return label_names[label]
 
-    def counts(self, labels: Iterable[Any], label_names: Sequence[str]) -> dict[str, int]:
+    def counts(self, labels: Iterable[Any], label_names: list[str]) -> dict[str, int]:
         """Returns how many rows have each class, or a regression's none."""
         found = dict.fromkeys(label_names, 0)
         for label in labels if label_names else ():

@@ -112,6 +112,9 @@ class Frame:
         return len(self._unique)
 
     def take(self, count: int, seed: int) -> tuple[Self, Self]:
+        return self._take_rows(count, seed)
+
+    def _take_rows(self, count: int, seed: int) -> tuple[Self, Self]:
         unique = self._unique
         rare = self._rare(unique)
         if len(rare) and count <= len(unique) - len(rare):
@@ -148,7 +151,7 @@ class Frame:
                 f"{members} are in two splits: there are {len(sizes):,} groups of them, the "
                 f"largest with {sizes.max():,} rows"
             )
-            return Frame.take(self, count, seed)
+            return self._take_rows(count, seed)
         return self._only(~taken[groups]), self._only(taken[groups])
 
     def sample(self, count: int, seed: int) -> Self:
@@ -227,7 +230,8 @@ def divided(
         return places[order[count:]], places[order[:count]]
     from sklearn.model_selection import train_test_split
 
-    rest, taken = train_test_split(places, test_size=count, random_state=seed, stratify=labels)
+    parts = train_test_split(places, test_size=count, random_state=seed, stratify=labels)
+    rest, taken = map(numpy.asarray, parts)
     return rest, taken
 
 

@@ -182,7 +182,7 @@ def of_tokens(tokens: Any) -> tuple[str, list[Place]]:
     return " ".join(tokens), places
 
 
-def _types(label_names: Sequence[str]) -> list[str]:
+def _types(label_names: list[str]) -> list[str]:
     return [name.removeprefix("B-") for name in label_names if name.startswith("B-")]
 
 
@@ -284,11 +284,11 @@ class Tagged(RowKind):
     ) -> None:
         check_types(frame, table, _types(label_names))
 
-    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+    def label_text(self, label: Any, label_names: list[str]) -> str:
         spans = [f"{each['label']} {each['start']} to {each['end']}" for each in label]
         return ", ".join(spans) or "no entity"
 
-    def counts(self, labels: Iterable[Any], label_names: Sequence[str]) -> dict[str, int]:
+    def counts(self, labels: Iterable[Any], label_names: list[str]) -> dict[str, int]:
         found = Counter(each["label"] for label in labels for each in label)
         return {name: found[name] for name in _types(label_names)}
 

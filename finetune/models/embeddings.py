@@ -34,7 +34,8 @@ class ForEmbeddings:
         from sentence_transformers.sentence_transformer.modules import Pooling
 
         super().__init__(config)  # pyright: ignore[reportCallIssue]
-        setattr(self, self.base_model_prefix, MODEL_MAPPING[type(config)](config))
+        encoder: Any = MODEL_MAPPING[type(config)]
+        setattr(self, self.base_model_prefix, encoder(config))
         self.pooling = Pooling(config.hidden_size, getattr(config, POOLING))
         self.post_init()
 
@@ -89,7 +90,8 @@ def complete(config: Any, checkpoint: Checkpoint) -> Any:
     kind = config.model_type
     if type(config) not in MODEL_MAPPING or config.is_encoder_decoder:
         raise UserError(f"{checkpoint.name}: {kind} is no encoder; take BERT or a relative")
-    names = inspect.signature(MODEL_MAPPING[type(config)].forward).parameters
+    encoder: Any = MODEL_MAPPING[type(config)]
+    names = inspect.signature(encoder.forward).parameters
     if "input_ids" not in names or "attention_mask" not in names:
         raise UserError(f"{checkpoint.name}: {kind} takes no text; take BERT or a relative")
     setattr(config, POOLING, getattr(config, POOLING, None) or _own_pooling(checkpoint))

@@ -155,7 +155,7 @@ def write(folder: Path, runs: Mapping[int, run_directory.Run]) -> str:
                 str(seed),
                 wording.number(headline, results["metrics"][headline]["value"]),
                 wording.interval(headline, results["metrics"][headline]),
-                "-" if values[seed] is None else wording.number(headline, values[seed]),
+                "-" if (value := values[seed]) is None else wording.number(headline, value),
                 wording.about(results["cost"]["total_seconds"]),
             ]
             for seed, (_, results) in zip(runs, read, strict=True)

@@ -121,10 +121,11 @@ class SequenceToSequence(Task):
         def generate(split: str, places: numpy.ndarray) -> None:
             targets = splits[split].select(places)["labels"]
             rows = [{"source": s} for s in getattr(data, split)["source"].iloc[places]]
+            where: Any = model.device
             with devices.as_trained(model, recipe.training):
                 for numbers, batch in self.batches(rows, tokenizer, recipe, BATCH):
                     most = max(len(targets[n]) for n in numbers)
-                    inputs = {name: value.to(model.device) for name, value in batch.items()}
+                    inputs = {name: value.to(where) for name, value in batch.items()}
                     _generated(model.eval(), inputs, min_new_tokens=most, max_new_tokens=most)
 
         def samples() -> dict[str, str]:

@@ -86,7 +86,7 @@ def _batch(
 class InBatchLoss:
     """The multiple negatives ranking loss of a step, as the Trainer's ``compute_loss_func``."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
         self.of_embeddings = MultipleNegativesRankingLoss(model).compute_loss_from_embeddings
