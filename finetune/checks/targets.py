@@ -1,5 +1,7 @@
 """Targets of encoder-decoders: their lengths, and those that occur again and again."""
 
+from collections import Counter
+
 import numpy
 import pandas
 
@@ -15,15 +17,17 @@ MUCH_CUT = 0.02
 
 def rows_of(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Returns a row for each target, as a text."""
-    written = rows[["id", "label"]].explode("label", ignore_index=True)
-    return written.rename(columns={"label": "text"})
+    pairs = [
+        (i, text) for i, texts in zip(rows["id"], rows["label"], strict=True) for text in texts
+    ]
+    return pandas.DataFrame(pairs, columns=["id", "text"])
 
 
 def describe(frame: pandas.DataFrame) -> str:
     """Describes the targets of the training rows."""
     written = rows_of(frame)["text"]
     words = written.str.split().str.len()
-    several = int((frame["label"].map(len) > 1).sum())
+    several = sum(len(texts) > 1 for texts in frame["label"])
     out = f"{words.median():.0f} words in a typical one, the longest {words.max():,}"
     return out + (f"; {several:,} sources have several" if several else "")
 
@@ -31,14 +35,14 @@ def describe(frame: pandas.DataFrame) -> str:
 def frequent(frame: pandas.DataFrame) -> list[Finding]:
     """Finds a target that many training sources have."""
     written = rows_of(frame)
-    target, count = next(iter(written["text"].value_counts().items()))
+    target, count = Counter(written["text"]).most_common(1)[0]
     if count < max(FEWEST, FREQUENT * len(frame)):
         return []
     what = f"training sources ({100 * count / len(frame):.0f} %) have the same target"
     advice = "If it stands for a missing one, remove those rows: the model learns to write it."
     at = [i for i, label in enumerate(frame["label"]) if target in label]
-    examples = some(example(frame, i, str(target)) for i in at)
-    return [Finding(Severity.NOTE, what, int(count), advice, examples)]
+    examples = some(example(frame, i, target) for i in at)
+    return [Finding(Severity.NOTE, what, count, advice, examples)]
 
 
 def lengths(frame: pandas.DataFrame, recipe: Recipe) -> numpy.ndarray:

@@ -350,7 +350,7 @@ def test_page_loads_nothing_and_its_ids_are_unique(write) -> None:
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]+)"', html)) <= set(ids)
-    assert html.count("<svg") == 3
+    assert html.count("<svg") == 4
 
 
 def test_page_is_the_same_twice(write) -> None:
@@ -393,7 +393,7 @@ def test_page_without_validation_or_history(write) -> None:
     (run.folder / run_directory.HISTORY).unlink()
     html = page.render(run)
     assert "Learning curves" not in html
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 3
 
 
 @pytest.mark.parametrize(("k", "drawn"), [(12, True), (30, True), (31, False)])
