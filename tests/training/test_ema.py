@@ -131,6 +131,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_ema(tiny_recipe: Path, met
     assert int(saved["n_averaged"]) == resumed.results()["steps"] == 18
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same_ema(tiny_recipe: Path) -> None:
     one = train(tiny_recipe, *EMA, "--output_dir", "runs/one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -150,7 +150,8 @@ assert len(waited) == 3 * (rank == 0)
 """
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_processes_wait_for_one_that_works_longer_than_the_time_limit(
     tiny_recipe: Path, processes: int
 ) -> None:
