@@ -174,6 +174,24 @@ def train_job(path: Path, *flags: str) -> "tuple[Run, Job]":
     return train(path, *flags, build=build), jobs[0]
 
 
+def resume_to_the_bit(path: Path, build: "Callable[[Recipe], Job]", *flags: str) -> None:
+    """Stops a training at its second evaluation; resumed, it has to end like an undisturbed one."""
+    whole, undisturbed = train_job(path, *flags, "--output_dir", "runs/whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(path, *flags, build=interrupted(build))
+    jobs: list[Job] = []
+
+    def again(read: "Recipe") -> "Job":
+        jobs.append(build(read))
+        return jobs[0]
+
+    run = train(path, *flags, build=again, resume=True)
+    assert run.history() == whole.history()
+    assert run.results()["metrics"] == whole.results()["metrics"]
+    expected = undisturbed.model.state_dict()
+    assert all(v.equal(expected[k]) for k, v in jobs[0].model.state_dict().items())
+
+
 @pytest.fixture
 def tiny_recipe(workdir: Path, tiny_bert: Path) -> Path:
     """A recipe that trains the tiny BERT on 96 made-up reviews in about a second."""

@@ -211,21 +211,30 @@ def _parts(lengths: numpy.ndarray, most: int) -> numpy.ndarray:
     return numpy.array([min(most, n - at) for n in lengths.tolist() for at in range(0, n, most)])
 
 
+def _tokenizer(out: Checked) -> tuple[Any, Any]:
+    """Returns the recipe's checkpoint and its tokenizer; None for what cannot be had."""
+    checkpoint = _checkpoint(out.recipe, out)
+    return checkpoint, checkpoint and _attempt(lambda: tokens.of_transformers(checkpoint), out)
+
+
+def _sample(data: Corpus, what: str, out: Checked) -> pandas.DataFrame:
+    """Returns the training rows, or a sample that takes seconds, which ``what`` says."""
+    if len(data.train) <= MOST_DOCUMENTS:
+        return data.train
+    out.left_out.append(what.format(f"{MOST_DOCUMENTS:,} of {len(data.train):,}"))
+    return data.train.sample(MOST_DOCUMENTS, random_state=0).reset_index(drop=True)
+
+
 def _documents(data: Corpus, out: Checked) -> None:
     # These import transformers, which the checks of classifiers do without.
     from finetune.checks import documents as checks
     from finetune.data import documents, packing
 
     recipe, most = out.recipe, out.recipe.model.max_length
-    checkpoint = _checkpoint(recipe, out)
-    tokenizer = checkpoint and _attempt(lambda: tokens.of_transformers(checkpoint), out)
+    checkpoint, tokenizer = _tokenizer(out)
     if checkpoint is None or tokenizer is None:
         return
-    frame = data.train
-    if len(frame) > MOST_DOCUMENTS:
-        frame = frame.sample(MOST_DOCUMENTS, random_state=0).reset_index(drop=True)
-        counted = f"{len(frame):,} of {len(data.train):,} training documents"
-        out.left_out.append(f"tokens: counted in {counted}, and scaled")
+    frame = _sample(data, "tokens: counted in {} training documents, and scaled", out)
     kind = documents.kind(frame)
     rows = _attempt(lambda: _encoded(frame, tokenizer, recipe, kind), out)
     if rows is None:
@@ -269,14 +278,10 @@ def _questions(data: Corpus, out: Checked) -> None:
 
     out.facts["answers"] = answers.describe(data.train)
     out.findings += answers.unlike(data)
-    checkpoint = _checkpoint(out.recipe, out)
-    tokenizer = checkpoint and _attempt(lambda: tokens.of_transformers(checkpoint), out)
+    checkpoint, tokenizer = _tokenizer(out)
     if checkpoint is None or tokenizer is None:
         return
-    frame = data.train
-    if len(frame) > MOST_DOCUMENTS:
-        frame = frame.sample(MOST_DOCUMENTS, random_state=0).reset_index(drop=True)
-        out.left_out.append(f"windows: of {len(frame):,} of {len(data.train):,} training questions")
+    frame = _sample(data, "windows: of {} training questions", out)
     found = _attempt(lambda: answers.windows(frame, tokenizer, out.recipe), out)
     if found is None:
         return
