@@ -87,7 +87,8 @@ class Reranking(searches.Search):
             return _grouped(logits, given[split]), truth[split]
 
         smoothing = losses.smoothing(recipe)
-        searched = f"reorders {CANDIDATES} of {len(passages):,} passages for each query"
+        most = min(CANDIDATES, len(passages))
+        searched = f"reorders {most} of {len(passages):,} passages for each query"
         return Job(
             model=model,
             checkpoint=checkpoint,
@@ -95,7 +96,7 @@ class Reranking(searches.Search):
             collator=DataCollatorWithPadding(tokenizer, text.padding()),
             splits=splits,
             data=data,
-            loss=losses.classification_loss(LOSS, smoothing),
+            loss=losses.ClassificationLoss(LOSS, smoothing),
             label_smoothing=smoothing,
             score=ranking.score,
             headline=metrics.HEADLINE[self.name],

@@ -15,9 +15,10 @@ import numpy
 import torch
 from datasets import Dataset
 
-from finetune.data import row_checks, sources
+from finetune.data import sources
+from finetune.data.texts import TEXTS
 from finetune.errors import UserError
-from finetune.evaluation import intervals, metrics
+from finetune.evaluation import intervals, metrics, statistics
 from finetune.recipe import Recipe
 from finetune.tasks import encoders, text, usage
 from finetune.tasks.base import Row
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from finetune.data.corpus import Corpus
 
 NAME = "sentence-similarity"
-TFIDF = "cosine of TF-IDF"
+TFIDF, SPEARMAN = "cosine of TF-IDF", "spearman"
 SPLITS = ("train", "validation", "test")
 
 
@@ -46,7 +47,7 @@ class SentenceSimilarity(encoders.Encoder):
         if not recipe.data.text_pair:
             where = recipe.where("data.text_pair")
             raise UserError(f"{where}: {NAME} compares two texts; name the column of the second")
-        data = corpus.load(replace(recipe.data, problem_type="regression"), row_checks.TEXTS)
+        data = corpus.load(replace(recipe.data, problem_type="regression"), TEXTS)
         checkpoint = sources.checkpoint(recipe.model.checkpoint, recipe.model.revision)
         model, tokenizer, notes = encoders.load(recipe, checkpoint)
         given = [t for name in SPLITS for part in _texts(getattr(data, name)) for t in part]
@@ -153,27 +154,24 @@ def _tfidf(data: "Corpus") -> numpy.ndarray:
     return numpy.asarray(first.multiply(second).sum(1))
 
 
-def _score(cosines: numpy.ndarray, labels: numpy.ndarray, resamples: int) -> dict[str, Any]:
-    from finetune.evaluation import scoring
+def _correlation(cosines: numpy.ndarray, labels: numpy.ndarray, name: str) -> intervals.Statistic:
+    """Returns a correlation as a statistic of row indices: 0 where all cosines are the same."""
+    pair = labels.reshape(-1), cosines.reshape(-1)
+    return statistics.correlation(*pair, ranked=name == SPEARMAN, undefined=0.0)
 
-    found = scoring.regression(cosines, labels.reshape(-1), resamples)["metrics"]
-    names = metrics.MEASURED[NAME]
-    return {"metrics": {name: found[name] for name in names if name in found}}
+
+def _score(cosines: numpy.ndarray, labels: numpy.ndarray, resamples: int) -> dict[str, Any]:
+    return {
+        "metrics": {
+            name: intervals.bootstrap(_correlation(cosines, labels, name), len(labels), resamples)
+            for name in metrics.MEASURED[NAME]
+        }
+    }
 
 
 def _difference(
     ours: numpy.ndarray, theirs: numpy.ndarray, labels: numpy.ndarray
 ) -> intervals.Metric:
-    """Returns by how much the correlation of ``ours`` exceeds that of ``theirs``."""
-    from scipy.stats import rankdata
-
-    def correlation(cosines: numpy.ndarray) -> intervals.Statistic:
-        def statistic(rows: numpy.ndarray) -> float:
-            pair = [rankdata(each.reshape(-1)[rows]) for each in (cosines, labels)]
-            if min(map(numpy.ptp, pair)) == 0:
-                return numpy.nan
-            return float(numpy.corrcoef(pair)[0, 1])
-
-        return statistic
-
-    return intervals.difference(correlation(ours), correlation(theirs), len(labels))
+    """Returns by how much Spearman's correlation of ``ours`` exceeds that of ``theirs``."""
+    a, b = (_correlation(each, labels, SPEARMAN) for each in (ours, theirs))
+    return intervals.difference(a, b, len(labels))
