@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -65,7 +66,7 @@ training:
 
 def test_rows_are_queries_with_their_own_and_with_wrong_passages(path: Path) -> None:
     job = TASK.build(recipe.load(path))
-    rows = job.splits["train"]
+    rows: Any = job.splits["train"]
     assert len(rows) == 2 * len(job.data.train) == 80
     texts = [job.processor.decode(row["input_ids"], skip_special_tokens=True) for row in rows]
     assert [row["labels"] == [1.0] for row in rows] == ["yes" in text for text in texts]

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -71,10 +72,11 @@ training:
 def test_the_loss_is_that_of_sentence_transformers() -> None:
     torch.manual_seed(0)
     vectors, labels = torch.randn(12, 8), torch.tensor([[1.0], [2.0], [2.0], [0.5], [4.0], [3.0]])
-    expected = theirs.CoSENTLoss(torch.nn.Identity()).compute_loss_from_embeddings(
+    unused: Any = torch.nn.Identity()
+    expected = theirs.CoSENTLoss(unused).compute_loss_from_embeddings(
         list(vectors.split(6)), labels
     )
-    loss = in_batch.ScoreLoss(torch.nn.Identity())
+    loss = in_batch.ScoreLoss(unused)
     assert loss(ModelOutput(logits=vectors), labels) == expected
 
 
