@@ -163,6 +163,9 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     (tmp_path / "squad.json").write_text(json.dumps(questions), encoding="utf-8")
     (tmp_path / "contract.txt").write_text("It was signed by Ada.", encoding="utf-8")
+    scored = [(text, f"{text} {i}", str(i % 5)) for i, (text, _) in enumerate(sentences(120))]
+    lines = ["text,other,label", *(",".join(row) for row in scored)]
+    (tmp_path / "scored.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     Image.new("RGB", (28, 28)).save(tmp_path / "digit.png")
     for i in range(60):
         folder = tmp_path / "photos" / ("cat", "dog")[i % 2]

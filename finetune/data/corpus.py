@@ -39,6 +39,7 @@ class Corpus:
     their words. The ``problem_type`` of those and of questions is the name of their kind.
 
     ``train`` is a ``Dataset`` for a corpus on disk (``streaming``), which ``train_digest`` hashes.
+    ``beside`` has the kind's texts beside the rows.
     ``test_is``, ``report`` and ``rejected`` are those of ``splits.Chosen``.
     """
 
@@ -54,16 +55,22 @@ class Corpus:
     rejected: list[dict[str, Any]] = field(default_factory=list)
     train_digest: str = ""
     kind: RowKind = TEXTS
+    beside: list[str] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over every row of every split, in order; images count by their digest."""
+        """16 hex digits over every row of every split, in order, and the texts beside them.
+
+        Images count by their digest.
+        """
         digest = hashlib.sha256(self.train_digest.encode())
         frames = [] if self.train_digest else [self.train]
         for frame in (*frames, self.validation, self.test):
             for row in frame.drop(columns="image", errors="ignore").itertuples(index=False):
                 digest.update(repr(tuple(row)).encode())
             digest.update(b"|")
+        for text in self.beside:
+            digest.update(repr(text).encode())
         return digest.hexdigest()[:16]
 
 
@@ -156,4 +163,5 @@ def _load(data: Data, kind: RowKind, labelled: bool) -> Corpus:
         report=chosen.report,
         rejected=chosen.rejected,
         kind=kind,
+        beside=kind.beside(data),
     )

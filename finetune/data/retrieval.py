@@ -209,6 +209,9 @@ class Retrieval(RowKind):
     def usable(self, table: Table, split: str, data: Data, labelled: bool) -> pandas.DataFrame:
         return usable(table, data)
 
+    def beside(self, data: Data) -> list[str]:
+        return list(read_corpus(data.corpus, data).values()) if data.corpus else []
+
     def label_text(self, label: Any, label_names: list[str]) -> str:
         return " | ".join(label)
 

@@ -98,6 +98,10 @@ class RowKind(ABC):
         if self.classes:
             labels.encode_by(label_names, frame, table, data)
 
+    def beside(self, data: Data) -> list[str]:
+        """Returns texts beside the rows that a score depends on, in their order."""
+        return []
+
     def label_text(self, label: Any, label_names: list[str]) -> str:
         """Returns a label, as ``encode`` leaves it, for people to read."""
         if isinstance(label, float):

@@ -113,6 +113,8 @@ MEASURED: dict[str, tuple[str, ...]] = {
     ),
     "question-answering": ("answer_f1", "exact_match", "has_answer_f1", "no_answer_accuracy"),
     "embedding": ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "recall_at_100"),
+    "sentence-similarity": ("spearman", "pearson"),
+    "reranking": ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "recall_at_100"),
     "text-generation": ("bits_per_byte", "perplexity"),
     "fill-mask": ("masked_accuracy", "log_loss"),
     "masked-image-modeling": ("explained_variance",),

@@ -125,29 +125,21 @@ def regression(logits: Array, labels: Array, resamples: int) -> dict[str, Any]:
 
     Correlations are left out where they are undefined: a side is constant, or two rows.
     """
-    from scipy.stats import rankdata
-
     predicted, n = logits.reshape(len(labels)), len(labels)
     errors = predicted - labels
     varies = numpy.ptp(labels) > 0
-
-    def correlation(ranked: bool) -> Callable[[Array], float]:
-        def statistic(rows: Array) -> float:
-            pair = labels[rows], predicted[rows]
-            if min(numpy.ptp(pair[0]), numpy.ptp(pair[1])) == 0:
-                return numpy.nan
-            return float(numpy.corrcoef([rankdata(v) for v in pair] if ranked else pair)[0, 1])
-
-        return statistic
-
     metrics = {
         "r2": bootstrap(statistics.r2(labels, predicted), n, resamples),
         "rmse": bootstrap(lambda rows: float((errors[rows] ** 2).mean() ** 0.5), n, resamples),
         "mae": bootstrap(lambda rows: float(numpy.abs(errors[rows]).mean()), n, resamples),
     }
     if varies and numpy.ptp(predicted) > 0 and n > 2:
-        metrics["pearson"] = bootstrap(correlation(ranked=False), n, resamples)
-        metrics["spearman"] = bootstrap(correlation(ranked=True), n, resamples)
+        metrics["pearson"] = bootstrap(
+            statistics.correlation(labels, predicted, False), n, resamples
+        )
+        metrics["spearman"] = bootstrap(
+            statistics.correlation(labels, predicted, True), n, resamples
+        )
     return {"metrics": metrics}
 
 

@@ -67,6 +67,26 @@ def r2(labels: Array, predicted: Array) -> Callable[[Array], float]:
     return determination
 
 
+def correlation(
+    labels: Array, predicted: Array, ranked: bool, undefined: float = numpy.nan
+) -> Callable[[Array], float]:
+    """Pearson's correlation, or Spearman's of ranks, as a statistic of row indices.
+
+    Args:
+        labels, predicted: (N,) float.
+        undefined: what it is where a side is constant.
+    """
+    from scipy.stats import rankdata
+
+    def statistic(rows: Array) -> float:
+        pair = labels[rows], predicted[rows]
+        if min(numpy.ptp(pair[0]), numpy.ptp(pair[1])) == 0:
+            return undefined
+        return float(numpy.corrcoef([rankdata(v) for v in pair] if ranked else pair)[0, 1])
+
+    return statistic
+
+
 def headline(
     problem_type: str, name: str, outputs: Outputs, labels: Array, positive: int
 ) -> Callable[[Array], float]:

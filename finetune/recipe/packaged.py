@@ -17,6 +17,8 @@ STARTS = {
     "text2text-generation": "your-data/translation",
     "masked-image-modeling": "mnist/vit-mae",
     "embedding": "your-data/search",
+    "reranking": "your-data/reranking",
+    "sentence-similarity": "your-data/similarity",
 }
 # The same for data with a column of this key.
 STARTS_BY_COLUMN = {"messages": "your-data/chat", "prompt": "your-data/chat"}

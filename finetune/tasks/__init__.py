@@ -23,6 +23,8 @@ MODULES = {
     "fill-mask": "finetune.tasks.masked_lm",
     "text2text-generation": "finetune.tasks.sequence_to_sequence",
     "embedding": "finetune.tasks.embedding",
+    "sentence-similarity": "finetune.tasks.sentence_similarity",
+    "reranking": "finetune.tasks.reranking",
 }
 REGISTERED: dict[str, "Task"] = {}
 

@@ -4,6 +4,8 @@
   2017): cross-entropy of the cosines, times 20, over the passages of the step.
 - A training row is a query. In each epoch it draws one of its passages, and one of its hard
   negatives if it has any, by the seed, the epoch and the row alone.
+- Pairs of texts with scores have sentence-transformers' CoSENT loss: of two pairs of the step the
+  one with the higher score should have the higher cosine.
 - The embeddings of all processes are one batch, so that the loss does not depend on their number.
 - A passage that occurs twice in a step would be a wrong negative: the query of the second is left
   out of this step.
@@ -76,11 +78,61 @@ class PassageCollator:
         )
 
 
+class PairCollator:
+    """Rows (B) -> token ids of their first texts, then of their second ones: (2 B, T).
+
+    ``labels`` (B, 1) float are their scores.
+
+    Args:
+        pad, texts: as for ``PassageCollator``.
+    """
+
+    def __init__(
+        self, pad: Callable[[dict[str, Any]], dict[str, torch.Tensor]], texts: Dataset
+    ) -> None:
+        self.pad, self.texts = pad, texts
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        numbers = [row[part] for part in ("first", "second") for row in rows]
+        labels = torch.tensor([row["labels"] for row in rows])
+        return {**_batch(self.pad, self.texts, numbers), "labels": labels}
+
+
 def _batch(
     pad: Callable[[dict[str, Any]], dict[str, torch.Tensor]], texts: Dataset, numbers: list[int]
 ) -> dict[str, torch.Tensor]:
     chosen = texts.__getitems__(numbers)
     return pad({name: [text[name] for text in chosen] for name in texts.column_names})
+
+
+def cosines(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the cosines (B, 1) of a ``PairCollator``'s batch of embeddings (2 B, H)."""
+    first, second = embeddings.split(len(labels))
+    return (first * second).sum(1, keepdim=True)
+
+
+class ScoreLoss:
+    """The CoSENT loss of a step, as the Trainer's ``compute_loss_func``."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        from sentence_transformers.sentence_transformer.losses import CoSENTLoss
+
+        self.of_embeddings = CoSENTLoss(model).compute_loss_from_embeddings
+
+    def __call__(
+        self,
+        outputs: ModelOutput,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Returns the loss of a batch; in training of those of all processes, together.
+
+        Args:
+            outputs: ``logits`` are the embeddings (2 B, H) of a ``PairCollator``'s batch.
+            labels: (B, 1).
+        """
+        *parts, labels, processes = _of_step(outputs, labels, num_items_in_batch)
+        return self.of_embeddings(parts, labels) / processes
 
 
 class InBatchLoss:

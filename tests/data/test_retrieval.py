@@ -112,6 +112,23 @@ def test_a_corpus_that_cannot_be_used_is_an_error(
         load(filler(), corpus="corpus.jsonl")
 
 
+def test_every_passage_of_a_corpus_counts_in_the_fingerprint(workdir: Path) -> None:
+    rows = [{"query": f"q{i}", "passage": f"p{i}"} for i in range(12)]
+    passages = [{"id": f"p{i}", "passage": f"text {i}"} for i in range(14)]
+
+    def fingerprint() -> str:
+        return load(rows, corpus=write(passages, "corpus.jsonl")).fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    # No row names it, but a search may find it.
+    passages[13]["passage"] = "another text"
+    changed = fingerprint()
+    assert changed != before
+    del passages[13]
+    assert fingerprint() not in {before, changed}
+
+
 def test_queries_that_share_a_passage_stay_in_one_split(workdir: Path) -> None:
     # Chains of three: q0 and q1 share a passage, q1 and q2 share another.
     rows = [

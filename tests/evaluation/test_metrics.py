@@ -19,6 +19,7 @@ from finetune.evaluation import (
     scoring,
     squad,
 )
+from finetune.tasks import sentence_similarity
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
@@ -57,7 +58,11 @@ def scored(kind: str, quality: float) -> dict[str, float]:
         right = draw.random(80) < quality
         answers = [a[0] if ok else "Bob" for a, ok in zip(references, right, strict=True)]
         return measured(squad.score(answers, references, 0))
-    elif kind == "embedding":
+    elif kind == "sentence-similarity":
+        truth = draw.normal(size=300)
+        cosines = quality * truth + (1 - quality) * draw.normal(size=300)
+        return measured(sentence_similarity._score(cosines[:, None], truth[:, None], 0))
+    elif kind in {"embedding", "reranking"}:
         found = [ranking.Ranked(numpy.array([i]), numpy.ones(1)) for i in draw.random(80) > quality]
         return measured(ranking.score(found, [{0}] * 80, 0))
     elif kind == "text2text-generation":

@@ -66,7 +66,9 @@ def test_an_unknown_metric_is_an_error_even_with_a_direction() -> None:
 
 ROWS = 60
 # Tasks whose outputs are no arrays.
-OTHER = {"token-classification", "question-answering", "text2text-generation", "embedding"}
+OTHER = {"token-classification", "question-answering", "text2text-generation"} | {
+    *("embedding", "reranking", "sentence-similarity")
+}
 
 
 def quality(kind: str, good: float) -> tuple[Any, Any]:
