@@ -12,7 +12,7 @@ from finetune.checks.finding import Example, Finding, Severity, joined, some
 from finetune.data import corpus, readers, sources
 from finetune.data.corpus import Corpus
 from finetune.data.row_kinds import RowKind
-from finetune.errors import UserError, nearest
+from finetune.errors import UserError
 from finetune.recipe import Recipe
 
 # Rows that the checks look at whose time grows faster than reading does, if there are more.
@@ -57,8 +57,8 @@ def check(recipe: Recipe, name: str) -> Checked:
         UserError: the data cannot be used at all; see ``corpus.load``.
     """
     if recipe.task not in CHECKS:
-        hint = nearest(recipe.task, list(CHECKS))
-        raise UserError(f"{recipe.where('task')}: no checks for task {recipe.task!r}; {hint}")
+        those = ", ".join(CHECKS)
+        raise UserError(f"{recipe.where('task')}: {recipe.task} has no checks; these have: {those}")
     kind, labelled, checks = CHECKS[recipe.task]
     data = recipe.data
     if data.streaming:
@@ -335,4 +335,6 @@ CHECKS: dict[str, tuple[RowKind, bool, tuple[Check, ...]]] = {
     "masked-image-modeling": (corpus.IMAGES, False, (_images,)),
     "text-generation": (corpus.DOCUMENTS, False, (_texts, _documents)),
     "fill-mask": (corpus.TEXTS, False, (_texts, _pieces)),
+    "embedding": (corpus.RETRIEVAL, True, (_texts,)),
+    "reranking": (corpus.RETRIEVAL, True, (_texts,)),
 }

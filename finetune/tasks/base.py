@@ -178,9 +178,12 @@ class Task(ABC):
             data: as in ``answers``.
 
         Raises:
-            UserError: the file cannot be used, or the task has no labels.
+            UserError: the file cannot be used, or the task scores its runs only.
         """
-        raise UserError(f"{recipe.name}: {self.name} has no labels to evaluate")
+        raise UserError(
+            f"{recipe.name}: `finetune evaluate` does not score {self.name}; a run does, on the rows "
+            "of its --test file"
+        )
 
     def check_label(self, label: Any, data: Mapping[str, Any]) -> None:
         """Checks that a label could be the true one of a row.

@@ -251,3 +251,27 @@ def test_a_classifier_is_checked_without_torch(tiny_recipe: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("reviews.csv: text-classification, with the recipe tiny.yaml\n")
+
+
+@pytest.mark.parametrize("task", ["embedding", "reranking"])
+def test_queries_with_passages_are_checked(
+    workdir: Path, capsys: pytest.CaptureFixture[str], task: str
+) -> None:
+    rows = [{"query": f"where is {i}", "passage": f"number {i} is here"} for i in range(40)]
+    rows += [{"query": "where is nothing", "passage": ""}, rows[0]]
+    Path("found.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = f"task: {task}\nmodel: {{checkpoint: tiny}}\ndata: {{train: found.jsonl}}\n"
+    Path("search.yaml").write_text(recipe, encoding="utf-8")
+    status, out, _ = shown(capsys, "search.yaml")
+    assert status == 1
+    assert "found.jsonl:41: empty passage" in out
+
+
+def test_a_task_without_checks_names_those_that_have_some(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = "task: sentence-similarity\nmodel: {checkpoint: tiny}\ndata: {train: scored.csv}\n"
+    Path("scored.yaml").write_text(recipe, encoding="utf-8")
+    status, _, err = shown(capsys, "scored.yaml")
+    assert status == 2
+    assert "sentence-similarity has no checks; these have: text-classification, " in err

@@ -136,6 +136,7 @@ def test_shuffled_passages_give_chance(path: Path) -> None:
     assert found["metrics"]["recall_at_1"]["value"] < 0.85
 
 
+@pytest.mark.slow
 def test_sixteen_rows_are_learned_by_heart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw, rows = random.Random(0), pairs(16)
     for row in rows:
