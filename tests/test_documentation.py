@@ -202,6 +202,7 @@ def test_every_documented_command_is_run_below() -> None:
         "check",
         "train",
         "resume",
+        "launch",
         "sweep",
         "predict",
         "forecast",
@@ -497,6 +498,16 @@ def test_merge(command: str, finished: Callable[[str], None], clone: Path) -> No
     merged = clone / words[2] / "seed-0" / "merged"
     assert (merged / "model.safetensors").is_file()
     assert not (merged / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("command", documented("finetune launch"))
+def test_launch(command: str, clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(command)
+    cli.main(words[1:])
+    shown = capsys.readouterr().out
+    if "--dry_run" not in words:
+        shown = (clone / "imdb-minilm.sbatch").read_text(encoding="utf-8")
+    assert f"finetune train {words[2]} --resume" in shown
 
 
 @pytest.mark.parametrize("command", documented("finetune distil", "finetune prune"))
