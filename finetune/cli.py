@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune.commands import (
     check,
+    cluster,
     evaluate,
     export,
     forecast,
@@ -44,6 +45,7 @@ Fine-tune BERT, GPT and ViT checkpoints: a recipe in, a run directory out.
   finetune train recipes/imdb/minilm.yaml       writes runs/imdb/minilm/seed-0
   finetune train recipes/your-data/text.yaml --train mine.csv --label stars
   finetune resume runs/imdb/minilm/seed-0       continues a stopped run
+  finetune launch imdb/minilm --on slurm --gpus 8 --dry_run
   finetune sweep imdb/minilm --search 'learning_rate=loguniform(1e-5,1e-3)'
   finetune predict runs/imdb/minilm "A waste of two hours."
   finetune evaluate runs/imdb/minilm new.csv    scores rows labelled later
@@ -61,6 +63,7 @@ COMMANDS = {
         forecast.FORECASTING,
         train.TRAINING,
         train.RESUMING,
+        cluster.LAUNCHING,
         sweep.SWEEPING,
         predict.PREDICTING,
         evaluate.EVALUATING,

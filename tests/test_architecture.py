@@ -20,6 +20,7 @@ RECIPE_MODULES = ("sentiment", "digits", "writing", "entities", "answers", "tran
 EVERYTHING = {
     *("errors", "recipe", "run_directory", "data", "models", "evaluation", "training", "tasks"),
     *("inference", "distillation", "forecast", "checks", "report", "serving", "export", "studies"),
+    "clusters",
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -51,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "recipe", "run_directory", "data", "models", "tasks", "inference"),
         "export",
     },
+    "clusters": {"errors"},
     "commands": EVERYTHING,
     "cli": {"commands", "errors", "recipe", "training"},
     **{module: {"cli"} for module in (*RECIPE_MODULES, "__main__")},

@@ -24,7 +24,7 @@ from tests.conftest import make_writer, sentences, write_csv
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md"))]
-RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
+RECIPES = sorted(p for p in (ROOT / "recipes").glob("*/*.yaml") if p.parent.name != "launch")
 # Enough to go through every part of a run, in seconds.
 SMALL = [
     *("--max_train_samples", "32", "--max_test_samples", "16", "--validation_size", "16"),
@@ -205,6 +205,7 @@ def test_every_documented_command_is_run_below() -> None:
         "check",
         "train",
         "resume",
+        "launch",
         "sweep",
         "predict",
         "forecast",
@@ -263,7 +264,8 @@ def test_launchers(command: str, clone: Path, writer: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     (results,) = clone.glob("runs/*/*/seed-0/results.json")
-    processes = words[words.index("--nproc_per_node") + 1] if "--nproc_per_node" in words else "1"
+    flags = ("--nproc_per_node", "--num_processes")
+    processes = next((words[words.index(flag) + 1] for flag in flags if flag in words), "1")
     assert json.loads(results.read_text(encoding="utf-8"))["device"].startswith(f"{processes} x ")
 
 
@@ -499,6 +501,16 @@ def test_merge(command: str, finished: Callable[[str], None], clone: Path) -> No
     merged = clone / words[2] / "seed-0" / "merged"
     assert (merged / "model.safetensors").is_file()
     assert not (merged / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("command", documented("finetune launch"))
+def test_launch(command: str, clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(command)
+    cli.main(words[1:])
+    shown = capsys.readouterr().out
+    if "--dry_run" not in words:
+        shown = (clone / "imdb-minilm.sbatch").read_text(encoding="utf-8")
+    assert f"finetune train {words[2]} --resume" in shown
 
 
 @pytest.mark.parametrize("command", documented("finetune distil", "finetune prune"))

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -59,6 +60,11 @@ def without_flash(training: Mapping[str, Any]) -> str:
                 f"needs a GPU of compute capability 8.0 or more, and this one has {major}.{minor}"
             )
     return "" if half(training) else "needs bf16 or fp16"
+
+
+def is_sharded() -> bool:
+    """Returns whether accelerate's launcher asked to split the model over the processes (FSDP)."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def is_replicated(training: Mapping[str, Any]) -> bool:

@@ -114,6 +114,16 @@ def load_trained_state(model: nn.Module, tensors: dict[str, torch.Tensor]) -> No
         own[name].copy_(tensor)
 
 
+def not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
+    """Returns the name of a tensor with a value that is not finite; None without one."""
+    for name, tensor in tensors.items():
+        # Such a value makes the sum not finite, which needs no mask in memory.
+        suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
+        if suspect and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Returns ``trainable_parameters`` and ``total_parameters``; shared tensors count once."""
     return {

@@ -69,7 +69,7 @@ RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-SHARDED = "checkpoints here are of whole models; start several processes with torchrun instead"
+SHARDED = "the launcher says so: accelerate launch --config_file recipes/launch/fsdp2.yaml"
 REFUSED = {
     # they would change the result without saying so
     "bf16_full_eval": Refused("it casts the model itself; bf16: true evaluates in bf16, too"),

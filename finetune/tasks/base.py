@@ -181,8 +181,8 @@ class Task(ABC):
             UserError: the file cannot be used, or the task scores its runs only.
         """
         raise UserError(
-            f"{recipe.name}: `finetune evaluate` does not score {self.name}; a run does, on the rows "
-            "of its --test file"
+            f"{recipe.name}: `finetune evaluate` does not score {self.name}; a run does, on the "
+            "rows of its --test file"
         )
 
     def check_label(self, label: Any, data: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A ``Trainer`` that writes and reads this project's checkpoints. Their files:
 
-- ``model``: weights that learn, and buffers.
+- ``model``: weights that learn, and buffers. Of a model that is split over processes, the folders
+  ``weights`` and ``optimizer_state`` instead (see ``sharding``).
 - ``optimizer``, ``scheduler``, ``scaler``: their state dicts; a scaler with fp16 only.
 - One file for each ``Stateful`` object, such as the EMA.
 - ``position``: each process's random state and running loss, counters, and an evaluation that was
@@ -9,17 +10,19 @@
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState
 
 from finetune.errors import TrainingError, UserError
 from finetune.models import parameters
-from finetune.training import checkpoints, processes, random_state
+from finetune.training import checkpoints, processes, random_state, sharding
 from finetune.training.hooks import HookedTrainer
 from finetune.training.saver import Saver
 
@@ -52,6 +55,8 @@ class CheckpointTrainer(HookedTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if self.is_sharded:
+            sharding.choose_layers(self.accelerator, cast(torch.nn.Module, self.model))
         # Saver rotates checkpoints before a save; the Trainer would do it by name, and after.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         self.saver = Saver(Path(str(self.args.output_dir)), limit, run)
@@ -63,6 +68,19 @@ class CheckpointTrainer(HookedTrainer):
         # Training time of earlier processes, and of this one until ``started``.
         self.earlier_seconds, self.own_seconds = 0.0, 0.0
         self.started: float | None = None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        sharding.enable_on_cpu(self.accelerator)
+        self.is_fsdp_enabled = self.accelerator.distributed_type == DistributedType.FSDP
+        if self.is_fsdp_enabled:
+            # Of the model that is saved at the end.
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the model is split over processes."""
+        return self.is_fsdp_enabled
 
     @property
     def train_seconds(self) -> float:
@@ -103,15 +121,18 @@ class CheckpointTrainer(HookedTrainer):
             "seconds": self.train_seconds,
             "counters": self.counters,
         }
-        failure = None
-        if self.is_world_process_zero():
-            try:
-                self.saver.finish()
-                self.write_files(final, position)
-            except (OSError, SafetensorError) as error:
-                failure = self.saver.failure(final, error)
-            except TrainingError as error:
-                failure = str(error)
+        failure, staged = None, None
+        with ExitStack() as saving:
+            if self.is_world_process_zero():
+                try:
+                    self.saver.finish()
+                    staged = saving.enter_context(self.write_files(final, position))
+                except (OSError, SafetensorError) as error:
+                    failure = self.saver.failure(final, error)
+                except TrainingError as error:
+                    failure = str(error)
+            if self.is_sharded:
+                self._write_parts(final, staged, failure)
         processes.wait()
         failure, self.state.best_model_checkpoint = broadcast_object_list(
             [failure, self.state.best_model_checkpoint]
@@ -121,26 +142,30 @@ class CheckpointTrainer(HookedTrainer):
         if not self.is_world_process_zero():
             self.saver.set_last(final, None)
 
-    def write_files(self, final: str, position: dict[str, Any]) -> None:
-        """Writes the files of the checkpoint ``final``; the main process only."""
+    @contextmanager
+    def write_files(self, final: str, position: dict[str, Any]) -> Iterator[Path]:
+        """Writes the files of the checkpoint ``final``; the main process only.
+
+        Yields:
+            The staged folder, into which all processes write the parts of a split model.
+        """
         step, best = self.state.global_step, self.state.best_global_step
         if best and (best == step or (self.saver.folder / checkpoints.name(best)).is_dir()):
             self.state.best_model_checkpoint = str(self.saver.folder / checkpoints.name(best))
         else:
             best = None
         weights = parameters.trained_state(self.accelerator.unwrap_model(self.model))
-        for name, weight in weights.items():
-            # A value that is not finite makes the sum not finite, which needs no mask in memory.
-            suspect = weight.is_floating_point() and not bool(torch.isfinite(weight.sum()))
-            if suspect and not bool(torch.isfinite(weight).all()):
-                raise TrainingError(
-                    self.saver.failure(final, f"{name} has values that are not finite")
-                )
         scaler = self.accelerator.scaler
         self.state.stateful_callbacks = cast(Any, self._callback_counters())
         with self.saver.save(step, final, best, expected_bytes(weights)) as staged:
-            checkpoints.write(staged, "model", weights)
-            checkpoints.write(staged, "optimizer", cast(Any, self.optimizer).state_dict())
+            optimizer = cast(Any, self.optimizer).state_dict()
+            if self.is_sharded:
+                optimizer.pop("state")
+            else:
+                if name := parameters.not_finite(weights):
+                    raise TrainingError(self._not_finite(final, name))
+                checkpoints.write(staged, "model", weights)
+            checkpoints.write(staged, "optimizer", optimizer)
             checkpoints.write(staged, "scheduler", cast(Any, self.lr_scheduler).state_dict())
             if scaler is not None:
                 checkpoints.write(staged, "scaler", scaler.state_dict())
@@ -150,6 +175,33 @@ class CheckpointTrainer(HookedTrainer):
                     checkpoints.write(staged, name, state)
             checkpoints.write(staged, "position", position)
             self.state.save_to_json(str(staged / "trainer_state.json"))
+            yield staged
+
+    def _write_parts(self, final: str, staged: Path | None, failure: str | None) -> None:
+        """Writes the parts of a split model into the main process's folder; in all processes.
+
+        Raises:
+            TrainingError: in all processes, if one of them or the main process failed.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if name := sharding.not_finite(model):
+            failure = self._not_finite(final, name)
+        failure = next(filter(None, gather_object([failure])), None)
+        (folder,) = broadcast_object_list([str(staged)])
+        if failure is None:
+            try:
+                sharding.save(Path(folder), model, cast(Any, self.optimizer))
+            except sharding.CheckpointException as error:
+                # All processes have it, with the reasons of those that failed.
+                reason = next(iter(error.failures.values()))[0]
+                failure = self.saver.failure(
+                    final, reason if isinstance(reason, OSError) else str(reason)
+                )
+        if failure:
+            raise TrainingError(failure)
+
+    def _not_finite(self, final: str, name: str) -> str:
+        return self.saver.failure(final, f"{name} has values that are not finite")
 
     def check_disk(self, count: int) -> str | None:
         """Returns an error message if ``count`` checkpoints do not fit on the disk."""
@@ -189,14 +241,21 @@ class CheckpointTrainer(HookedTrainer):
     def load_weights(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)
         try:
-            parameters.load_trained_state(model, checkpoints.read(folder, "model"))
+            if self.is_sharded:
+                sharding.load_weights(folder, model)
+            else:
+                parameters.load_trained_state(model, checkpoints.read(folder, "model"))
         except ValueError as error:
             raise UserError(f"{folder}: is of another model: {error}") from None
 
     def load_training_state(self, folder: Path) -> None:
         optimizer, schedule = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
         own_groups = [dict(group) for group in optimizer.param_groups]
-        optimizer.load_state_dict(checkpoints.read(folder, "optimizer"))
+        saved = checkpoints.read(folder, "optimizer")
+        if self.is_sharded:
+            model = self.accelerator.unwrap_model(self.model)
+            saved["state"] = sharding.read_optimizer(folder, model, optimizer)
+        optimizer.load_state_dict(saved)
         saved_schedule = checkpoints.read(folder, "scheduler")
         if any(key.startswith(("training.", "tuning.")) for key in self.changed_keys):
             self._apply_changes(own_groups, saved_schedule["last_epoch"])

@@ -274,6 +274,12 @@ DEPENDENCIES = [
         "finetune.training.runner",
         "a model prepared for prediction has to be prepared again",
     ),
+    Dependency(
+        "transformers.PreTrainedModel._no_split_modules",
+        "use",
+        "finetune.training.sharding",
+        "the layers that FSDP2 gathers one by one",
+    ),
     # --- AdaLoRA ------------------------------------------------------------------------------
     Dependency(
         "peft.tuners.adalora.AdaLoraModel.update_and_allocate",

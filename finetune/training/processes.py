@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import distributed
 from transformers import TrainingArguments
 
@@ -36,7 +36,7 @@ def connect(recipe: Recipe) -> PartialState:
     """Connects the processes that a launcher started, with the recipe's time limit.
 
     Raises:
-        UserError: its ``ddp_backend`` cannot be used.
+        UserError: its ``ddp_backend`` cannot be used, or there are several XLA devices.
     """
     given = recipe.training
     try:
@@ -47,6 +47,11 @@ def connect(recipe: Recipe) -> PartialState:
         )
     except ValueError as error:
         raise UserError(f"{recipe.name}: training: {error}") from None
+    if state.distributed_type == DistributedType.XLA and state.num_processes > 1:
+        raise UserError(
+            f"{recipe.name}: {state.num_processes} XLA processes cannot save a checkpoint "
+            "together; train on one device, as recipes/launch/tpu.yaml does"
+        )
     if distributed.is_initialized():
         _unlimited()
     return state

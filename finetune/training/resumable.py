@@ -57,11 +57,6 @@ class ResumableTrainer(CheckpointTrainer):
         self.random_state: dict[str, Any] | None = None
 
     @property
-    def is_sharded(self) -> bool:
-        """Whether the model is split over processes, which checkpoints here do not support."""
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
-
-    @property
     def signal(self) -> int:
         """The signal that all processes know of, or 0."""
         return self.signals.received if self.args.world_size == 1 else self.agreed_signal

@@ -27,7 +27,15 @@ from finetune.errors import TrainingError, UserError
 from finetune.models import changed_base, tuning
 from finetune.models.speed import cpu
 from finetune.recipe import Recipe, read
-from finetune.training import adalora, checkpoints, memory, opening, processes, run_results
+from finetune.training import (
+    adalora,
+    checkpoints,
+    memory,
+    opening,
+    processes,
+    run_results,
+    sharding,
+)
 from finetune.training.arguments import training_arguments
 from finetune.training.callbacks import EarlyStopping, History, Progress, TimeLimit
 from finetune.training.job import Job
@@ -70,6 +78,7 @@ def train(
     started = time.time()
     run = run_directory.Run(recipe.training["output_dir"])
     processes.check_accelerate(recipe)
+    sharding.check(recipe)
     main = processes.connect(recipe).is_main_process
     if recipe.auto_batch and resume:
         recipe = _chosen_before(recipe, run)
@@ -102,12 +111,8 @@ def train(
         if end is not None:
             trainer.add_callback(TimeLimit(end))
         unused = trainer.allow_unused_weights()
-        if trainer.is_sharded:
-            raise UserError(
-                f"{recipe.name}: FSDP and DeepSpeed split the model, and checkpoints here are of "
-                "whole ones; start it with `accelerate launch --multi_gpu`, an adapter if memory "
-                "is short"
-            )
+        if trainer.is_sharded and job.generate:
+            raise UserError(f"{recipe.name}: FSDP2 does not work with {recipe.task}: it generates")
         if main:
             if small := trainer.check_disk(2):
                 raise UserError(f"{run}: {small}")
@@ -117,7 +122,8 @@ def train(
             for note in filter(None, [other_gpus, unused, chosen]):
                 print(f"finetune: {note}", file=sys.stderr)
         processes.wait()
-        start = _start(trainer, job) if job.untuned else None
+        # A split model needs an optimizer before it can be evaluated.
+        start = _start(trainer, job) if job.untuned and not trainer.is_sharded else None
         if last:
             trainer.resume(last)
         else:

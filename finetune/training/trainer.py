@@ -251,7 +251,9 @@ class StepTrainer(ResumableTrainer):
             A line about these weights; None if there are none, or for a single process.
         """
         handler = self.accelerator.ddp_handler
-        if self.args.world_size == 1 or handler is None or handler.find_unused_parameters:
+        if self.args.world_size == 1 or self.is_sharded or handler is None:
+            return None
+        if handler.find_unused_parameters:
             return None
         unused = self.unused_weights()
         if not unused:

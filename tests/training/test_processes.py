@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from finetune import distillation, recipe, run_directory
 from finetune.errors import UserError
 from finetune.tasks import text_classification
-from finetune.training import runner
+from finetune.training import processes, runner
 from finetune.training.job import Job
 from finetune.training.trainer import StepTrainer
 from tests.conftest import train
@@ -21,11 +23,11 @@ from tests.tasks import test_question_answering
 from tests.tasks.test_image_classification import ARCHITECTURES, paint, save
 
 
-def launch(processes: int, script: str, *words: str) -> str:
+def launch(count: int, script: str, *words: str) -> str:
     """Runs a Python script in several processes and returns what they wrote to stderr."""
     Path("script.py").write_text(script, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={processes}", "script.py", *words]
+    command += [f"--nproc_per_node={count}", "script.py", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -151,15 +153,24 @@ assert len(waited) == 3 * (rank == 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("count", [2, 4])
 def test_processes_wait_for_one_that_works_longer_than_the_time_limit(
-    tiny_recipe: Path, processes: int
+    tiny_recipe: Path, count: int
 ) -> None:
     # A single save, so that the best weights are in it and have to be complete to be read.
-    launch(processes, SLOW, str(tiny_recipe), "--ddp_timeout", "2", "--num_train_epochs", "1")
+    launch(count, SLOW, str(tiny_recipe), "--ddp_timeout", "2", "--num_train_epochs", "1")
     run = run_directory.Run("runs/tiny/seed-0")
-    assert run.results()["accelerate"]["processes"] == processes
+    assert run.results()["accelerate"]["processes"] == count
     assert run.results()["chosen"]["step"] == run.results()["steps"]
+
+
+def test_several_xla_processes_are_rejected(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = SimpleNamespace(distributed_type=DistributedType.XLA, num_processes=4)
+    monkeypatch.setattr(processes, "PartialState", lambda **kwargs: state)
+    with pytest.raises(UserError, match="4 XLA processes cannot save a checkpoint together; train"):
+        train(tiny_recipe)
 
 
 # --- one process -------------------------------------------------------------------------------

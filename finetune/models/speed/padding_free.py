@@ -51,6 +51,8 @@ def enable(model: nn.Module, training: Mapping[str, Any]) -> str:
         return "batches padded: XLA needs fixed shapes"
     if any(training.get(f"torch_compile{key}") for key in ("", "_backend", "_mode")):
         return "batches padded: torch.compile would recompile for every new shape"
+    if torch.is_grad_enabled() and devices.is_sharded():
+        return "batches padded: FSDP gathers a layer's weights for the layer as a whole"
     # Prediction computes no gradients, and copies no model.
     if torch.is_grad_enabled() and devices.is_replicated(training):
         return "batches padded: one process has several GPUs; start one process for each GPU"
