@@ -75,7 +75,7 @@ class CheckpointTrainer(HookedTrainer):
         self.is_fsdp_enabled = self.accelerator.distributed_type == DistributedType.FSDP
         if self.is_fsdp_enabled:
             # Of the model that is saved at the end.
-            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+            cast(Any, self.accelerator.state.fsdp_plugin).set_state_dict_type("FULL_STATE_DICT")
 
     @property
     def is_sharded(self) -> bool:

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import nn
-from torch.distributed.checkpoint import (
-    CheckpointException,
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -139,7 +140,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> No
 
 
 def _write(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    save_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -151,12 +152,12 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     reshard(model)
     own = parameters.trained_state(model)
     reader = HuggingFaceStorageReader(str(folder / WEIGHTS))
-    saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    saved = cast(Mapping[str, Any], reader.read_metadata().state_dict_metadata)
     different = sorted(own.keys() ^ saved.keys())
     different += [n for n, t in own.items() if n in saved and t.shape != saved[n].size]
     if different:
         raise ValueError(f"{different[0]} differs")
-    dcp.load(own, storage_reader=reader)
+    load_parts(own, storage_reader=reader)
 
 
 def read_optimizer(
@@ -165,7 +166,7 @@ def read_optimizer(
     """Returns ``state`` of the optimizer's state dict, from any number of processes."""
     reshard(model)
     reader = HuggingFaceStorageReader(str(folder / OPTIMIZER))
-    saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    saved = cast(Mapping[str, Any], reader.read_metadata().state_dict_metadata)
     weights, tensors = dict(model.named_parameters()), {}
     for key, found in saved.items():
         weight, dtype = weights[key.rpartition(".")[0]], found.properties.dtype
@@ -175,7 +176,7 @@ def read_optimizer(
             torch.zeros_like(weight, dtype=dtype) if split else torch.zeros(found.size, dtype=dtype)
         )
         tensors[key] = empty.detach()
-    dcp.load(tensors, storage_reader=reader)
+    load_parts(tensors, storage_reader=reader)
     ordered = (weight for group in optimizer.param_groups for weight in group["params"])
     places = {weight: place for place, weight in enumerate(ordered)}
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -187,7 +188,7 @@ def read_optimizer(
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Returns the optimizer's tensors by the name of their weight and their own."""
-    names = {weight: name for name, weight in model.named_parameters()}
+    names: dict[Any, str] = {weight: name for name, weight in model.named_parameters()}
     return {
         f"{names[weight]}.{kind}": tensor
         for weight, state in optimizer.state.items()
