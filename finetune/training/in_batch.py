@@ -114,7 +114,7 @@ def cosines(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class ScoreLoss:
     """The CoSENT loss of a step, as the Trainer's ``compute_loss_func``."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
         self.of_embeddings = CoSENTLoss(model).compute_loss_from_embeddings

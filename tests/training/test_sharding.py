@@ -70,6 +70,7 @@ def sharded(count: int, monkeypatch: pytest.MonkeyPatch, *runs: Any) -> None:
         launch(count, SEVERAL, json.dumps(runs))
 
 
+@pytest.mark.slow
 def test_a_split_model_has_the_losses_of_one_process_and_resumes_to_the_bit(
     tiny_recipe: Path, writing: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
