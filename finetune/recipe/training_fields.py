@@ -69,7 +69,7 @@ RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-SHARDED = "the launcher says so: accelerate launch --config_file recipes/launch/fsdp2.yaml"
+SHARDED = "use accelerate launch --config_file recipes/launch/fsdp2.yaml, which splits the model"
 REFUSED = {
     # they would change the result without saying so
     "bf16_full_eval": Refused("it casts the model itself; bf16: true evaluates in bf16, too"),

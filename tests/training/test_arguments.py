@@ -87,11 +87,11 @@ def test_a_refused_field_is_one_line_with_the_reason(name: str) -> None:
         ("--prediction_loss_only true", "the metrics need the predictions"),
         ("--dataloader_drop_last", "every row is trained on once an epoch"),
         ("--auto_find_batch_size", "half-trained weights"),
-        ("--fsdp full_shard", "fsdp full_shard is not offered: checkpoints here are of whole"),
-        ("--fsdp true", "fsdp is not offered: checkpoints here are of whole models"),
+        ("--fsdp full_shard", "fsdp full_shard is not offered: use accelerate launch"),
+        ("--fsdp true", "fsdp is not offered: use accelerate launch --config_file"),
         ("--parallelism_config {tp_size:2}", "parallelism_config .* is not offered"),
         ("--include_for_metrics loss", "metrics get predictions and labels"),
-        ("--deepspeed ds.json", "deepspeed ds.json is not offered: checkpoints"),
+        ("--deepspeed ds.json", "deepspeed ds.json is not offered: use accelerate launch"),
         ("--do_train false", "do_train False is not offered: finetune train always trains"),
         ("--train_sampling_strategy sequential", "it can be random or group_by_length"),
         ("--hub_strategy checkpoint", "the model folder is pushed once, at the end"),
@@ -254,7 +254,8 @@ def test_processes_meet_as_the_recipe_says(
     monkeypatch: pytest.MonkeyPatch, flags: list[str], backend: str | None, seconds: int
 ) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(processes, "PartialState", lambda **kwargs: given.update(kwargs))
+    state = SimpleNamespace(distributed_type="NO", num_processes=1)
+    monkeypatch.setattr(processes, "PartialState", lambda **kwargs: given.update(kwargs) or state)
     processes.connect(recipe.load("r.yaml", flags))
     assert (given["backend"], given["timeout"]) == (backend, timedelta(seconds=seconds))
 
