@@ -98,6 +98,7 @@ def test_seeds_are_the_tasks_of_an_array(
     assert shown.stdout.splitlines()[-2:] == ["--seed=7", f"--output_dir={folder}7"]
 
 
+@pytest.mark.slow
 def test_a_job_saves_before_its_time_limit_and_goes_on_when_it_is_requeued(
     tiny_recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,8 @@ def finished(launched: "subprocess.Popen[str]") -> None:
     assert launched.returncode == 0, error
 
 
-@pytest.mark.parametrize("name", ["cpu-2", pytest.param("ddp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cpu-2", "ddp"])
 def test_two_processes_run_to_the_end(tiny_recipe: Path, name: str) -> None:
     port = f"--main_process_port={get_free_port()}"
     finished(launch(name, port, "-m", "finetune", "train", str(tiny_recipe), "--max_steps", "2"))
