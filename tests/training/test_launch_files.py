@@ -18,8 +18,6 @@ FOLDER = packaged.folder() / "launch"
 FILES = {
     "cpu-2": ("MULTI_GPU", 2),
     "ddp": ("MULTI_GPU", 2),
-    "deepspeed-zero2": ("DEEPSPEED", 2),
-    "deepspeed-zero3": ("DEEPSPEED", 2),
     "fsdp2": ("FSDP", 2),
     "tpu": ("NO", 1),
     "two-nodes": ("MULTI_GPU", 16),
@@ -42,19 +40,15 @@ def test_accelerate_reads_a_launch_file(name: str) -> None:
     # An option of a nested section that the launcher does not have would be dropped.
     known = vars(launch_command_parser().parse_args(["script.py"]))
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for section in ("fsdp_config", "deepspeed_config"):
-        assert {*given.get(section, {})} <= {*known}
+    assert {*given.get("fsdp_config", {})} <= {*known}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_launch_file_opens_with_its_command(name: str) -> None:
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     comment = [line for line in text.splitlines() if line.startswith("# ")]
-    if name.startswith("deepspeed"):
-        assert "a recipe is rejected" in " ".join(line[2:] for line in comment)
-    else:
-        (command,) = (line for line in comment if line.startswith("# accelerate launch"))
-        assert f"--config_file recipes/launch/{name}.yaml " in command
+    (command,) = (line for line in comment if line.startswith("# accelerate launch"))
+    assert f"--config_file recipes/launch/{name}.yaml " in command
 
 
 def launch(name: str, *words: str) -> "subprocess.Popen[str]":
