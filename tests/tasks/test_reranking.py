@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy
 import pytest
-import torch
 from sentence_transformers import CrossEncoder
 
 from finetune import cli, inference, recipe, run_directory
@@ -15,8 +14,7 @@ from finetune.errors import UserError
 from finetune.evaluation import ranking
 from finetune.report import files
 from finetune.tasks import reranking
-from finetune.training.job import Job
-from tests.conftest import interrupted, make_bert, train, train_job
+from tests.conftest import make_bert, resume_to_the_bit, train, train_job
 from tests.tasks.test_embedding import BOTH, OTHER, WORDS, write
 from tests.training.test_processes import SEVERAL, launch, losses
 
@@ -166,21 +164,7 @@ def test_two_processes_give_the_losses_of_one(path: Path) -> None:
 
 @pytest.mark.parametrize("method", BOTH)
 def test_it_resumes_to_the_same_bits(path: Path, method: str) -> None:
-    flags = ["--method", method]
-    whole, undisturbed = train_job(path, *flags, "--output_dir", "runs/whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(path, *flags, build=interrupted(TASK.build))
-    jobs: list[Job] = []
-
-    def build(read: recipe.Recipe) -> Job:
-        jobs.append(TASK.build(read))
-        return jobs[0]
-
-    run = train(path, *flags, build=build, resume=True)
-    assert run.history() == whole.history()
-    assert run.results()["metrics"] == whole.results()["metrics"]
-    expected = undisturbed.model.state_dict()
-    assert all(torch.equal(v, expected[k]) for k, v in jobs[0].model.state_dict().items())
+    resume_to_the_bit(path, TASK.build, "--method", method)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "head"])

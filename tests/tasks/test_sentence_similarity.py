@@ -17,8 +17,7 @@ from finetune.errors import UserError
 from finetune.report import files
 from finetune.tasks import sentence_similarity
 from finetune.training import in_batch
-from finetune.training.job import Job
-from tests.conftest import interrupted, make_bert, train, train_job, write_csv
+from tests.conftest import make_bert, resume_to_the_bit, train, train_job, write_csv
 from tests.tasks.test_embedding import BOTH, OTHER, WORDS
 from tests.training.test_processes import SEVERAL, launch, losses
 
@@ -136,20 +135,7 @@ def test_two_processes_give_the_losses_of_one(path: Path) -> None:
 
 @pytest.mark.parametrize("method", BOTH)
 def test_it_resumes_to_the_same_bits(path: Path, method: str) -> None:
-    whole, undisturbed = train_job(path, "--method", method, "--output_dir", "runs/whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(path, "--method", method, build=interrupted(TASK.build))
-    jobs: list[Job] = []
-
-    def build(read: recipe.Recipe) -> Job:
-        jobs.append(TASK.build(read))
-        return jobs[0]
-
-    run = train(path, "--method", method, build=build, resume=True)
-    assert run.history() == whole.history()
-    assert run.results()["metrics"] == whole.results()["metrics"]
-    expected = undisturbed.model.state_dict()
-    assert all(torch.equal(v, expected[k]) for k, v in jobs[0].model.state_dict().items())
+    resume_to_the_bit(path, TASK.build, "--method", method)
 
 
 @pytest.mark.parametrize("method", BOTH)
